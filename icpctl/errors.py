@@ -1,0 +1,23 @@
+"""The one error that is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: says what is wrong, where, and the way out, in one paragraph.
+
+    The command line prints it without a traceback and leaves with status 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not one of `known`: names the nearest one, or lists a few of them."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if nearest:
+        return UserError(f"Unknown {kind} '{name}'. Did you mean '{nearest[0]}'?")
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    return UserError(f"Unknown {kind} '{name}'. It can be one of: {listed}.")
