@@ -1,0 +1,405 @@
+"""Every hyper-parameter, declared once.
+
+A field of `RunConfig` is the single declaration of a hyper-parameter: its type, range, default, unit, help and
+source. The command-line option, the key of a grid or of a TOML file, the entry in `config.json` and the row of the
+documentation table are all made from it. This module imports neither torch nor the data.
+
+Sources: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors' released code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from icpctl.errors import UserError, unknown
+
+GROUPS = {
+    "run": "Run",
+    "perturbation": "Perturbation",
+    "distillation": "Self-distillation",
+    "training": "Training recipe",
+    "machine": "Machine",
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "model_optimizer": "adamw",
+        "lr": 3e-4,
+        "weight_decay": 0.0,
+        "lr_schedule": "constant",
+        "batch_size": 32,
+        "augmentation": "crop-randaugment",
+        "clip_grad_norm": 5.0,
+    },
+    "strong": {
+        "model_optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "lr_schedule": "cosine",
+        "batch_size": 128,
+        "augmentation": "pad-crop-flip",
+        "clip_grad_norm": 0.0,
+    },
+}
+
+# The modules whose outputs are a model's stages F_1 … F_L, by the beginning of the model's name.
+# A family that is not listed needs --layers.
+STAGES = {
+    "alexnet": "features.2,features.5,features.12",
+    "convnext": "features.1,features.3,features.5,features.7",
+    "densenet": "features.denseblock1,features.denseblock2,features.denseblock3,features.denseblock4",
+    "efficientnet": "features.2,features.3,features.5,features.7",
+    "googlenet": "inception3b,inception4e,inception5b",
+    "inception_v3": "Mixed_5d,Mixed_6e,Mixed_7c",
+    "maxvit": "blocks.0,blocks.1,blocks.2,blocks.3",
+    "mnasnet": "layers.8,layers.9,layers.11,layers.13",
+    "mobilenet_v2": "features.3,features.6,features.13,features.17",
+    "mobilenet_v3_large": "features.3,features.6,features.12,features.15",
+    "mobilenet_v3_small": "features.1,features.3,features.8,features.11",
+    "regnet": "trunk_output.block1,trunk_output.block2,trunk_output.block3,trunk_output.block4",
+    "resnet": "layer1,layer2,layer3,layer4",
+    "resnext": "layer1,layer2,layer3,layer4",
+    "shufflenet": "stage2,stage3,stage4",
+    "squeezenet": "features.4,features.7,features.12",
+    "swin": "features.1,features.3,features.5,features.7",
+    "vgg11": "features.2,features.5,features.10,features.15,features.20",
+    "vgg13": "features.4,features.9,features.14,features.19,features.24",
+    "vgg16": "features.4,features.9,features.16,features.23,features.30",
+    "vgg19": "features.4,features.9,features.18,features.27,features.36",
+    "vgg11_bn": "features.3,features.7,features.14,features.21,features.28",
+    "vgg13_bn": "features.6,features.13,features.20,features.27,features.34",
+    "vgg16_bn": "features.6,features.13,features.23,features.33,features.43",
+    "vgg19_bn": "features.6,features.13,features.26,features.39,features.52",
+    "vit": "encoder.layers.encoder_layer_2,encoder.layers.encoder_layer_5,"
+    "encoder.layers.encoder_layer_8,encoder.layers.encoder_layer_11",
+    "vit_l": "encoder.layers.encoder_layer_5,encoder.layers.encoder_layer_11,"
+    "encoder.layers.encoder_layer_17,encoder.layers.encoder_layer_23",
+    "vit_h": "encoder.layers.encoder_layer_7,encoder.layers.encoder_layer_15,"
+    "encoder.layers.encoder_layer_23,encoder.layers.encoder_layer_31",
+    "wide_resnet": "layer1,layer2,layer3,layer4",
+}
+CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+
+
+def default_layers(model: str) -> tuple[str, ...]:
+    """The stages of a model by its name: the modules tapped where --layers does not say otherwise."""
+    if model in CIFAR_RESNETS:
+        return ("layer1", "layer2", "layer3")
+    families = [family for family in STAGES if model.startswith(family)]
+    return tuple(STAGES[max(families, key=len)].split(",")) if families else ()
+
+
+def _split(value: object) -> object:
+    """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
+    return tuple(part.strip() for part in re.split(r"[,+]", value)) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a declaration says beside type, range and default."""
+
+    group: str
+    source: str = ""
+    unit: str = ""
+    default: str = ""  # in words, where the default depends on other settings
+    identity: bool = True  # whether a change of it makes another run
+
+
+def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
+    declared: dict[str, Any] = {name: kwargs.pop(name) for name in ("source", "unit", "identity") if name in kwargs}
+    if callable(default):
+        declared["default"] = kwargs.pop("default_text")
+        kwargs["default_factory"] = default
+    else:
+        kwargs["default"] = default
+    extra: Any = {"declared": Declared(group, **declared)}
+    return Field(description=help, json_schema_extra=extra, **kwargs)
+
+
+def _recipe(name: str, help: str, **kwargs: Any) -> Any:
+    """A hyper-parameter whose default comes from --recipe."""
+    paper, strong = (RECIPES[recipe][name] for recipe in ("paper", "strong"))
+    return _field(
+        lambda data: RECIPES[data["recipe"]][name],
+        help,
+        "training",
+        default_text=f"{paper}; strong: {strong}",
+        **kwargs,
+    )
+
+
+class RunConfig(BaseModel):
+    """One run: every hyper-parameter, resolved and checked.
+
+    What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
+    the same are equal. With `optimizer="none"` (the baseline) the settings of the method mean nothing and are put at
+    their defaults: a baseline is one run however they were set.
+
+    Raises pydantic.ValidationError (a ValueError); `resolve` raises the same as a UserError.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    # ── run
+    model: str = _field("resnet20", "resnet20/32/44/56/110 for CIFAR, or any torchvision classifier.", "run")
+    dataset: str = _field(
+        "cifar100",
+        "cifar100, cifar10, fashion-mnist, digits, or folder:PATH with train/ and test/ class folders.",
+        "run",
+    )
+    seed: int = _field(0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31)
+    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1)
+    train_size: int | None = _field(
+        None, "Train on a class-balanced part of the training split of this size; without it, on all.", "run",
+        unit="images", ge=2,
+    )  # fmt: skip
+    val_fraction: float = _field(
+        0.1,
+        "Share of the training split held out to choose the best epoch; 0: none, and no best epoch.",
+        "run",
+        ge=0,
+        lt=1,
+    )
+    image_size: int | None = _field(
+        None, "Resize the images to this side; without it, as they are.", "run", unit="pixels", ge=4, le=1024
+    )
+    stem: Literal["imagenet", "cifar"] = _field(
+        "imagenet",
+        "First layers of a torchvision ResNet; cifar: a 3×3 convolution, no pooling, for 32 pixels.",
+        "run",
+    )
+
+    # ── perturbation (the paper's ICP)
+    optimizer: Literal["sgd", "adam", "ademamix", "none"] = _field(
+        "ademamix", "Input optimizer of the perturbation; none: the baseline, no perturbation and no distillation.",
+        "perturbation", source="P",
+    )  # fmt: skip
+    steps: int = _field(
+        lambda data: 0 if data["optimizer"] == "none" else 5, "Steps of the perturbation, T.", "perturbation",
+        default_text="5", source="S", unit="steps", ge=0, le=10_000,
+    )  # fmt: skip
+    icp_lr: float = _field(
+        2e-3,
+        "Step size of the perturbation, η.",
+        "perturbation",
+        source="P Fig. 1, A",
+        unit="normalised input",
+        gt=0,
+    )
+    icp_reduction: Literal["mean", "sum"] = _field(
+        "mean",
+        "Gradient of the batch-mean loss (as published: it shrinks with the batch), or of each sample's own loss (sum).",
+        "perturbation", source="A",
+    )  # fmt: skip
+    direction: Literal["descend", "ascend", "random"] = _field(
+        "descend", "descend lowers the loss; ascend (iterative FGSM) and random (same norm) are controls.",
+        "perturbation", source="P Fig. 1",
+    )  # fmt: skip
+    beta1: float = _field(0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1)
+    beta2: float = _field(0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1)
+    beta3: float = _field(0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1)
+    alpha: float = _field(5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0)
+    eps: float = _field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0)
+    icp_weight_decay: float = _field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0)
+    icp_state: Literal["fresh", "carry"] = _field(
+        "fresh",
+        "State of the input optimizer: fresh for every batch, or carried over to the next.",
+        "perturbation",
+        source="A",
+    )
+
+    # ── self-distillation
+    layers: Annotated[tuple[str, ...], BeforeValidator(_split)] = _field(
+        lambda data: default_layers(data["model"]), "Module paths of the stages F_1 … F_L.", "distillation",
+        default_text="the model's stages",
+    )  # fmt: skip
+    layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = _field(
+        "cosine", "Weights w_i of the stages.", "distillation", source="A"
+    )
+    warmup_epochs: int = _field(
+        lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
+        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0,
+    )  # fmt: skip
+    teacher_statistics: bool = _field(
+        True,
+        "The teacher's pass, too, updates the running batch-norm statistics.",
+        "distillation",
+        source="A",
+    )
+    extra_task_grad: bool = _field(
+        False, "Add the gradient of the eval-mode task loss to every step, as the released code does by accident.",
+        "distillation", source="A",
+    )  # fmt: skip
+
+    # ── training
+    recipe: Literal["paper", "strong"] = _field(
+        "paper",
+        "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
+        "training",
+    )
+    model_optimizer: Literal["adamw", "sgd"] = _recipe(
+        "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
+    )
+    lr: float = _recipe("lr", "Learning rate of the weights.", source="A", gt=0)
+    weight_decay: float = _recipe("weight_decay", "Weight decay.", source="A", ge=0)
+    lr_schedule: Literal["constant", "cosine"] = _recipe(
+        "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
+    )
+    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2)
+    augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = _recipe(
+        "augmentation",
+        "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
+        source="A",
+    )
+    clip_grad_norm: float = _recipe(
+        "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0
+    )
+
+    # ── machine
+    precision: Literal["float32", "tf32", "bf16"] = _field(
+        "float32",
+        "Precision of the network's passes; bf16 drowns the feature shift of small perturbations.",
+        "machine",
+    )
+    device: str = _field(
+        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+    )  # fmt: skip
+    data_dir: Path | None = _field(
+        None,
+        "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.",
+        "machine",
+        identity=False,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.optimizer == "none":
+            object.__setattr__(self, "steps", 0)
+            for name, field in type(self).model_fields.items():
+                if declaration(field).group in ("perturbation", "distillation") and name not in (
+                    "optimizer",
+                    "steps",
+                ):
+                    value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
+                    object.__setattr__(self, name, value)
+        elif self.steps == 0:
+            raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
+                f"give warmup_epochs < {self.epochs}, or more epochs"
+            )
+        if not self.layers and self.optimizer != "none":
+            raise ValueError(f"layers: the stages of {self.model} are not known; name the modules to tap with --layers")
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Readable, and derived from the configuration: the same configuration is the same run."""
+        steps = f"-T{self.steps}" if self.steps else ""
+        dataset = re.sub(r"[^A-Za-z0-9]+", "-", self.dataset.rstrip("/").rsplit("/", 1)[-1])
+        return f"{self.model}-{dataset}-{self.optimizer}{steps}-s{self.seed}-{self._digest()}"
+
+    @property
+    def group_id(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        return self._digest(without=("seed",))
+
+    def baseline(self) -> RunConfig:
+        """The plain training that this run is compared with: the same in all but the method."""
+        return RunConfig.model_validate(self.model_dump() | {"optimizer": "none"})
+
+    def _digest(self, without: Iterable[str] = ()) -> str:
+        # A value at a fixed default is left out, so that a hyper-parameter added later leaves old ids as they are.
+        values = {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if declaration(name).identity and name not in without and value != self.model_fields[name].default
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def declaration(field: FieldInfo | str) -> Declared:
+    """What `RunConfig` declares of a hyper-parameter beside its type, range and default."""
+    info = RunConfig.model_fields[field] if isinstance(field, str) else field
+    assert isinstance(info.json_schema_extra, dict)
+    declared = info.json_schema_extra["declared"]
+    assert isinstance(declared, Declared)
+    return declared
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values a hyper-parameter can take, where they are a fixed list; else empty."""
+    annotation = RunConfig.model_fields[name].annotation
+    return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
+
+
+def default_text(name: str) -> str:
+    """A hyper-parameter's default, in words where it depends on other settings."""
+    default = RunConfig.model_fields[name].default
+    text = declaration(name).default or ("" if default is None else str(default))
+    return text.lower() if isinstance(default, bool) else text
+
+
+def option(name: str) -> str:
+    """The command-line option of a hyper-parameter."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve(values: Mapping[str, object], where: str = "") -> RunConfig:
+    """A checked configuration from what was given by name.
+
+    Args:
+        values: hyper-parameters by name, as text or as values.
+        where: the place they come from, for the message.
+
+    Raises:
+        UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
+    """
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        place = f"{where}: " if where else ""
+        # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
+        faults = [fault for fault in error.errors(include_url=False) if fault["type"] != "default_factory_not_called"]
+        for fault in faults:
+            if fault["type"] == "extra_forbidden":
+                nearest = unknown("hyper-parameter", str(fault["loc"][0]), RunConfig.model_fields)
+                raise UserError(f"{place}{nearest}") from None
+        raise UserError(place + " ".join(_sentence(fault) for fault in faults)) from None
+
+
+def _sentence(fault: Any) -> str:
+    if not fault["loc"]:
+        return f"{fault['ctx']['error']}."
+    name = str(fault["loc"][0])
+    if fault["type"] == "literal_error":
+        return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{option(name)} got {str(fault['input'])!r}: {message}. {RunConfig.model_fields[name].description}"
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """Hyper-parameters from a TOML file of the same names; `icp-lr` and `icp_lr` are the same.
+
+    Raises:
+        UserError: the file cannot be read or is not TOML. Names and values are checked by `resolve`.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}. Write lines such as `steps = 5`.") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
