@@ -198,7 +198,7 @@ class RunConfig(BaseModel):
     )
     icp_reduction: Literal["mean", "sum"] = _field(
         "mean",
-        "Gradient of the batch-mean loss (as published: it shrinks with the batch), or of each sample's own loss (sum).",
+        "Gradient of the batch-mean loss (published; shrinks with the batch) or of each sample's own loss (sum).",
         "perturbation", source="A",
     )  # fmt: skip
     direction: Literal["descend", "ascend", "random"] = _field(

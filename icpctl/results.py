@@ -1,0 +1,232 @@
+"""Run folders: the one place that writes and reads `results/`.
+
+    results/<run-id>/
+      config.json              every resolved hyper-parameter, provenance, the data's fingerprint
+      metrics.csv              long form: run_id,epoch,split,metric,value; fractions in [0, 1]
+      status.json              running, finished, failed or interrupted, and why
+      checkpoints/             last.pt, previous.pt, best.pt
+
+A metric belongs to the split it was computed on; `train` also carries the diagnostics of the method and the cost.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from icpctl.config import RunConfig
+from icpctl.errors import UserError
+
+COLUMNS = ("run_id", "epoch", "split", "metric", "value")
+TIMINGS = ("seconds", "images_per_second", "peak_memory")
+"""Metrics of the machine rather than of the method: two equal runs differ in these alone."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file or leave the old one: a temporary file beside it, flushed to the disk, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_writable(path, error) from error
+
+
+def not_writable(path: Path, error: OSError) -> UserError:
+    """The error for a file or folder of the results that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"The disk is full: {path} could not be written. Make room, or choose another folder with --output, "
+            "and give the same command again: the run goes on from its last checkpoint."
+        )
+    return UserError(
+        f"Cannot write {path}: {error.strerror or error}. Choose a folder that you can write to with --output."
+    )
+
+
+class RunFolder:
+    """The folder of one run under the results folder; made when the run starts."""
+
+    def __init__(self, output: Path, config: RunConfig) -> None:
+        self.run_id = config.run_id
+        self.path = output / config.run_id
+        self.metrics_file = self.path / "metrics.csv"
+        self.checkpoints = self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+        if not os.access(self.checkpoints, os.W_OK):
+            raise not_writable(self.path, PermissionError(errno.EACCES, "permission denied"))
+
+    def write_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        """Write config.json: the run id, the configuration, and where everything came from."""
+        content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **provenance}
+        write_atomic(self.path / "config.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write_status(self, state: str, **details: Any) -> None:
+        """Write status.json; `state` is running, finished, failed or interrupted."""
+        write_atomic(self.path / "status.json", json.dumps({"state": state, **details}, indent=2).encode() + b"\n")
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says; empty where there is none that can be read."""
+        return _read_json(self.path / "status.json")
+
+    def append_metrics(self, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Add the rows of one epoch, {split: {metric: value}}, and flush them to the disk.
+
+        Raises:
+            UserError: they could not be written.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for split, values in metrics.items():
+            writer.writerows((self.run_id, epoch, split, metric, repr(value)) for metric, value in values.items())
+        try:
+            with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
+                if file.tell() == 0:
+                    file.write(",".join(COLUMNS) + "\n")
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise not_writable(self.metrics_file, error) from error
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Drop the rows of `epoch` and later ones, which a run resumed there writes again."""
+        metrics, _ = read_metrics(self.metrics_file)
+        kept = metrics[metrics["epoch"] < epoch]
+        lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
+        write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as it was found in a results folder."""
+
+    path: Path
+    config: RunConfig
+    status: dict[str, Any]
+    metrics: pd.DataFrame
+    """Tidy: run_id, epoch, split, metric, value."""
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a run folder.
+
+    Raises:
+        UserError: config.json is missing, is not JSON, or has settings that this version does not know.
+    """
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return RunConfig.model_validate(content["config"])
+    except OSError as error:
+        raise UserError(f"{path} is not the folder of a run: {file.name} cannot be read ({error.strerror}).") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UserError(
+            f"{file} has settings that this version of icpctl does not take: {place} {fault['msg']}."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}. Run it again with --overwrite, or remove the folder.") from None
+
+
+def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of a metrics.csv, and a sentence for each damaged one (which is left out)."""
+    try:
+        content = file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return _frame([]), []
+    except OSError as error:
+        return _frame([]), [f"{file} cannot be read: {error.strerror}."]
+    if content.endswith("\n") and content.startswith(",".join(COLUMNS) + "\n"):
+        types = {"run_id": str, "epoch": "int64", "split": str, "metric": str, "value": "float64"}
+        try:  # the fast way, for files without a fault
+            options: Any = {"dtype": types, "keep_default_na": False, "na_values": {"value": ["nan"]}}
+            return pd.read_csv(io.StringIO(content), float_precision="round_trip", **options), []
+        except ValueError:
+            pass
+    rows: list[tuple[str, int, str, str, float]] = []
+    problems = []
+    lines = content.split("\n")
+    torn = bool(lines[-1])  # every whole line ends in a line break
+    for number, line in enumerate(lines, start=1):
+        if not line or (number == 1 and line == ",".join(COLUMNS)):
+            continue
+        try:
+            run_id, epoch, split, metric, value = line.split(",")
+            if torn and number == len(lines):
+                raise ValueError
+            rows.append((run_id, int(epoch), split, metric, float(value)))
+        except ValueError:
+            problems.append(f"{file} line {number} is damaged and left out: {line[:60]!r}.")
+    return _frame(rows), problems
+
+
+def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
+    """Every run under a results folder (or the one run that the folder itself is), and a sentence for each fault.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
+    single = (folder / "config.json").exists()
+    paths = [folder] if single else sorted(path for path in folder.iterdir() if path.is_dir())
+    records, problems = [], []
+    for path in paths:
+        try:
+            config = read_config(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        metrics, damaged = read_metrics(path / "metrics.csv")
+        problems += damaged
+        records.append(RunRecord(path, config, _read_json(path / "status.json"), metrics))
+    return records, problems
+
+
+def load_results(folder: str | Path = "results") -> pd.DataFrame:
+    """All metrics under a results folder as one tidy frame: run_id, epoch, split, metric, value.
+
+    Damaged rows and runs are left out; `icpctl report` names them.
+    """
+    records, _ = read_runs(Path(folder))
+    frames = [record.metrics for record in records if len(record.metrics)]
+    return pd.concat(frames, ignore_index=True) if frames else _frame([])
+
+
+def _frame(rows: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype({"run_id": str, "epoch": "int64", "split": str, "metric": str, "value": "float64"})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
