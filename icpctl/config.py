@@ -101,7 +101,7 @@ def default_layers(model: str) -> tuple[str, ...]:
 
 def _split(value: object) -> object:
     """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
-    return tuple(part.strip() for part in re.split(r"[,+]", value)) if isinstance(value, str) else value
+    return tuple(part for part in re.split(r"[,+\s]+", value) if part) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,12 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     # ── run
-    model: str = _field("resnet20", "resnet20/32/44/56/110 for CIFAR, or any torchvision classifier.", "run")
+    model: str = _field(
+        "resnet20",
+        "resnet20/32/44/56/110 for CIFAR, or any torchvision classifier.",
+        "run",
+        pattern="^[A-Za-z0-9_]+$",  # it is part of the name of the run's folder
+    )
     dataset: str = _field(
         "cifar100",
         "cifar100, cifar10, fashion-mnist, digits, or folder:PATH with train/ and test/ class folders.",
@@ -325,7 +330,7 @@ class RunConfig(BaseModel):
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if declaration(name).identity and name not in without and value != self.model_fields[name].default
+            if declaration(name).identity and name not in without and value != type(self).model_fields[name].default
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -102,7 +102,9 @@ class RunFolder:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for split, values in metrics.items():
-            writer.writerows((self.run_id, epoch, split, metric, repr(value)) for metric, value in values.items())
+            writer.writerows(
+                (self.run_id, epoch, split, metric, repr(float(value))) for metric, value in values.items()
+            )
         try:
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
                 if file.tell() == 0:
@@ -163,11 +165,11 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
     except OSError as error:
         return _frame([]), [f"{file} cannot be read: {error.strerror}."]
     if content.endswith("\n") and content.startswith(",".join(COLUMNS) + "\n"):
-        types = {"run_id": str, "epoch": "int64", "split": str, "metric": str, "value": "float64"}
-        try:  # the fast way, for files without a fault
-            options: Any = {"dtype": types, "keep_default_na": False, "na_values": {"value": ["nan"]}}
-            return pd.read_csv(io.StringIO(content), float_precision="round_trip", **options), []
-        except ValueError:
+        types = dict.fromkeys(COLUMNS, "str") | {"epoch": "int64"}
+        try:  # the fast way, for files without a fault; numbers are read by float(), which gives back what was written
+            options: Any = {"dtype": types, "na_filter": False, "quoting": csv.QUOTE_NONE}
+            return pd.read_csv(io.StringIO(content), **options).astype({"value": "float64"}), []
+        except (ValueError, OverflowError):
             pass
     rows: list[tuple[str, int, str, str, float]] = []
     problems = []
@@ -178,7 +180,7 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
             continue
         try:
             run_id, epoch, split, metric, value = line.split(",")
-            if torn and number == len(lines):
+            if (torn and number == len(lines)) or not 0 <= int(epoch) < 2**31:
                 raise ValueError
             rows.append((run_id, int(epoch), split, metric, float(value)))
         except ValueError:

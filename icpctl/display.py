@@ -1,0 +1,137 @@
+"""What a person sees of a training run: a live display in a terminal, plain lines elsewhere, nothing from Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+class Display:
+    """Sees a run go by; this one shows nothing. A subclass overrides what it wants to show."""
+
+    def start(self, run_id: str, epochs: int, batches: int) -> None:
+        """A run begins or goes on."""
+
+    def say(self, message: str) -> None:
+        """Something to know."""
+
+    def warn(self, message: str) -> None:
+        """Something to worry about."""
+
+    def batch(self, epoch: int, batch: int, values: Mapping[str, float], seconds_left: float) -> None:
+        """At most once a second: the means of the epoch so far."""
+
+    def epoch(self, epoch: int, metrics: Metrics) -> None:
+        """The end of an epoch, {split: {metric: value}}."""
+
+    def stop(self) -> None:
+        """The run has ended, one way or the other."""
+
+
+class ConsoleDisplay(Display):
+    """A live display on a terminal; a line for each epoch where the output is a file or a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.progress: Progress | None = None
+        self.epochs = self.batches = 0
+
+    def start(self, run_id: str, epochs: int, batches: int) -> None:
+        self.epochs, self.batches = epochs, batches
+        self.console.print(f"Run [bold]{escape(run_id)}[/]", highlight=False)
+        if self.live:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+                expand=True,
+            )
+            self.tasks: list[TaskID] = [
+                self.progress.add_task("epoch", total=epochs, figures=""),
+                self.progress.add_task("batch", total=batches, figures=""),
+            ]
+            self.progress.start()
+
+    def say(self, message: str) -> None:
+        self.console.print(escape(message), highlight=False, soft_wrap=not self.live)
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]Warning:[/] {escape(message)}", highlight=False, soft_wrap=not self.live)
+
+    def batch(self, epoch: int, batch: int, values: Mapping[str, float], seconds_left: float) -> None:
+        if self.progress is None:
+            return
+        left = f"{duration(seconds_left)} left"
+        figures = f"task {values['task_loss']:.3f}"
+        if "feature_loss" in values:
+            figures += f"  feature {values['feature_loss']:.1e}"
+        figures += f"  share {values['task_weight']:.2f}  {values['images_per_second']:,.0f} img/s"
+        first, second = self.tasks
+        self.progress.update(
+            first, completed=epoch + batch / self.batches, description=f"epoch {epoch + 1}/{self.epochs}", figures=left
+        )
+        self.progress.update(second, completed=batch, description=f"batch {batch}/{self.batches}", figures=figures)
+
+    def epoch(self, epoch: int, metrics: Metrics) -> None:
+        train, test = metrics["train"], metrics["test"]
+        parts = [f"epoch {epoch + 1}/{self.epochs}", f"loss {train['loss']:.4f}"]
+        if "feature_loss" in train:
+            parts.append(f"feature {train['feature_loss']:.2e}")
+        parts.append(f"share {train['task_weight']:.2f}")
+        if "val" in metrics:
+            parts.append(f"val {metrics['val']['accuracy']:.2%}")
+        parts += [f"test {test['accuracy']:.2%}", f"{train['images_per_second']:,.0f} img/s"]
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=not self.live)
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def metrics_table(title: str, metrics: Metrics) -> Table:
+    """The metrics of a run or an evaluation: a row for each metric, a column for each split."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("metric")
+    for split in metrics:
+        table.add_column(split, justify="right")
+    names = dict.fromkeys(name for values in metrics.values() for name in values)
+    for name in names:
+        table.add_row(name, *(_figure(values[name]) if name in values else "" for values in metrics.values()))
+    return table
+
+
+def _figure(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+class Throttle:
+    """True at most once in `interval` seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval, self.last = interval, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < self.interval:
+            return False
+        self.last = now
+        return True

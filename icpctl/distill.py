@@ -1,0 +1,279 @@
+"""Self-distillation: the features of the perturbed input are targets for the features of the original one.
+
+    L_feat  = Σ_i w_i · MSE(F_i(x), stopgrad(F_i(x_T)))
+    L_total = a_e · L_task(x) + (1 − a_e) · L_feat
+
+The student sees x; the teacher is the same network on x_T. F_1 … F_L are the outputs of the network's stages.
+This module needs torch and the perturbation alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from icpctl.icp import SGD, eval_mode, perturb
+
+LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
+
+
+def task_weight(epoch: int, warmup_epochs: int = 25, epochs: int = 100) -> float:
+    """The weight a_e of the task loss: 1 for e ≤ k, else cos(π (e − k) / (2 (E − k))), from 1 towards 0.
+
+    Args:
+        epoch: e, counted from 0.
+        warmup_epochs: k, the epochs of plain training.
+        epochs: E.
+
+    Raises:
+        ValueError: warmup_epochs is not in [0, epochs).
+
+    Source: the "cosine-decay schedule" of arXiv 2505.14751, with k and E of its experiments.
+    """
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}, but must be at least 0 and less than epochs, {epochs}")
+    if epoch <= warmup_epochs:
+        return 1.0
+    # Rounding leaves 6e-17 below zero or above it at e = E, where the cosine is 0.
+    return max(0.0, math.cos(math.pi * (epoch - warmup_epochs) / (2 * (epochs - warmup_epochs))))
+
+
+def layer_weights(n: int, kind: str = "cosine") -> list[float]:
+    """The weights w_1 … w_n of the stages.
+
+    Args:
+        n: number of stages, L.
+        kind: "cosine" is cos(i/(L−1) · π/4) for i = 0 … L−1, from 1 down to 0.7071; "cosine-inverse" the same
+            reversed; "uniform" all 1.
+
+    Raises:
+        ValueError: n < 1 or an unknown kind.
+
+    Source: the authors' released code, which runs both cosine and uniform.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}, but there must be at least one stage")
+    if kind not in LAYER_WEIGHTS:
+        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(LAYER_WEIGHTS)}")
+    if kind == "uniform":
+        return [1.0] * n
+    weights = [math.cos(i / max(n - 1, 1) * math.pi / 4) for i in range(n)]
+    return weights if kind == "cosine" else weights[::-1]
+
+
+def feature_loss(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], weights: Sequence[float]
+) -> Tensor:
+    """L_feat = Σ_i w_i · MSE(F_i(x), stopgrad(F_i(x_T))), in float32 or better.
+
+    Args:
+        student_features: F_i(x), one tensor (B, …) a stage.
+        teacher_features: F_i(x_T), of the same shapes; no gradient goes into them.
+        weights: w_i.
+
+    Returns:
+        A scalar: each mean square is over batch, channels and pixels.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    terms = [
+        weight * nn.functional.mse_loss(_at_least_float32(student), _at_least_float32(teacher.detach()))
+        for student, teacher, weight in zip(student_features, teacher_features, weights, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def feature_shifts(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
+    """The relative feature shift ‖F_i(x_T) − F_i(x)‖ / ‖F_i(x)‖ of each stage over the batch; scalars, detached."""
+    with torch.no_grad():
+        pairs = zip(student_features, teacher_features, strict=True)
+        return [(t.float() - s.float()).norm() / s.float().norm() for s, t in pairs]
+
+
+@contextmanager
+def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the modules at these paths, in the order of `layers`, for one forward pass inside.
+
+    Raises:
+        ValueError: the model has no module at a path.
+        RuntimeError: at the end, if the pass did not go through one of them.
+    """
+    modules = dict(model.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            raise ValueError(f"the model has no module {layer!r}")
+    outputs: dict[str, Tensor] = {}
+    features: list[Tensor] = []
+
+    def keep(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda module, inputs, output: outputs.update({layer: output})
+
+    hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield features
+        for layer in layers:
+            if not isinstance(outputs.get(layer), Tensor):
+                raise RuntimeError(f"the module {layer!r} gave no tensor in this pass: tap another one")
+        features += (outputs[layer] for layer in layers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class SelfDistiller:
+    """The whole objective of one step, for any model and any training loop.
+
+        distiller = SelfDistiller(model, layers=["layer1", "layer2", "layer3"], optimizer="adam", steps=5)
+        loss, log = distiller(x, y, task_weight=0.8)
+        loss.backward()
+
+    Args:
+        model: maps inputs (B, …) to outputs.
+        layers: module paths of the stages F_1 … F_L.
+        optimizer, steps, lr, direction, reduction: of the perturbation; see `icpctl.perturb`. An optimizer object
+            instead of a name carries its state from batch to batch (all batches must then be of one shape).
+        weights: kind of the layer weights, see `icpctl.layer_weights`.
+        teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
+        extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
+
+    Raises:
+        ValueError: a layer that the model does not have, or no layer.
+
+    Source: arXiv 2505.14751; both passes are in the model's own mode (train), as in the released code.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        optimizer: str | SGD = "ademamix",
+        steps: int = 5,
+        lr: float = 2e-3,
+        direction: str = "descend",
+        *,
+        reduction: str = "mean",
+        weights: str = "cosine",
+        teacher_statistics: bool = True,
+        extra_task_grad: bool = False,
+    ) -> None:
+        missing = [layer for layer in layers if layer not in dict(model.named_modules())]
+        if missing:
+            raise ValueError(f"the model has no module {missing[0]!r}")
+        self.model, self.layers = model, tuple(layers)
+        self.optimizer, self.steps, self.lr, self.direction = optimizer, steps, lr, direction
+        self.reduction = reduction
+        self.weights = layer_weights(len(layers), weights)
+        self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task_weight: float,
+        criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        *,
+        icp_losses: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_total of one batch; `.backward()` and the step are the caller's.
+
+        Args:
+            x: (B, …) inputs.
+            y: targets, as the criterion takes them.
+            task_weight: a_e in [0, 1].
+            criterion: maps (outputs, targets) to the batch mean of the task loss, a scalar.
+            icp_losses: also log the loss before and after the perturbation, which costs one more forward pass.
+
+        Returns:
+            The loss, and a log of detached tensors that stay on the device: `output` (the student's), `x_icp` (x_T),
+            and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
+            samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
+        """
+        losses: list[Tensor] = []
+        x_icp = perturb(
+            x,
+            lambda z: criterion(self.model(z), y),
+            self.optimizer,
+            self.steps,
+            self.lr,
+            self.direction,
+            reduction=self.reduction,
+            losses=losses,
+        )
+        with torch.no_grad(), tap(self.model, self.layers) as teacher:
+            if self.teacher_statistics:
+                self.model(x_icp)
+            else:
+                with _frozen_statistics(self.model):
+                    self.model(x_icp)
+        with tap(self.model, self.layers) as student:
+            output = self.model(x)
+        task_loss = criterion(output, y)
+        features = feature_loss(student, teacher, self.weights)
+        loss = task_weight * task_loss + (1 - task_weight) * features
+        if self.extra_task_grad:
+            with eval_mode():
+                loss = loss + criterion(self.model(x), y)
+        with torch.no_grad():
+            delta = (x_icp - x).flatten(1)
+            log = {
+                "output": output.detach(),
+                "x_icp": x_icp,
+                "task_loss": task_loss.detach(),
+                "feature_loss": features.detach(),
+                "delta_linf": delta.abs().max(),
+                "delta_l2": delta.norm(dim=1).mean(),
+            }
+            for i, shift in enumerate(feature_shifts(student, teacher), start=1):
+                log[f"feature_shift_{i}"] = shift
+            if icp_losses:
+                log["icp_loss_before"] = losses[0]
+                with eval_mode():
+                    log["icp_loss_after"] = criterion(self.model(x_icp), y)
+        return loss, log
+
+
+def feature_shift_errors(
+    model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor, autocast: torch.autocast
+) -> list[Tensor]:
+    """How much of each feature shift is rounding: ‖ΔF − ΔF₆₄‖ / ‖ΔF₆₄‖ for ΔF = F(x_T) − F(x), in eval mode.
+
+    Both are computed on copies of the model, one at its own precision under `autocast`, one in float64. An error of 1
+    means that the noise is as large as the signal.
+    """
+
+    def shifts(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
+        stages = []
+        for value in inputs:
+            with tap(network, layers) as features:
+                network(value)
+            stages.append([feature.double() for feature in features])
+        return [b - a for a, b in zip(*stages, strict=True)]
+
+    with torch.no_grad(), eval_mode():
+        with autocast:
+            measured = shifts(model, x, x_icp)
+        exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
+        return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
+
+
+def _at_least_float32(feature: Tensor) -> Tensor:
+    return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
+
+
+@contextmanager
+def _frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Let train-mode batch norm use the batch's statistics without keeping them."""
+    tracking = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
