@@ -1,1 +1,60 @@
-"""Self-distillation by iterative constructive perturbations (arXiv 2505.14751)."""
+"""Self-distillation by iterative constructive perturbations (arXiv 2505.14751).
+
+    x_icp = icpctl.perturb(x, loss_fn, optimizer="adam", steps=5)
+    distiller = icpctl.SelfDistiller(model, layers=["layer1", "layer2", "layer3"])
+    run = icpctl.train(icpctl.RunConfig(model="resnet20", dataset="digits", epochs=3))
+
+The names are imported when they are first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icpctl import models
+    from icpctl.config import RunConfig
+    from icpctl.distill import SelfDistiller, feature_loss, layer_weights, task_weight
+    from icpctl.engine import Run, train
+    from icpctl.errors import UserError
+    from icpctl.evaluation import evaluate
+    from icpctl.icp import perturb
+    from icpctl.results import load_results
+
+_HOME = {
+    "Run": "engine",
+    "RunConfig": "config",
+    "SelfDistiller": "distill",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "feature_loss": "distill",
+    "layer_weights": "distill",
+    "load_results": "results",
+    "perturb": "icp",
+    "task_weight": "distill",
+    "train": "engine",
+}
+
+__all__ = [
+    "Run",
+    "RunConfig",
+    "SelfDistiller",
+    "UserError",
+    "evaluate",
+    "feature_loss",
+    "layer_weights",
+    "load_results",
+    "models",
+    "perturb",
+    "task_weight",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("icpctl.models")
+    if name in _HOME:
+        return getattr(import_module(f"icpctl.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'icpctl' has no attribute {name!r}")

@@ -62,14 +62,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(f"The checkpoint {path} cannot be read: {reason}.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
-            f"{path} holds something else than a checkpoint of icpctl. Give a run folder, or one of its checkpoints/*.pt."
+            f"{path} holds something else than a checkpoint of icpctl. Give a run folder, or a file in its checkpoints/."
         )
     return content
 
 
 def load_last(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be believed, or None; and a sentence for each that cannot."""
-    faults = []
+    faults: list[str] = []
     for name in ("last", "previous"):
         path = folder / f"{name}.pt"
         if path.exists():

@@ -305,8 +305,6 @@ class RunConfig(BaseModel):
                 f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
                 f"give warmup_epochs < {self.epochs}, or more epochs"
             )
-        if not self.layers and self.optimizer != "none":
-            raise ValueError(f"layers: the stages of {self.model} are not known; name the modules to tap with --layers")
         return self
 
     @property

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from icpctl.config import RunConfig
+
 Metrics = Mapping[str, Mapping[str, float]]
 
 
@@ -121,6 +123,29 @@ def _figure(value: float) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+class CostEstimate:
+    """The time left, from the measured seconds of a plain and of an ICP batch."""
+
+    def __init__(self, config: RunConfig, batches: int) -> None:
+        self.config, self.batches = config, batches
+        self.seconds: dict[bool, float] = {}
+
+    def measured(self, icp_epoch: bool, seconds_per_batch: float) -> None:
+        self.seconds[icp_epoch] = seconds_per_batch
+
+    def seconds_left(self, epoch: int, batch: int) -> float:
+        # Counting a forward pass as 1 and a backward pass as 1 for the inputs and 1 for the weights, a plain step is 3
+        # and an ICP step 2·T + 1 + 3; used for the kind of step that was not measured yet.
+        ratio = (2 * self.config.steps + 4) / 3
+        plain = self.seconds.get(False) or self.seconds[True] / ratio
+        with_icp = self.seconds.get(True) or self.seconds[False] * ratio
+        first = self.config.warmup_epochs if self.config.optimizer != "none" else self.config.epochs
+        left = 0.0
+        for e in range(epoch, self.config.epochs):
+            left += (with_icp if e >= first else plain) * (self.batches - (batch if e == epoch else 0))
+        return left
 
 
 class Throttle:

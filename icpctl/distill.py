@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from icpctl.icp import SGD, eval_mode, perturb
+from icpctl.icp import SGD, eval_mode, make_optimizer, perturb
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 
@@ -137,7 +137,8 @@ class SelfDistiller:
         model: maps inputs (B, …) to outputs.
         layers: module paths of the stages F_1 … F_L.
         optimizer, steps, lr, direction, reduction: of the perturbation; see `icpctl.perturb`. An optimizer object
-            instead of a name carries its state from batch to batch (all batches must then be of one shape).
+            instead of a name brings its own constants.
+        carry_state: keep the input optimizer's state from batch to batch (all of one shape) instead of a fresh one.
         weights: kind of the layer weights, see `icpctl.layer_weights`.
         teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
         extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
@@ -158,6 +159,7 @@ class SelfDistiller:
         direction: str = "descend",
         *,
         reduction: str = "mean",
+        carry_state: bool = False,
         weights: str = "cosine",
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
@@ -166,8 +168,9 @@ class SelfDistiller:
         if missing:
             raise ValueError(f"the model has no module {missing[0]!r}")
         self.model, self.layers = model, tuple(layers)
-        self.optimizer, self.steps, self.lr, self.direction = optimizer, steps, lr, direction
-        self.reduction = reduction
+        self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+        self.steps, self.lr, self.direction = steps, lr, direction
+        self.reduction, self.carry_state = reduction, carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
 
@@ -194,6 +197,8 @@ class SelfDistiller:
             and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
+        if not self.carry_state:
+            self.optimizer.state = {}
         losses: list[Tensor] = []
         x_icp = perturb(
             x,

@@ -95,6 +95,17 @@ DIRECTIONS = ("descend", "ascend", "random")
 REDUCTIONS = ("mean", "sum")
 
 
+def make_optimizer(name: str) -> SGD:
+    """An input optimizer with a fresh state and the published constants.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {name!r}, but must be one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]()
+
+
 def perturb(
     x: Tensor,
     loss_fn: Callable[[Tensor], Tensor],
@@ -132,15 +143,13 @@ def perturb(
 
     Source: arXiv 2505.14751, the perturbation loop; the constants are those of the authors' released code.
     """
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction is {direction!r}, but must be one of {', '.join(DIRECTIONS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
     if steps < 1:
         raise ValueError(f"steps is {steps}, but must be at least 1")
-    update = OPTIMIZERS[optimizer]() if isinstance(optimizer, str) else optimizer
+    update = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
     step_size = -lr if direction != "ascend" else lr
     x_0 = x_t = x.detach()
     with eval_mode(frozen=True):

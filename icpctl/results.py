@@ -123,6 +123,25 @@ class RunFolder:
         write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
 
 
+def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, float]) -> Path:
+    """Add an evaluation to eval.csv of a run's folder: run_id, the columns of `what`, metric, value.
+
+    Rows of the same evaluation are replaced.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    file = path / "eval.csv"
+    new = pd.DataFrame({"run_id": path.name, **what, "metric": list(metrics), "value": list(metrics.values())})
+    try:
+        old = pd.read_csv(file, dtype=str, keep_default_na=False)
+        old = old[(old[list(what)] != pd.Series(what)).any(axis=1)]
+    except (OSError, ValueError, KeyError):
+        old = new.iloc[:0]
+    write_atomic(file, pd.concat([old, new.astype(str)]).to_csv(index=False).encode())
+    return file
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run as it was found in a results folder."""

@@ -1,0 +1,3 @@
+from icpctl.cli import main
+
+main()

@@ -1,0 +1,317 @@
+"""The four commands: they parse, build a RunConfig, call the same functions as Python does, and print.
+
+An option of `train` and `ablate` is made from each hyper-parameter's declaration. Torch is imported by the commands
+that need it, so that help and the errors of the command line come at once.
+"""
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+from rich.console import Console
+
+from icpctl.config import (
+    CIFAR_RESNETS,
+    GROUPS,
+    RunConfig,
+    choices,
+    declaration,
+    default_text,
+    option,
+    read_toml,
+    resolve,
+)
+from icpctl.errors import UserError
+
+if TYPE_CHECKING:
+    from icpctl.ablate import Outcome
+
+app = typer.Typer(
+    name="icpctl",
+    help="Self-distillation by iterative constructive perturbations (arXiv 2505.14751): train, evaluate, ablate, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+DATASET_NAMES = ("cifar100", "cifar10", "fashion-mnist", "digits", "folder:")
+POSITIONAL = {"model": tuple(CIFAR_RESNETS), "dataset": DATASET_NAMES}
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A TOML file of these names; the command line wins.", rich_help_panel="Run"),
+]
+
+
+def main() -> None:
+    """The entry point: an error that the user can mend is one paragraph and status 2."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        app()
+    except BrokenPipeError:  # the reader of the output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (UserError, OSError) as error:
+        errors.print("[bold red]Error:[/]", str(error), markup=True, highlight=False, soft_wrap=not errors.is_terminal)
+        sys.exit(2)
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"icpctl {version('icpctl')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
+
+def _hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the arguments MODEL and DATASET and an option for every hyper-parameter.
+
+    The command gets what the configuration file and the command line say as `settings`, unresolved.
+    """
+    own = inspect.signature(command).parameters
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [_parameter(name) for name in RunConfig.model_fields]
+    parameters += [own[name].replace(annotation=hints[name]) for name in own if name != "settings"]
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+
+    @functools.wraps(command)
+    def wrapper(config: Path | None, **given: Any) -> None:
+        chosen = {name: given.pop(name) for name in RunConfig.model_fields}
+        settings = read_toml(config) if config else {}
+        settings |= {name: value for name, value in chosen.items() if value is not None}
+        command(settings=settings, **given)
+
+    del wrapper.__wrapped__  # the signature is this one
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = RunConfig.model_fields[name]
+    common: dict[str, Any] = {"help": field.description, "show_default": default_text(name) or False}
+    kind: Any = str
+    made: Any
+    if name in POSITIONAL:
+        made = typer.Argument(**common, autocompletion=_starting_with(POSITIONAL[name]))
+    elif field.annotation is bool:
+        kind, made = (
+            bool,
+            typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common),
+        )
+    else:
+        common |= {"rich_help_panel": _panel(name), "metavar": _metavar(name)}
+        made = typer.Option(option(name), autocompletion=_starting_with(choices(name)), **common)
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, made]
+    )
+
+
+def _panel(name: str) -> str:
+    return GROUPS[declaration(name).group]
+
+
+def _metavar(name: str) -> str:
+    annotation = str(RunConfig.model_fields[name].annotation)
+    if choices(name):
+        return "|".join(choices(name))
+    return (
+        "INT"
+        if "int" in annotation
+        else "FLOAT"
+        if "float" in annotation
+        else "PATH"
+        if "Path" in annotation
+        else "TEXT"
+    )
+
+
+def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+@app.command()
+@_hyperparameters
+def train(
+    settings: dict[str, object],
+    output: Output = Path("results"),
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Train one run, or go on with it where it was left.
+
+    Example: icpctl train resnet20 cifar100 --optimizer ademamix --steps 5
+    """
+    run_config = resolve(settings)
+    from icpctl.display import ConsoleDisplay, metrics_table
+    from icpctl.engine import train as train_run
+
+    with _stoppable() as should_stop:
+        run = train_run(
+            run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
+        )
+    if run.skipped:
+        console.print(f"{run.path} is finished already; --overwrite trains it anew.", soft_wrap=True, highlight=False)
+    metrics = run.metrics
+    last = metrics[metrics["epoch"] == metrics["epoch"].max()]
+    splits = {
+        split: dict(zip(rows["metric"], rows["value"], strict=True))
+        for split, rows in last.groupby("split", sort=False)
+    }
+    console.print(metrics_table(f"Last epoch of {run_config.run_id}", {str(k): v for k, v in splits.items()}))
+    console.print(f"Everything is in {run.path}", soft_wrap=True, highlight=False)
+
+
+@app.command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The images to evaluate on.")] = "test",
+    checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run's folder.")] = "last",
+    device: Annotated[str, typer.Option(help=str(RunConfig.model_fields["device"].description))] = "auto",
+    data_dir: Annotated[Path | None, typer.Option(help=str(RunConfig.model_fields["data_dir"].description))] = None,
+) -> None:
+    """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
+
+    Example: icpctl eval results/RUN --dataset folder:my-photos
+    """
+    resolve({"device": device})
+    from icpctl.display import metrics_table
+    from icpctl.evaluation import evaluate as evaluate_checkpoint
+    from icpctl.results import write_evaluation
+
+    metrics = evaluate_checkpoint(path, dataset, split=split, which=checkpoint, data_dir=data_dir, device=device)
+    console.print(
+        metrics_table(f"{checkpoint if path.is_dir() else path.name}, {dataset or 'own data set'}", {split: metrics})
+    )
+    if path.is_dir():
+        file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": dataset or "", "split": split}, metrics)
+        console.print(f"Written to {file}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@_hyperparameters
+def ablate(
+    settings: dict[str, object],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid",
+            "-g",
+            metavar="KEY=A,B,…",
+            help="Values of a hyper-parameter; repeat for a product.",
+            rich_help_panel="Study",
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(help="Seeds per configuration.", min=1, rich_help_panel="Study")] = 1,
+    output: Output = Path("results"),
+    config: ConfigFile = None,
+) -> None:
+    """Run a grid of settings with its baseline, and report.
+
+    Finished runs are skipped, so the same command goes on with an ablation that was stopped.
+
+    Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
+    """
+    from icpctl import ablate as ablation
+
+    configs = ablation.plan(settings, grid, seeds)
+    from icpctl.display import ConsoleDisplay
+    from icpctl.engine import check
+    from icpctl.engine import train as train_run
+
+    for each in configs:
+        check(each)
+
+    def announce(number: int, count: int, each: RunConfig, state: str) -> None:
+        console.print(f"[bold]{number}/{count}[/] {each.run_id}: {state}", highlight=False, soft_wrap=True)
+
+    with _stoppable() as should_stop:
+        outcomes = ablation.run(
+            configs,
+            output,
+            lambda each: train_run(each, output, display=ConsoleDisplay(console), should_stop=should_stop),
+            announce,
+        )
+    _summarise(output)
+    _leave_with_failures(outcomes)
+
+
+def _leave_with_failures(outcomes: "list[Outcome]") -> None:
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    for outcome in failed:
+        errors.print(
+            f"[bold red]Failed:[/] {outcome.config.run_id}:", str(outcome.error), highlight=False, soft_wrap=True
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder, or the folder of one run.")] = Path("results"),
+    format: Annotated[
+        Literal["table", "csv", "markdown", "latex", "json"], typer.Option(help="How the summary is printed.")
+    ] = "table",
+) -> None:
+    """Collect the runs of a results folder into runs.csv, and print a row for each configuration.
+
+    Example: icpctl report results/ --format markdown
+    """
+    _summarise(folder, format)
+
+
+def _summarise(folder: Path, format: Literal["table", "csv", "markdown", "latex", "json"] = "table") -> None:
+    from icpctl import report as reporting
+
+    found = reporting.build(folder)
+    file = reporting.write_runs(folder, found.runs)
+    for note in found.notes:
+        errors.print("[yellow]Note:[/]", note, highlight=False, soft_wrap=not errors.is_terminal)
+    if format != "table":
+        sys.stdout.write(reporting.render(found.summary, format))
+        return
+    if len(found.summary):
+        console.print(reporting.rich_table(found.summary, console.width))
+        console.print(found.common, highlight=False)
+    console.print(f"Every run is in {file}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM let the batch end, save, and leave with 130 or 143; a second time, leave at once."""
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if received:
+            sys.exit(128 + number)
+        received.append(number)
+        errors.print("Stopping after this batch; once more to stop at once.")
+
+    before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    except KeyboardInterrupt:
+        errors.print("Saved. The same command goes on from here.")
+        sys.exit(128 + received[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,59 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from icpctl.data.cache import ImageData, decoded
+from icpctl.data.folders import class_folders
+from icpctl.data.named import NAMED, find
+from icpctl.errors import UserError, unknown
+
+DATASETS = NAMED
+"""The data sets that need no path; `folder:PATH` is the other form of a name."""
+
+_FOLDER = "folder:"
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless `name` is one of `DATASETS` or `folder:PATH`; does not look at the disk."""
+    if name.startswith(_FOLDER):
+        if not name.removeprefix(_FOLDER).strip():
+            raise UserError(
+                "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/ in PATH."
+            )
+    elif name not in DATASETS:
+        raise unknown("data set", name, (*DATASETS, "folder:PATH"))
+
+
+def default_data_dir() -> Path:
+    """Where named data sets are looked for and downloaded to: ICPCTL_DATA_DIR, else a folder of the user's cache."""
+    if chosen := os.environ.get("ICPCTL_DATA_DIR"):
+        return Path(chosen).expanduser()
+    return platformdirs.user_cache_path("icpctl") / "data"
+
+
+def load(name: str, data_dir: Path | None = None, image_size: int | None = None) -> ImageData:
+    """The data set `name`, downloaded and decoded on the first call, memory-mapped from the cache on later ones.
+
+    Args:
+        name: one of `DATASETS`, or `folder:PATH` with the images of each class in PATH/train/CLASS, PATH/test/CLASS.
+        data_dir: where named data sets are looked for first and downloaded to (None: `default_data_dir()`).
+        image_size: side N in pixels; every image is resized to shorter side N and centre-cropped to N×N. With None
+            the images keep their size, which has to be the same for all.
+
+    Raises:
+        UserError: unknown name, data missing and not to be downloaded, damaged file, images of different sizes, or
+            no room for the decoded images.
+    """
+    check_name(name)
+    if image_size is not None and image_size < 1:
+        raise UserError(f"The image size has to be at least 1 pixel, not {image_size}.")
+    if name.startswith(_FOLDER):
+        source = class_folders(Path(name.removeprefix(_FOLDER)).expanduser())
+    else:
+        source = find(name, (data_dir or default_data_dir()).expanduser())
+    return decoded(name, source, image_size)

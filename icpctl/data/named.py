@@ -1,0 +1,161 @@
+"""The named data sets: class folders if the data folder has them, else the files that torchvision knows."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from icpctl.data.folders import class_folders
+from icpctl.data.source import Raw, RawSplit, Source, stamp
+from icpctl.errors import UserError
+
+NAMED = ("cifar10", "cifar100", "digits", "fashion-mnist")
+
+
+def find(name: str, data_dir: Path) -> Source:
+    """The data set `name`, one of `NAMED`, from `data_dir`; downloaded to it if it is not there.
+
+    Raises:
+        UserError: it is neither there nor can it be downloaded, or it is damaged.
+    """
+    if name == "digits":
+        return Source("scikit-learn", [], _read_digits)
+    folder = data_dir / name
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return class_folders(folder)
+    return _fashion_mnist(data_dir) if name == "fashion-mnist" else _cifar(name, data_dir)
+
+
+def _read_digits() -> Raw:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # its grey levels are 0 … 16
+    train, test, train_labels, test_labels = train_test_split(
+        images, digits.target, test_size=360, stratify=digits.target, random_state=0
+    )
+    return Raw(tuple("0123456789"), RawSplit(train, train_labels), RawSplit(test, test_labels))
+
+
+def _cifar(name: str, data_dir: Path) -> Source:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    batches, archive = data_dir / kind.base_folder, data_dir / kind.filename
+    sums = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    files = {batches / file: md5 for file, md5 in sums}
+
+    def fetch() -> None:
+        """Unpack the archive, after downloading it if it is missing or damaged itself."""
+        try:
+            with _alone(data_dir, name):
+                kind(data_dir, train=False, download=True)
+        except Exception as problem:  # from the network, tarfile or pickle, of every type
+            checked = {archive: kind.tgz_md5, **files}
+            raise _unavailable(name, [batches, archive], data_dir, checked, kind.url, problem) from problem
+
+    def read() -> Raw:
+        if not _all_intact(files):
+            fetch()
+        try:
+            train, test = kind(data_dir, train=True), kind(data_dir, train=False)
+        except Exception as problem:  # from pickle, of every type
+            raise UserError(
+                f"Cannot read {name} from '{batches}': {problem}. Remove that folder; it is unpacked or "
+                "downloaded again."
+            ) from problem
+        return Raw(tuple(train.classes), RawSplit(train.data, train.targets), RawSplit(test.data, test.targets))
+
+    if not all(path.is_file() for path in files):
+        fetch()
+    return _source(files, read)
+
+
+def _fashion_mnist(data_dir: Path) -> Source:
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
+    # A folder with the four files, as Linux distributions package them, or torchvision's own. torchvision also
+    # unpacks the files, but does not notice when it was stopped at that; the compressed ones can be checked.
+    packaged, raw = data_dir / "fashion-mnist", data_dir / "FashionMNIST" / "raw"
+    sums = dict(FashionMNIST.resources)  # images and labels of train, then of test
+    folder = packaged if all((packaged / file).is_file() for file in sums) else raw
+    files = {folder / file: md5 for file, md5 in sums.items()}
+
+    def fetch() -> None:
+        """Download what is missing or damaged."""
+        url = FashionMNIST.mirrors[0]
+        try:
+            with _alone(data_dir, "fashion-mnist"):
+                for path, md5 in files.items():
+                    download_url(url + path.name, raw, path.name, md5)
+        except Exception as problem:  # from the network, of every type
+            raise _unavailable("fashion-mnist", [packaged, raw], raw, files, url, problem) from problem
+
+    def read() -> Raw:
+        if folder == raw and not _all_intact(files):
+            fetch()
+        images, labels, test_images, test_labels = map(_read_idx, files)
+        classes = tuple(FashionMNIST.classes)
+        return Raw(classes, RawSplit(images, labels.tolist()), RawSplit(test_images, test_labels.tolist()))
+
+    if not all(path.is_file() for path in files):
+        fetch()
+    return _source(files, read)
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array in a compressed IDX file: type (3 bytes), dimensions (1), the length of each (4), the data."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as problem:
+        raise UserError(f"Cannot read '{path}': {problem}. Replace it by a complete copy.") from problem
+
+
+def _source(files: Iterable[Path], read: Callable[[], Raw]) -> Source:
+    stamps = [stamp(str(path.resolve()), path.stat()) for path in files]
+    return Source("torchvision", stamps, read)
+
+
+def _alone(data_dir: Path, name: str) -> FileLock:
+    """Held while downloading, since two runs that start together must not write the same file."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(data_dir / f".{name}.lock")
+
+
+def _intact(path: Path, md5: str) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    try:
+        return bool(check_integrity(path, md5))
+    except OSError:  # unreadable
+        return False
+
+
+def _all_intact(files: dict[Path, str]) -> bool:
+    return all(_intact(path, md5) for path, md5 in files.items())
+
+
+def _unavailable(
+    name: str, places: list[Path], target: Path, files: dict[Path, str], url: str, problem: Exception
+) -> UserError:
+    """`places` were looked at, `target` is where a download belongs, `files` are all files with their MD5 sums."""
+    looked = ", ".join(f"'{place}'" for place in places)
+    broken = ", ".join(f"'{path}'" for path, md5 in files.items() if path.exists() and not _intact(path, md5))
+    return UserError(
+        f"The data set {name} is neither at {looked} nor in class folders like "
+        f"'{places[0].with_name(name) / 'train' / 'CLASS'}', and downloading it from {url} failed: {problem}. "
+        + (f"Damaged (wrong MD5 sum) or unreadable: {broken}. " if broken else "")
+        + f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "
+        "ICPCTL_DATA_DIR."
+    )

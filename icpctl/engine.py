@@ -1,0 +1,316 @@
+"""The one training loop.
+
+The data set lives on the device as uint8. An epoch is shuffled and augmented there at once, so a batch is a slice. All
+random numbers derive from (seed, epoch, batch): a run that was killed goes on from its checkpoint to the same weights,
+bit for bit, as one that was not. Within an epoch nothing waits for the device; the display reads it once a second.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from icpctl import checkpoint, data, models
+from icpctl.config import RunConfig, option
+from icpctl.display import CostEstimate, Display, Throttle
+from icpctl.errors import UserError
+from icpctl.meter import Meter, to_floats
+from icpctl.provenance import provenance
+from icpctl.results import RunFolder, read_metrics
+from icpctl.trainer import Trainer, choose_device, set_precision
+
+NO_OP = 1e-3  # relative change of the loss under which a perturbation does nothing
+NOISE_FLOOR = 0.1  # error of the feature shift above which rounding drowns it
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, has saved its state, and goes on from there when it is started again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in a results folder."""
+
+    config: RunConfig
+    path: Path
+    skipped: bool = False
+    """Whether it had been finished before, and was not trained again."""
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Tidy: run_id, epoch, split, metric, value."""
+        return read_metrics(self.path / "metrics.csv")[0]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse at once what cannot be run: unknown names, a device that is not there, layers that the model lacks.
+
+    Raises:
+        UserError: says which and the way out.
+    """
+    data.check_name(config.dataset)
+    models.check_name(config.model)
+    choose_device(config.device)
+    with torch.device("meta"):
+        modules = dict(models.build(config.model, 10, config.stem).named_modules())
+    if not config.layers and config.optimizer != "none":
+        raise UserError(f"The stages of {config.model} are not known here. Name the modules to tap with --layers.")
+    for layer in config.layers:
+        if layer not in modules:
+            top = ", ".join(name for name in modules if name and "." not in name)
+            raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
+
+
+def train(
+    config: RunConfig,
+    output: str | Path = "results",
+    *,
+    overwrite: bool = False,
+    display: Display | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Train one run, or go on with it where it was left.
+
+    Args:
+        config: the run; its id, and so its folder, derives from it.
+        output: the results folder.
+        overwrite: start anew, also if the run is finished.
+        display: sees the run go by; none shows nothing.
+        should_stop: asked after every batch; at True the state is saved and `Interrupted` raised.
+
+    Returns:
+        The run. A finished one is returned as it is.
+
+    Raises:
+        UserError: the run cannot start or go on; what was saved stays.
+        Interrupted: as asked by `should_stop`.
+    """
+    display = display or Display()
+    check(config)
+    folder = RunFolder(Path(output), config)
+    if folder.status().get("state") == "finished" and not overwrite:
+        return Run(config, folder.path, skipped=True)
+    images = data.load(config.dataset, config.data_dir, config.image_size)
+    device = choose_device(config.device)
+    set_precision(config.precision)
+    try:
+        trainer = Trainer(config, images, device)
+        folder.create()
+        with FileLock(folder.path / ".lock", timeout=0):
+            if overwrite:
+                shutil.rmtree(folder.checkpoints)
+                folder.metrics_file.unlink(missing_ok=True)
+                folder.create()
+            Session(config, folder, trainer, display, should_stop).run()
+    except Timeout:
+        raise UserError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower {option('batch_size')} "
+            f"or {option('image_size')}, or take a smaller model. The same command goes on from the last checkpoint "
+            "if these stay as they are."
+        ) from error
+    return Run(config, folder.path)
+
+
+class Session:
+    """The epochs of one run: measure, record, save, and stop when asked."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, trainer: Trainer, display: Display, should_stop: Callable[[], bool]
+    ) -> None:
+        self.config, self.folder, self.trainer, self.display = config, folder, trainer, display
+        self.should_stop = should_stop
+        self.epoch = self.batch = 0
+        self.meter = Meter()
+        self.best: dict[str, float] = {}
+        self.cost = CostEstimate(config, trainer.batches)
+        self.warned: set[str] = set()
+
+    def run(self) -> None:
+        self._resume()
+        if self.epoch == 0 and self.batch == 0:
+            self.folder.write_config(self.config, self._provenance())
+        self.folder.write_status("running", epoch=self.epoch)
+        self.display.start(self.config.run_id, self.config.epochs, self.trainer.batches)
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch()
+            self.folder.write_status("finished", epoch=self.config.epochs)
+        except Interrupted:
+            self.folder.write_status("interrupted", epoch=self.epoch)
+            raise
+        except Exception as error:
+            with suppress(UserError):  # a full disk, say, which is what stopped the run
+                self.folder.write_status("failed", epoch=self.epoch, error=str(error))
+            raise
+        finally:
+            self.display.stop()
+
+    def _run_epoch(self) -> None:
+        started, skipped = time.perf_counter(), self.batch
+        if self.trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.trainer.device)
+        images, targets = self.trainer.begin_epoch(self.epoch)
+        self.trainer.model.train()
+        due = Throttle(1.0)
+        size = self.trainer.batch_size
+        for batch in range(self.batch, self.trainer.batches):
+            part = slice(batch * size, (batch + 1) * size)
+            loss, log = self.trainer.step(self.epoch, batch, images[part], targets[part])
+            self.meter.add(batch, loss, log)
+            done = batch + 1
+            if due():
+                seconds = time.perf_counter() - started
+                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / (done - skipped))
+                self._show(done, (done - skipped) * size / seconds)
+            if done < self.trainer.batches and self.should_stop():
+                self._check_finite()
+                self.batch = done
+                self._save()
+                raise Interrupted
+        trained = self.trainer.batches * size
+        self._finish_epoch(targets[:trained], started, (self.trainer.batches - skipped) * size)
+        if self.epoch < self.config.epochs and self.should_stop():
+            raise Interrupted
+
+    def _finish_epoch(self, targets: Tensor, started: float, images_seen: int) -> None:
+        self._check_finite()  # waits for the device
+        seconds = time.perf_counter() - started
+        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds * self.trainer.batch_size / images_seen)
+        task_metrics = self.trainer.task.metrics(torch.cat(self.meter.outputs), targets)
+        metrics = {"train": to_floats(task_metrics) | self.meter.means()}
+        metrics["train"] |= {
+            "task_weight": self.trainer.weight(self.epoch),
+            "images_per_second": images_seen / seconds,
+            "peak_memory": self._peak_memory(),
+        }
+        for name, split in self.trainer.evaluation_sets.items():
+            metrics[name] = self.trainer.evaluate(split)
+        metrics["train"]["seconds"] = time.perf_counter() - started
+        self._warn(metrics["train"])
+        self.folder.append_metrics(self.epoch, metrics)
+        self.display.epoch(self.epoch, metrics)
+        improved = False
+        if "val" in metrics:
+            value = metrics["val"][self.trainer.task.selection]
+            improved = not self.best or value > self.best["value"]
+            if improved:
+                self.best = {"epoch": self.epoch, "value": value}
+        self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter()
+        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
+            self._save("best")
+        self._save()
+
+    def _resume(self) -> None:
+        saved, faults = checkpoint.load_last(self.folder.checkpoints, self.trainer.device)
+        for fault in faults:
+            self.display.warn(f"{fault} Going on from the one before it." if saved else f"{fault} Starting anew.")
+        if saved is None:
+            self.folder.keep_metrics_before(0)
+            return
+        if saved["fingerprint"] != self.trainer.fingerprint:
+            raise UserError(
+                f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
+                "start the run anew with --overwrite."
+            )
+        self.trainer.restore(saved)
+        self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
+        self.meter.restore(saved["meter"])
+        self.folder.keep_metrics_before(self.epoch)
+        place = f"epoch {self.epoch + 1}" + (f", batch {self.batch}" if self.batch else "")
+        self.display.say(f"Resuming {self.config.run_id} at {place} of {self.config.epochs} epochs.")
+
+    def _save(self, name: str = "last") -> None:
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "fingerprint": self.trainer.fingerprint,
+            "classes": list(self.trainer.classes),
+            "mean": self.trainer.mean,
+            "std": self.trainer.std,
+            "image_size": list(self.trainer.train_set.images.shape[-2:]),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best": self.best,
+            "meter": self.meter.state(),
+        }
+        checkpoint.save(self.folder.checkpoints, name, content | self.trainer.state())
+
+    def _check_finite(self) -> None:
+        bad = self.meter.first_bad
+        if bad is None or int(bad) < 0:
+            return
+        last = self.folder.checkpoints / "last.pt"
+        good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
+        raise UserError(
+            f"The loss is not finite at epoch {self.epoch + 1}, batch {int(bad) + 1} of {self.config.run_id}. {good}. "
+            f"Lower {option('lr')} (now {self.config.lr:g}) or {option('icp_lr')} (now {self.config.icp_lr:g}), or clip "
+            f"the gradient with {option('clip_grad_norm')}."
+        )
+
+    def _show(self, done: int, images_per_second: float) -> None:
+        self._check_finite()
+        values = self.meter.means() | {
+            "task_weight": self.trainer.weight(self.epoch),
+            "images_per_second": images_per_second,
+        }
+        self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
+
+    def _warn(self, values: dict[str, float]) -> None:
+        """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
+        if "icp_loss_before" in values and "no-op" not in self.warned:
+            before, after = values["icp_loss_before"], values["icp_loss_after"]
+            if abs(after - before) < NO_OP * abs(before):
+                self.warned.add("no-op")
+                self.display.warn(
+                    f"the perturbation does nothing: loss {before:.6f} before, {after:.6f} after, the largest change of "
+                    f"an input value is {values['delta_linf']:.1e}. Raise {option('icp_lr')} or {option('steps')}, or "
+                    f"use {option('icp_reduction')} sum."
+                )
+        errors = [value for name, value in values.items() if name.startswith("feature_shift_error_")]
+        if errors and max(errors) > NOISE_FLOOR and "noise" not in self.warned:
+            self.warned.add("noise")
+            self.display.warn(
+                f"the feature shift is under the noise floor of {self.config.precision}: rounding makes up "
+                f"{max(errors):.0%} of it (measured against float64). Raise {option('icp_lr')} or {option('steps')}"
+                + (f", or use {option('precision')} float32." if self.config.precision != "float32" else ".")
+            )
+
+    def _peak_memory(self) -> float:
+        """Bytes: of the device in this epoch on CUDA, of the process so far on a CPU."""
+        if self.trainer.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.trainer.device))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+    def _provenance(self) -> dict[str, Any]:
+        trainer = self.trainer
+        facts = {
+            "dataset": self.config.dataset,
+            "fingerprint": trainer.fingerprint,
+            "classes": len(trainer.classes),
+            "images": {"train": len(trainer.train_set)} | {n: len(s) for n, s in trainer.evaluation_sets.items()},
+            "image_size": list(trainer.train_set.images.shape[-2:]),
+            "mean": trainer.mean.flatten().tolist(),
+            "std": trainer.std.flatten().tolist(),
+        }
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        return {"parameters": parameters, "data": facts, **provenance(trainer.device)}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

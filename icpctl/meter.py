@@ -1,0 +1,46 @@
+"""Means over an epoch that stay on the device until they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Sums over the batches of an epoch, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.outputs: list[Tensor] = []
+        self.first_bad: Tensor | None = None
+
+    def add(self, batch: int, loss: Tensor, log: dict[str, Tensor]) -> None:
+        """Count one batch; `log` has scalars and `output`."""
+        self.outputs.append(log.pop("output"))
+        for name, value in log.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        # The first batch whose loss is not finite, found without waiting for the device.
+        if self.first_bad is None:
+            self.first_bad = torch.full((), -1, device=loss.device)
+        bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, batch, self.first_bad)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure; waits for the device."""
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "counts": self.counts, "outputs": self.outputs, "first_bad": self.first_bad}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self.outputs, self.first_bad = list(state["outputs"]), state["first_bad"]
+
+
+def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars brought to the host in one go."""
+    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
