@@ -197,6 +197,10 @@ class SelfDistiller:
             and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
+        extra = None
+        if self.extra_task_grad:  # before the passes below move the running statistics
+            with eval_mode():
+                extra = criterion(self.model(x), y)
         if not self.carry_state:
             self.optimizer.state = {}
         losses: list[Tensor] = []
@@ -221,9 +225,8 @@ class SelfDistiller:
         task_loss = criterion(output, y)
         features = feature_loss(student, teacher, self.weights)
         loss = task_weight * task_loss + (1 - task_weight) * features
-        if self.extra_task_grad:
-            with eval_mode():
-                loss = loss + criterion(self.model(x), y)
+        if extra is not None:
+            loss = loss + extra
         with torch.no_grad():
             delta = (x_icp - x).flatten(1)
             log = {

@@ -151,7 +151,7 @@ def summary_table(runs: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFr
     runs[inert] = runs[inert].mask(is_baseline)
     plain = [name for name in shown if name not in {"optimizer", *METHOD}]
     ranks = [*plain, "method", *(name for name in shown if name not in plain)]
-    order = runs.assign(method=~is_baseline).sort_values(ranks, na_position="first")
+    order = runs.assign(method=~is_baseline).sort_values(ranks)
 
     groups = order.groupby("group_id", sort=False)
     statistics = groups[list(MEASURES)].agg(["mean", "std"])

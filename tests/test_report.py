@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from scipy import stats
 
 from icpctl.ablate import plan
 from icpctl.config import RunConfig, resolve
@@ -73,8 +73,9 @@ def test_a_run_is_one_row_of_last_and_best_epoch(tmp_path: Path) -> None:
     assert set(RunConfig.model_fields) <= set(row)
 
 
-def test_without_a_validation_split_there_is_no_best_epoch(tmp_path: Path) -> None:
-    write_run(tmp_path, resolve({"epochs": 2}), [0.1, 0.2])
+@pytest.mark.parametrize("val", [None, [math.nan, math.nan]])
+def test_without_a_validation_accuracy_there_is_no_best_epoch(tmp_path: Path, val: Curve | None) -> None:
+    write_run(tmp_path, resolve({"epochs": 2}), [0.1, 0.2], val)
     report = build(tmp_path)
     assert report.runs["best_epoch"].isna().all()
     assert report.summary["accuracy_best_mean"].isna().all()
@@ -89,7 +90,7 @@ fraction = st.floats(0, 1)
     ours=st.dictionaries(st.integers(0, 6), fraction, min_size=1, max_size=5),
     theirs=st.dictionaries(st.integers(0, 6), fraction, max_size=5),
 )
-def test_statistics_are_those_of_numpy_and_scipy(
+def test_statistics_are_those_of_a_plain_computation(
     tmp_path_factory: pytest.TempPathFactory, ours: dict[int, float], theirs: dict[int, float]
 ) -> None:
     output = tmp_path_factory.mktemp("results")
@@ -104,7 +105,7 @@ def test_statistics_are_those_of_numpy_and_scipy(
     differences = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
 
     def deviation(sample: np.ndarray[Any, Any]) -> float:
-        return float(stats.tstd(sample)) if len(sample) > 1 else math.nan
+        return statistics.stdev(sample.tolist()) if len(sample) > 1 else math.nan
 
     expected = {
         "accuracy_mean": values.mean(),
@@ -186,7 +187,7 @@ def test_runs_that_are_not_whole_are_named_and_left_out(tmp_path: Path) -> None:
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     config = resolve({"epochs": 1})
     write_run(tmp_path, config, [0.5])
-    write_run(tmp_path / "elsewhere", config, [0.9]).path.rename(tmp_path / "a copy")
+    write_run(tmp_path / "elsewhere", config, [0.9]).path.rename(tmp_path / "the copy")
     (tmp_path / "elsewhere").rmdir()
     report = build(tmp_path)
     assert report.summary["accuracy_mean"].tolist() == [0.5]
@@ -221,7 +222,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_of_runs_is_read_again_by_pandas(tmp_path: Path) -> None:
-    for config in configs(["train_size=100,200"]):
+    for config in [*configs(["train_size=100"]), *configs([])]:
         write_run(tmp_path, config, [0.1, 1 / 3])
     report = build(tmp_path)
     table = pd.read_csv(write_runs(tmp_path, report.runs))
@@ -285,6 +286,14 @@ def test_the_table_keeps_to_80_columns_and_cuts_no_number(tmp_path: Path, grids:
     assert text.count("69.33") == 2 * rows
     assert text.count("± 0.71") == 3 * rows
     assert text.count("± 0.00") == rows - 1
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    for config in configs(["dataset=digits,folder:/[red]"]):
+        write_run(tmp_path, config, [0.1, 0.5])
+    text = show(build(tmp_path).summary)
+    assert "folder:/[red]" in text
+    assert "digits" in text
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:

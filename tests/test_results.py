@@ -6,6 +6,7 @@ import errno
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def test_values_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathF
 
 
 def test_numpy_numbers_are_written_as_numbers(folder: RunFolder) -> None:
-    folder.append_metrics(1, {"test": {"loss": np.float64(0.1), "accuracy": np.float32(0.5)}})
+    values: dict[str, Any] = {"loss": np.float64(0.1), "accuracy": np.float32(0.5)}
+    folder.append_metrics(1, {"test": values})
     metrics, problems = read_metrics(folder.metrics_file)
     assert not problems
     assert metrics["value"].tolist() == [0.1, 0.5]
@@ -137,6 +139,15 @@ def test_no_results(tmp_path: Path) -> None:
     assert load_results(tmp_path).empty
     with pytest.raises(UserError, match="no results folder"):
         read_runs(tmp_path / "missing")
+
+
+def test_who_reads_a_file_while_it_is_replaced_sees_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    write_atomic(file, b"old")
+    with file.open("rb") as reader:
+        write_atomic(file, b"new")
+        assert reader.read() == b"old"
+    assert file.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "Cannot write")])

@@ -1,0 +1,216 @@
+"""The distillation against its definition, computed naively in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import icpctl
+from icpctl.distill import feature_shift_errors, tap
+from icpctl.models import CifarResNet
+
+LAYERS = ["layer1", "layer2", "layer3"]
+
+
+def small_resnet(dtype: torch.dtype = torch.float64) -> CifarResNet:
+    torch.manual_seed(0)
+    model = CifarResNet(8, 10)
+    for _ in range(3):  # running statistics away from their initial values
+        model(torch.randn(16, 3, 16, 16))
+    return model.to(dtype)
+
+
+def batch(dtype: torch.dtype = torch.float64, size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return x.to(dtype), torch.randint(10, (size,), generator=generator)
+
+
+def stages(model: CifarResNet, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The forward pass written out, with its features."""
+    h = F.relu(model.bn1(model.conv1(x)))
+    features = [h := model.layer1(h), h := model.layer2(h), h := model.layer3(h)]
+    return features, model.fc(h.mean(dim=(2, 3)))
+
+
+def naive_objective(
+    model: CifarResNet, x: Tensor, y: Tensor, name: str, a: float, lr: float, steps: int, extra: bool
+) -> tuple[Tensor, Tensor]:
+    """L_total straight from the formulas, keeping every graph; also x_T."""
+    model.eval()
+    x_t = x.clone()
+    m1, m2, v = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    for t in range(1, steps + 1):
+        z = x_t.clone().requires_grad_()
+        loss = F.cross_entropy(stages(model, z)[1], y)
+        loss.backward()
+        assert z.grad is not None
+        g = z.grad
+        m1, m2, v = 0.9 * m1 + 0.1 * g, 0.9999 * m2 + 0.0001 * g, 0.999 * v + 0.001 * g**2
+        scale = (v / (1 - 0.999**t)).sqrt() + 1e-8
+        first = m1 / (1 - 0.9**t)
+        u = {"sgd": g, "adam": first / scale, "ademamix": (first + 5 * m2) / scale}[name]
+        x_t = (x_t - lr * u).detach()
+    model.zero_grad()
+    total: Tensor = F.cross_entropy(stages(model, x)[1], y) if extra else x.new_zeros(())
+    model.train()
+    targets = [f.detach() for f in stages(model, x_t)[0]]
+    features, logits = stages(model, x)
+    weights = [math.cos(i / 2 * math.pi / 4) for i in range(3)]
+    distance = sum(w * ((f - t) ** 2).mean() for w, f, t in zip(weights, features, targets, strict=True))
+    return total + a * F.cross_entropy(logits, y) + (1 - a) * distance, x_t
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "ademamix"])
+@pytest.mark.parametrize("a", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("extra", [False, True])
+def test_gradient_equals_the_naive_one(name: str, a: float, extra: bool) -> None:
+    ours, theirs = small_resnet(), small_resnet()
+    x, y = batch()
+    lr = 0.5 if name == "sgd" else 2e-3
+    distiller = icpctl.SelfDistiller(ours, LAYERS, name, steps=3, lr=lr, extra_task_grad=extra)
+    loss, log = distiller(x, y, task_weight=a, icp_losses=True)
+    loss.backward()
+    expected, x_t = naive_objective(theirs, x, y, name, a, lr, 3, extra)
+    expected.backward()
+
+    assert torch.allclose(log["x_icp"], x_t, atol=1e-12)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-10)
+    for (key, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(parameter.grad, other.grad, rtol=1e-7, atol=1e-12), key
+    assert log["icp_loss_after"] < log["icp_loss_before"]
+    assert float(log["delta_linf"]) == pytest.approx(float((x_t - x).abs().max()))
+    assert float(log["delta_l2"]) == pytest.approx(float((x_t - x).flatten(1).norm(dim=1).mean()))
+    assert torch.allclose(ours.bn1.running_mean, theirs.bn1.running_mean, rtol=1e-12)  # type: ignore[arg-type]
+
+
+def test_no_gradient_goes_into_the_teacher() -> None:
+    student = torch.randn(2, 3, requires_grad=True)
+    teacher = torch.randn(2, 3, requires_grad=True)
+    icpctl.feature_loss([student], [teacher], [1.0]).backward()  # type: ignore[no-untyped-call]
+    assert teacher.grad is None
+    assert torch.allclose(student.grad, 2 * (student - teacher).detach() / 6)  # type: ignore[arg-type]
+
+
+def test_teacher_statistics_are_switchable() -> None:
+    x, y = batch()
+    tracked = {}
+    for both in (True, False):
+        model = small_resnet()
+        icpctl.SelfDistiller(model, LAYERS, "adam", teacher_statistics=both)(x, y, task_weight=0.5)
+        tracked[both] = model.bn1.num_batches_tracked.clone(), model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
+    plain = small_resnet()
+    plain(x)
+    assert int(tracked[True][0]) == 5
+    assert int(tracked[False][0]) == 4
+    assert torch.equal(tracked[False][1], plain.bn1.running_mean)  # type: ignore[arg-type]
+    assert not torch.equal(tracked[True][1], tracked[False][1])
+
+
+@given(k=st.integers(0, 60), extra=st.integers(1, 200), e=st.integers(0, 300))
+def test_task_weight_follows_the_quarter_cosine(k: int, extra: int, e: int) -> None:
+    epochs = k + extra
+    a = icpctl.task_weight(e, k, epochs)
+    if e <= k:
+        assert a == 1.0
+    elif e <= epochs:
+        assert a == pytest.approx(math.sin(math.pi / 2 * (epochs - e) / extra), abs=1e-12)  # the same, told otherwise
+        assert 0 <= a < 1
+
+
+def test_task_weight_of_the_paper() -> None:
+    assert icpctl.task_weight(25) == 1.0
+    assert icpctl.task_weight(50) == pytest.approx(math.cos(math.pi / 6))
+    assert icpctl.task_weight(75) == pytest.approx(0.5)
+    assert icpctl.task_weight(100) == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="warmup_epochs"):
+        icpctl.task_weight(0, 10, 10)
+
+
+@given(st.integers(1, 12))
+def test_layer_weights(n: int) -> None:
+    cosine = icpctl.layer_weights(n)
+    assert cosine[0] == 1.0
+    assert cosine == sorted(cosine, reverse=True)
+    assert n == 1 or cosine[-1] == pytest.approx(math.sqrt(0.5))
+    assert icpctl.layer_weights(n, "cosine-inverse") == cosine[::-1]
+    assert icpctl.layer_weights(n, "uniform") == [1.0] * n
+
+
+def test_three_layer_weights_are_those_of_the_formula() -> None:
+    assert icpctl.layer_weights(3) == pytest.approx([1.0, math.cos(math.pi / 8), math.cos(math.pi / 4)])
+    with pytest.raises(ValueError, match="kind"):
+        icpctl.layer_weights(3, "linear")
+
+
+def test_features_of_unequal_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        icpctl.feature_loss([torch.ones(1)], [], [1.0])
+
+
+def test_taps_are_in_the_order_asked_for_and_leave_nothing_behind() -> None:
+    model = small_resnet()
+    x, _ = batch()
+    with tap(model, ["layer3", "layer1"]) as features:
+        model(x)
+    assert [feature.shape[1] for feature in features] == [64, 16]
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(RuntimeError, match="layer2"), tap(model, ["layer2"]):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="'layer9'"):
+        icpctl.SelfDistiller(small_resnet(), ["layer1", "layer9"])
+
+
+def trained_resnet() -> tuple[nn.Module, Tensor, Tensor]:
+    """A ResNet-20 after some steps on digits, enlarged to 32 pixels, and a batch of 64: about the page's set-up."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None].repeat(1, 3, 1, 1) / 16
+    images = F.interpolate((images - images.mean()) / images.std(), size=32, mode="bilinear")
+    labels = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = CifarResNet(20, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for i in range(20):
+        part = slice(i * 32, (i + 1) * 32)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[part]), labels[part]).backward()
+        optimizer.step()
+    return model, images[1000:1064], labels[1000:1064]
+
+
+def test_feature_shift_is_exact_at_the_default_precision_and_drowns_in_bfloat16() -> None:
+    """At the default settings float32 keeps the error of the shift under 1 %; bfloat16 does not."""
+    model, x, y = trained_resnet()
+    for name in ("adam", "ademamix"):
+        x_icp = icpctl.perturb(x, lambda z: F.cross_entropy(model(z), y), name)
+        errors = {}
+        for enabled in (False, True):
+            precision = torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+            errors[enabled] = [float(e) for e in feature_shift_errors(model, LAYERS, x, x_icp, precision)]
+        assert max(errors[False]) < 0.01
+        assert max(errors[True]) > 0.05
+
+
+def test_measuring_the_shift_error_leaves_the_model_alone() -> None:
+    model = small_resnet(torch.float32)
+    x, _ = batch(torch.float32)
+    before = copy.deepcopy(model.state_dict())
+    feature_shift_errors(model, LAYERS, x, x + 0.01, torch.autocast("cpu", torch.bfloat16, enabled=False))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float32
