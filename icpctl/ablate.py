@@ -125,6 +125,7 @@ def _attempt(config: RunConfig, folder: RunFolder, train: Callable[[RunConfig], 
         if not refused:
             with suppress(UserError):  # the folder cannot be written; what stopped the run matters more
                 folder.create()
-                folder.write_status("failed", error=message, traceback=traceback.format_exc())
+                details = {"state": "failed", "error": message, "traceback": traceback.format_exc()}
+                folder.write_status(**folder.status() | details)
         return Outcome(config, "failed", message)
     return Outcome(config, "finished")

@@ -165,11 +165,12 @@ def test_a_crash_while_running_is_recorded(tmp_path: Path, configs: list[RunConf
     def crash(config: RunConfig) -> None:
         folder = RunFolder(tmp_path, config)
         folder.create()
-        folder.write_status("running")
+        folder.write_status("running", epoch=3)
         raise RuntimeError("CUDA error")
 
     run(configs[:1], tmp_path, crash, ignore)
-    assert RunFolder(tmp_path, configs[0]).status()["state"] == "failed"
+    status = RunFolder(tmp_path, configs[0]).status()
+    assert (status["state"], status["epoch"], status["error"]) == ("failed", 3, "RuntimeError: CUDA error")
 
 
 def test_what_stopped_a_run_is_kept_where_it_cannot_be_written(

@@ -124,8 +124,6 @@ def test_the_longest_family_name_gives_the_stages() -> None:
         ({"steps": "three"}, "--steps got 'three'"),
         ({"optimizer": "adm"}, "'adam'"),
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs < 5"),
-        ({"model": "unheard_of"}, "--layers"),
-        ({"layers": " , "}, "--layers"),
         ({"model": "../resnet20"}, "--model got '../resnet20'"),
         ({"lr": float("nan")}, "--lr got 'nan'"),
         ({"beta1": 1}, "--beta1 got '1'"),

@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icpctl.config import resolve
 from icpctl.errors import UserError
-from icpctl.results import COLUMNS, RunFolder, load_results, read_config, read_metrics, read_runs, write_atomic
+from icpctl.results import (
+    COLUMNS,
+    RunFolder,
+    load_results,
+    read_config,
+    read_metrics,
+    read_runs,
+    write_atomic,
+    write_evaluation,
+)
 
 HEADER = ",".join(COLUMNS) + "\n"
 GOOD = "r,1,test,loss,0.5\n"
@@ -148,6 +158,21 @@ def test_who_reads_a_file_while_it_is_replaced_sees_the_old_one(tmp_path: Path) 
         write_atomic(file, b"new")
         assert reader.read() == b"old"
     assert file.read_bytes() == b"new"
+
+
+def test_an_evaluation_replaces_the_same_one_and_no_other(folder: RunFolder) -> None:
+    best, last = ({"checkpoint": name, "split": "test"} for name in ("best", "last"))
+    write_evaluation(folder.path, best, {"accuracy": 0.1, "loss": 1 / 3})
+    write_evaluation(folder.path, last, {"accuracy": 0.2})
+    file = write_evaluation(folder.path, best, {"accuracy": 0.3, "loss": 1 / 3})
+    rows = pd.read_csv(file)
+    assert rows[["checkpoint", "metric", "value"]].to_numpy().tolist() == [
+        ["last", "accuracy", 0.2],
+        ["best", "accuracy", 0.3],
+        ["best", "loss", 1 / 3],
+    ]
+    file.write_text("damaged\n")
+    assert len(pd.read_csv(write_evaluation(folder.path, best, {"accuracy": 0.3}))) == 1
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "Cannot write")])

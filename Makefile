@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python ≥ 3.11, make and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs clean
+
+help: ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "icpctl needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/installed ## baseline against AdEMAMix-ICP on digits, a few minutes on a CPU
+	$(BIN)/icpctl ablate resnet20 digits --epochs 12 --grid optimizer=ademamix --output results/demo
+
+test: $(VENV)/installed-test lint ## lint, types and tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test ## ruff and mypy alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/installed ## write docs/cli.md anew from the declarations
+	$(BIN)/python docs/generate.py
+
+clean: ## remove the virtual environment and caches; results/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
