@@ -214,6 +214,9 @@ class SelfDistiller:
             reduction=self.reduction,
             losses=losses,
         )
+        if icp_losses:  # before the passes below move the running statistics
+            with torch.no_grad(), eval_mode():
+                losses.append(criterion(self.model(x_icp), y))
         with torch.no_grad(), tap(self.model, self.layers) as teacher:
             if self.teacher_statistics:
                 self.model(x_icp)
@@ -240,9 +243,7 @@ class SelfDistiller:
             for i, shift in enumerate(feature_shifts(student, teacher), start=1):
                 log[f"feature_shift_{i}"] = shift
             if icp_losses:
-                log["icp_loss_before"] = losses[0]
-                with eval_mode():
-                    log["icp_loss_after"] = criterion(self.model(x_icp), y)
+                log |= {"icp_loss_before": losses[0], "icp_loss_after": losses[-1]}
         return loss, log
 
 

@@ -68,6 +68,12 @@ def naive_objective(
     return total + a * F.cross_entropy(logits, y) + (1 - a) * distance, x_t
 
 
+def loss_at(x: Tensor, y: Tensor) -> float:
+    """The eval-mode loss of the untouched model."""
+    with torch.no_grad():
+        return float(F.cross_entropy(stages(small_resnet().eval(), x)[1], y))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "ademamix"])
 @pytest.mark.parametrize("a", [1.0, 0.6, 0.0])
 @pytest.mark.parametrize("extra", [False, True])
@@ -88,6 +94,7 @@ def test_gradient_equals_the_naive_one(name: str, a: float, extra: bool) -> None
         assert other.grad is not None
         assert torch.allclose(parameter.grad, other.grad, rtol=1e-7, atol=1e-12), key
     assert log["icp_loss_after"] < log["icp_loss_before"]
+    assert float(log["icp_loss_after"]) == pytest.approx(loss_at(x_t, y), rel=1e-10)
     assert float(log["delta_linf"]) == pytest.approx(float((x_t - x).abs().max()))
     assert float(log["delta_l2"]) == pytest.approx(float((x_t - x).flatten(1).norm(dim=1).mean()))
     assert torch.allclose(ours.bn1.running_mean, theirs.bn1.running_mean, rtol=1e-12)  # type: ignore[arg-type]
