@@ -63,13 +63,12 @@ def check(config: RunConfig) -> None:
     data.check_name(config.dataset)
     models.check_name(config.model)
     choose_device(config.device)
-    with torch.device("meta"):
-        modules = dict(models.build(config.model, 10, config.stem).named_modules())
+    modules = models.module_paths(config.model, config.stem)
     if not config.layers and config.optimizer != "none":
         raise UserError(f"The stages of {config.model} are not known here. Name the modules to tap with --layers.")
     for layer in config.layers:
         if layer not in modules:
-            top = ", ".join(name for name in modules if name and "." not in name)
+            top = ", ".join(name for name in modules if "." not in name)
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 from torch import nn
 
 from icpctl.config import CIFAR_RESNETS
 from icpctl.errors import UserError, unknown
 from icpctl.models.cifar_resnet import CifarResNet
 
-__all__ = ["CifarResNet", "build", "check_name"]
+__all__ = ["CifarResNet", "build", "check_name", "module_paths"]
 
 _STEM_FAMILIES = ("resnet", "resnext", "wide_resnet")
 
@@ -48,6 +51,18 @@ def build(name: str, num_classes: int, stem: str = "imagenet") -> nn.Module:
     return model
 
 
+@cache
+def module_paths(name: str, stem: str = "imagenet") -> tuple[str, ...]:
+    """The paths of all modules of a model: what --layers can name.
+
+    Raises:
+        UserError: as `build`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return tuple(path for path, _ in build(name, 10, stem).named_modules() if path)
+
+
+@cache
 def _torchvision_names() -> list[str]:
     import torchvision
 

@@ -1,0 +1,246 @@
+"""The command line as a user meets it: real processes, what they print, and how they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import icpctl
+from icpctl import checkpoint
+
+SMALL = ["resnet20", "digits", "--train-size", "160", "--val-fraction", "0.2", "--epochs", "2", "--steps", "2"]
+
+
+def icpctl_command(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "icpctl", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "100", "TERM": "dumb"} | environment,
+        timeout=120,
+    )
+
+
+def refused(*arguments: str, cwd: Path | None = None, **environment: str) -> str:
+    """The message of a command that has to fail as errors do: one paragraph, status 2, no traceback."""
+    result = icpctl_command(*arguments, cwd=cwd, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
+    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (run,) = (tmp_path / "results").iterdir()
+    assert "epoch 2/2" in trained.stdout
+    assert "f1_macro" in trained.stdout
+    assert run.name in trained.stdout
+
+    again = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
+    assert "finished already" in again.stdout
+    assert "epoch 1/2" not in again.stdout
+
+    evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "accuracy_top5" in evaluated.stdout
+    assert (run / "eval.csv").read_text().startswith("run_id,checkpoint,dataset,split,metric,value\n")
+    single = icpctl_command("eval", f"results/{run.name}/checkpoints/best.pt", "--split", "val", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+
+    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
+    assert ablated.returncode == 0, ablated.stderr
+    assert ablated.stdout.count(": finished") == 2  # steps=2 was there
+    assert ablated.stdout.count(": skipped") == 1
+    assert "difference" in ablated.stdout
+
+    reported = icpctl_command("report", "results/", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert (tmp_path / "results" / "runs.csv").read_text().count("\n") == 4
+    for format in ("csv", "markdown", "latex", "json"):
+        output = icpctl_command("report", "results", "--format", format, cwd=tmp_path)
+        assert output.returncode == 0
+        assert "ademamix" in output.stdout
+        if format == "json":
+            assert len(json.loads(output.stdout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "resnet21", "digits"], "Did you mean 'resnet20'"),
+        (["train", "resnet20", "digts"], "Did you mean 'digits'"),
+        (["train", "resnet20", "digits", "--optimizer", "adams"], "Did you mean 'adam'"),
+        (["train", "resnet20", "digits", "--steps", "0"], "steps is 0"),
+        (["train", "resnet20", "digits", "--steps", "many"], "--steps got 'many'"),
+        (["train", "resnet20", "digits", "--icp-lr", "-1"], "greater than 0"),
+        (["train", "resnet20", "digits", "--icp-lr", "nan"], "finite"),
+        (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "warmup_epochs is 5 of 5"),
+        (["train", "resnet20", "digits", "--layers", "layer1,layer4"], "no module 'layer4'"),
+        (["train", "resnet20", "digits", "--device", "cuda:9"], "--device cpu"),
+        (["train", "resnet20", "digits", "--train-size", "5000"], "1437"),
+        (["train", "resnet20", "digits", "--config", "missing.toml"], "missing.toml"),
+        (["train", "resnet20", "folder:nowhere"], "nowhere"),
+        (["ablate", "resnet20", "digits", "--grid", "steps"], "--grid steps"),
+        (["ablate", "resnet20", "digits", "--grid", "stps=1,2"], "Did you mean 'steps'"),
+        (["ablate", "resnet20", "digits", "--grid", "steps=1,0"], "steps=0"),
+        (["ablate", "resnet20", "digits", "--grid", "model=resnet20,resnet21"], "resnet21"),
+        (["eval", "results/none"], "results/none"),
+        (["report", "nowhere"], "nowhere"),
+        (["report", "."], "icpctl train"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_and_nothing_is_written(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in refused(*arguments, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_file_of_the_same_names_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'model = "resnet20"\ndataset = "digits"\nepochs = 1\ntrain-size = 160\noptimizer = "none"\nseed = 3\n'
+    )
+    result = icpctl_command("train", "--config", "run.toml", "--seed", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none", seed=4)
+    assert (tmp_path / "results" / config.run_id / "metrics.csv").exists()
+    for text, message in (
+        ("steps = [", "not valid TOML"),
+        ("setps = 3", "Did you mean 'steps'"),
+        ("steps = [1]", "--steps"),
+    ):
+        file.write_text(text)
+        assert message in refused("train", "resnet20", "digits", "--config", "run.toml", cwd=tmp_path)
+
+
+def test_no_data_and_no_network_says_where_it_looked(tmp_path: Path) -> None:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    message = refused("train", "--epochs", "1", "--data-dir", "data", cwd=tmp_path, **proxies)
+    assert "cifar100" in message
+    assert "data" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    broken = tmp_path / "photos" / "train" / "dog" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    message = refused("train", "resnet20", "folder:photos", "--val-fraction", "0", cwd=tmp_path)
+    assert "2.png" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    assert "--output" in refused("train", *SMALL, cwd=tmp_path)
+
+
+def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    grid = ["--grid", "lr=1e30,1e-3", "--model-optimizer", "sgd", "--clip-grad-norm", "0"]
+    result = icpctl_command("ablate", *SMALL, *grid, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("Failed:") == 2  # the run and its baseline
+    states = [json.loads(file.read_text())["state"] for file in (tmp_path / "results").glob("*/status.json")]
+    assert sorted(states) == ["failed", "failed", "finished", "finished"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals, status: int, command: str, tmp_path: Path
+) -> None:
+    arguments = [command, *SMALL, "--epochs", "60"] + (["--grid", "optimizer=adam"] if command == "ablate" else [])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icpctl", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 2/60" in line:
+            break
+    process.send_signal(number)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == status, complaints
+    assert "Saved" in complaints
+    (run,) = (tmp_path / "results").iterdir()
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    saved = checkpoint.load(run / "checkpoints" / "last.pt")
+    assert saved["epoch"] >= 2
+
+    more = subprocess.Popen(
+        [sys.executable, "-m", "icpctl", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert more.stdout is not None
+    said = []
+    for line in more.stdout:
+        said.append(line)
+        if "Resuming" in line:
+            break
+    more.kill()
+    more.communicate()
+    assert "Resuming" in said[-1]
+    assert f"epoch {saved['epoch'] + 1}" in said[-1]
+
+
+def test_help_and_version_come_without_torch() -> None:
+    code = "import sys; from icpctl.cli import app; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert icpctl_command("--version").stdout.startswith("icpctl ")
+    started = time.perf_counter()
+    shown = icpctl_command("train", "--help").stdout
+    assert time.perf_counter() - started < 20
+    for name in icpctl.RunConfig.model_fields:
+        if name not in ("model", "dataset"):
+            assert "--" + name.replace("_", "-") in shown
+
+
+def test_evaluating_on_other_classes_is_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    config = icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none")
+    run = icpctl.train(config, tmp_path / "results").path
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (20, 20)).save(folder / "0.png")
+    assert "10 classes" in refused("eval", str(run), "--dataset", "folder:photos", cwd=tmp_path)
+    for path in (run / "config.json", tmp_path):
+        refused("eval", str(path))
+    torch.save({}, tmp_path / "foreign.pt")
+    assert "foreign.pt" in refused("eval", str(tmp_path / "foreign.pt"))
+
+
+def test_a_pipe_that_closes_is_no_error(tmp_path: Path) -> None:
+    icpctl.train(icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none"), tmp_path)
+    command = f"{sys.executable} -m icpctl report {tmp_path} --format json | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout == "["
+    assert "Traceback" not in result.stderr
