@@ -176,7 +176,8 @@ def train(
         split: dict(zip(rows["metric"], rows["value"], strict=True))
         for split, rows in last.groupby("split", sort=False)
     }
-    console.print(metrics_table(f"Last epoch of {run_config.run_id}", {str(k): v for k, v in splits.items()}))
+    console.print(f"\nLast epoch of [bold]{run_config.run_id}[/]", highlight=False, soft_wrap=True)
+    console.print(metrics_table({str(split): values for split, values in splits.items()}))
     console.print(f"Everything is in {run.path}", soft_wrap=True, highlight=False)
 
 
@@ -200,8 +201,9 @@ def evaluate(
 
     metrics = evaluate_checkpoint(path, dataset, split=split, which=checkpoint, data_dir=data_dir, device=device)
     console.print(
-        metrics_table(f"{checkpoint if path.is_dir() else path.name}, {dataset or 'own data set'}", {split: metrics})
+        f"{path}, {f'{checkpoint}, ' if path.is_dir() else ''}{dataset or 'its own data set'}", soft_wrap=True
     )
+    console.print(metrics_table({split: metrics}))
     if path.is_dir():
         file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": dataset or "", "split": split}, metrics)
         console.print(f"Written to {file}", soft_wrap=True, highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -107,9 +108,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def metrics_table(title: str, metrics: Metrics) -> Table:
+def metrics_table(metrics: Metrics) -> Table:
     """The metrics of a run or an evaluation: a row for each metric, a column for each split."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("metric")
     for split in metrics:
         table.add_column(split, justify="right")

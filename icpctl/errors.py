@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -16,8 +17,13 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of `known`: names the nearest one, or lists a few of them."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+
+    def nearness(candidate: str) -> tuple[float, int]:
+        ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
+        return ratio, len(os.path.commonprefix([name, candidate]))  # resnet21: resnet20 rather than resnet32
+
+    nearest = max(difflib.get_close_matches(name, known, n=10, cutoff=0.5), key=nearness, default=None)
     if nearest:
-        return UserError(f"Unknown {kind} '{name}'. Did you mean '{nearest[0]}'?")
+        return UserError(f"Unknown {kind} '{name}'. Did you mean '{nearest}'?")
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return UserError(f"Unknown {kind} '{name}'. It can be one of: {listed}.")
