@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test real lint docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: $(VENV)/installed ## baseline against AdEMAMix-ICP on digits, a few minute
 
 test: $(VENV)/installed-test lint ## lint, types and tests
 	$(BIN)/python -m pytest
+
+real: $(VENV)/installed-test ## the tests on real CIFAR-100, some minutes; needs ICPCTL_DATA_DIR
+	$(BIN)/python -m pytest -n 0 tests/real
 
 lint: $(VENV)/installed-test ## ruff and mypy alone
 	$(BIN)/ruff check .

@@ -306,7 +306,6 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         if received:
             sys.exit(128 + number)
         received.append(number)
-        errors.print("Stopping after this batch; once more to stop at once.")
 
     before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -311,7 +311,8 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Readable, and derived from the configuration: the same configuration is the same run."""
         steps = f"-T{self.steps}" if self.steps else ""
-        dataset = re.sub(r"[^A-Za-z0-9]+", "-", self.dataset.rstrip("/").rsplit("/", 1)[-1])
+        kind, _, path = self.dataset.partition(":")
+        dataset = re.sub(r"[^A-Za-z0-9]+", "-", f"{kind}-{Path(path).name}" if path else kind)
         return f"{self.model}-{dataset}-{self.optimizer}{steps}-s{self.seed}-{self._digest()}"
 
     @property

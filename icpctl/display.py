@@ -57,6 +57,7 @@ class ConsoleDisplay(Display):
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
                 expand=True,
+                transient=True,
             )
             self.tasks: list[TaskID] = [
                 self.progress.add_task("epoch", total=epochs, figures=""),
@@ -85,14 +86,13 @@ class ConsoleDisplay(Display):
         self.progress.update(second, completed=batch, description=f"batch {batch}/{self.batches}", figures=figures)
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
-        train, test = metrics["train"], metrics["test"]
-        parts = [f"epoch {epoch + 1}/{self.epochs}", f"loss {train['loss']:.4f}"]
+        train = metrics["train"]
+        parts = [f"epoch {epoch + 1}/{self.epochs}", f"loss {train['loss']:.3f}"]
         if "feature_loss" in train:
-            parts.append(f"feature {train['feature_loss']:.2e}")
+            parts.append(f"feature {train['feature_loss']:.1e}")
         parts.append(f"share {train['task_weight']:.2f}")
-        if "val" in metrics:
-            parts.append(f"val {metrics['val']['accuracy']:.2%}")
-        parts += [f"test {test['accuracy']:.2%}", f"{train['images_per_second']:,.0f} img/s"]
+        parts += [f"{split} {metrics[split]['accuracy']:.1%}" for split in ("val", "test") if split in metrics]
+        parts.append(f"{train['images_per_second']:,.0f} img/s")
         self.console.print("  ".join(parts), highlight=False, soft_wrap=not self.live)
 
     def stop(self) -> None:

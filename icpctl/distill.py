@@ -252,8 +252,8 @@ def feature_shift_errors(
 ) -> list[Tensor]:
     """How much of each feature shift is rounding: ‖ΔF − ΔF₆₄‖ / ‖ΔF₆₄‖ for ΔF = F(x_T) − F(x), in eval mode.
 
-    Both are computed on copies of the model, one at its own precision under `autocast`, one in float64. An error of 1
-    means that the noise is as large as the signal.
+    ΔF is computed by the model under `autocast`, ΔF₆₄ by a copy of it in float64. An error of 1 means that the noise is
+    as large as the signal.
     """
 
     def shifts(network: nn.Module, *inputs: Tensor) -> list[Tensor]:

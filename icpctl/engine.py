@@ -150,7 +150,7 @@ class Session:
             while self.epoch < self.config.epochs:
                 self._run_epoch()
             self.folder.write_status("finished", epoch=self.config.epochs)
-        except Interrupted:
+        except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
             self.folder.write_status("interrupted", epoch=self.epoch)
             raise
         except Exception as error:

@@ -63,7 +63,7 @@ class Adam(SGD):
 class AdEMAMix(Adam):
     """u_t = (m̂1_t + α·m2_t) / (√v̂_t + ε) + λ·x_t; m1 and v are bias-corrected, m2 is not (arXiv 2409.03137).
 
-    With a fresh state m2 enters with the weight α·(1 − β₃) = 5e-4, so at T = 5 this is Adam to within 0.3 %.
+    With a fresh state m2 enters with the weight α·(1 − β₃) = 5e-4, so at T = 5 this is nearly Adam.
 
     Args:
         betas: β₁, β₂ and β₃.

@@ -37,7 +37,7 @@ def test_metrics_equal_scikit_learns(n: int, classes: int, scale: float, seed: i
     assert ours["ece"] == pytest.approx(calibration_error(probabilities, true), abs=1e-5)
 
 
-def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:  # type: ignore[type-arg]
+def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:
     """Σ (share of the bin) · |accuracy − mean confidence| over equal-width bins of the confidence."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == true
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
