@@ -82,7 +82,8 @@ def measure(device: torch.device) -> list[Row]:
             measured = feature_shift_errors(model, LAYERS, x, x_icp, autocast(precision, device))
             errors[precision] = [float(error) for error in measured]
         set_precision("float32")
-        rows.append(Row(name, lr, *losses, [float(s) for s in feature_shifts(*stages)], errors))
+        shifts = [float(shift) for shift in feature_shifts(*stages)]
+        rows.append(Row(name, lr, losses[0], losses[1], shifts, errors))
     return rows
 
 
