@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import icpctl
 from icpctl import checkpoint
@@ -38,6 +39,15 @@ def refused(*arguments: str, cwd: Path | None = None, **environment: str) -> str
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     return result.stderr
+
+
+def write_photos(folder: Path) -> None:
+    """Class folders: four noisy cats and dogs of 16 pixels in each split."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.effect_noise((16, 16), 50 + i).save(folder / split / name / f"{i}.png")
 
 
 def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
@@ -134,14 +144,7 @@ def test_no_data_and_no_network_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    from PIL import Image
-
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            for i in range(4):
-                Image.effect_noise((16, 16), 50 + i).save(folder / f"{i}.png")
+    write_photos(tmp_path / "photos")
     broken = tmp_path / "photos" / "train" / "dog" / "2.png"
     broken.write_bytes(broken.read_bytes()[:150])
     message = refused("train", "resnet20", "folder:photos", "--val-fraction", "0", cwd=tmp_path)
@@ -170,17 +173,17 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals, status: int, command: str, tmp_path: Path
 ) -> None:
     arguments = [command, *SMALL, "--epochs", "60"] + (["--grid", "optimizer=adam"] if command == "ablate" else [])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "icpctl", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "epoch 2/60" in line:
-            break
+
+    def started() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "icpctl", *arguments]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def until(process: subprocess.Popen[str], text: str) -> str:
+        assert process.stdout is not None
+        return next(line for line in process.stdout if text in line)
+
+    process = started()
+    until(process, "epoch 2/60")
     process.send_signal(number)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == status, complaints
@@ -190,23 +193,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     saved = checkpoint.load(run / "checkpoints" / "last.pt")
     assert saved["epoch"] >= 2
 
-    more = subprocess.Popen(
-        [sys.executable, "-m", "icpctl", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert more.stdout is not None
-    said = []
-    for line in more.stdout:
-        said.append(line)
-        if "Resuming" in line:
-            break
+    more = started()
+    assert f"epoch {saved['epoch'] + 1}" in until(more, "Resuming")
     more.kill()
     more.communicate()
-    assert "Resuming" in said[-1]
-    assert f"epoch {saved['epoch'] + 1}" in said[-1]
 
 
 def test_help_and_version_come_without_torch() -> None:
@@ -222,15 +212,9 @@ def test_help_and_version_come_without_torch() -> None:
 
 
 def test_evaluating_on_other_classes_is_refused(tmp_path: Path) -> None:
-    from PIL import Image
-
     config = icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none")
     run = icpctl.train(config, tmp_path / "results").path
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (20, 20)).save(folder / "0.png")
+    write_photos(tmp_path / "photos")
     assert "10 classes" in refused("eval", str(run), "--dataset", "folder:photos", cwd=tmp_path)
     for path in (run / "config.json", tmp_path):
         refused("eval", str(path))

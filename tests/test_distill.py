@@ -114,7 +114,10 @@ def test_teacher_statistics_are_switchable() -> None:
     for both in (True, False):
         model = small_resnet()
         icpctl.SelfDistiller(model, LAYERS, "adam", teacher_statistics=both)(x, y, task_weight=0.5)
-        tracked[both] = model.state_dict()["bn1.num_batches_tracked"].clone(), model.state_dict()["bn1.running_mean"].clone()
+        tracked[both] = (
+            model.state_dict()["bn1.num_batches_tracked"].clone(),
+            model.state_dict()["bn1.running_mean"].clone(),
+        )
     plain = small_resnet()
     plain(x)
     assert int(tracked[True][0]) == 5
