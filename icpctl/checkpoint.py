@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,27 @@ from typing import Any
 import torch
 
 from icpctl.errors import UserError
-from icpctl.results import write_atomic
+from icpctl.results import not_writable, write_atomic
 
 FORMAT = "icpctl-checkpoint-1"
+KEYS = frozenset(
+    [
+        "config",
+        "fingerprint",
+        "classes",
+        "mean",
+        "std",
+        "image_size",
+        "epoch",
+        "batch",
+        "best",
+        "meter",
+        "seconds",
+        "model",
+        "optimizer",
+        "icp_state",
+    ]
+)
 
 Checkpoint = dict[str, Any]
 
@@ -35,9 +54,15 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
     if name == "last" and path.exists():
         # A second name for the old file, so that at no moment there is neither.
         link = folder / "previous.pt.tmp"
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        link.replace(previous)
+        try:
+            link.unlink(missing_ok=True)
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, link)
+            link.replace(previous)
+        except OSError as error:
+            raise not_writable(previous, error) from error
     write_atomic(path, buffer.getvalue())
 
 
@@ -57,24 +82,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(f"There is no checkpoint {path}.") from None
     except zipfile.BadZipFile:
         raise UserError(f"The checkpoint {path} is truncated, or is no checkpoint of icpctl.") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).split(".")[0].split("\n")[0]
-        raise UserError(f"The checkpoint {path} cannot be read: {reason}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(
-            f"{path} holds something else than a checkpoint of icpctl. Give a run folder, or a file in its checkpoints/."
-        )
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        raise UserError(f"The checkpoint {path} cannot be read: it is damaged, or of another program.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= KEYS:
+        raise UserError(f"{path} holds something else than a checkpoint of icpctl.")
     return content
 
 
 def load_last(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be believed, or None; and a sentence for each that cannot."""
+    """The newest checkpoint that can be believed, or None; and a sentence for each that cannot.
+
+    Where that is `previous`, it takes the place of the damaged `last`, so that the next save does not replace it.
+    """
     faults: list[str] = []
     for name in ("last", "previous"):
         path = folder / f"{name}.pt"
         if path.exists():
             try:
-                return load(path, device), faults
+                content = load(path, device)
+                path.replace(folder / "last.pt")
+                return content, faults
             except UserError as error:
                 faults.append(str(error))
     return None, faults

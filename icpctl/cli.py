@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from icpctl.config import (
     CIFAR_RESNETS,
@@ -31,9 +32,6 @@ from icpctl.config import (
     resolve,
 )
 from icpctl.errors import UserError
-
-if TYPE_CHECKING:
-    from icpctl.ablate import Outcome
 
 app = typer.Typer(
     name="icpctl",
@@ -65,8 +63,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (UserError, OSError) as error:
-        errors.print("[bold red]Error:[/]", str(error), markup=True, highlight=False, soft_wrap=not errors.is_terminal)
+        _complain("[bold red]Error:[/]", str(error))
         sys.exit(2)
+
+
+def _complain(kind: str, message: str) -> None:
+    """A paragraph on the standard error: broken into lines in a terminal, one line in a file."""
+    errors.print(kind, escape(message), highlight=False, soft_wrap=not errors.is_terminal)
+
+
+def _say(message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(show: bool) -> None:
@@ -169,16 +176,16 @@ def train(
             run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
         )
     if run.skipped:
-        console.print(f"{run.path} is finished already; --overwrite trains it anew.", soft_wrap=True, highlight=False)
+        _say(f"{run.path} is finished already; --overwrite trains it anew.")
     metrics = run.metrics
     last = metrics[metrics["epoch"] == metrics["epoch"].max()]
     splits = {
         split: dict(zip(rows["metric"], rows["value"], strict=True))
         for split, rows in last.groupby("split", sort=False)
     }
-    console.print(f"\nLast epoch of [bold]{run_config.run_id}[/]", highlight=False, soft_wrap=True)
+    _say(f"\nLast epoch of {run_config.run_id}")
     console.print(metrics_table({str(split): values for split, values in splits.items()}))
-    console.print(f"Everything is in {run.path}", soft_wrap=True, highlight=False)
+    _say(f"Everything is in {run.path}")
 
 
 @app.command("eval")
@@ -200,13 +207,11 @@ def evaluate(
     from icpctl.results import write_evaluation
 
     metrics = evaluate_checkpoint(path, dataset, split=split, which=checkpoint, data_dir=data_dir, device=device)
-    console.print(
-        f"{path}, {f'{checkpoint}, ' if path.is_dir() else ''}{dataset or 'its own data set'}", soft_wrap=True
-    )
+    _say(f"{path}, {f'{checkpoint}, ' if path.is_dir() else ''}{dataset or 'its own data set'}")
     console.print(metrics_table({split: metrics}))
     if path.is_dir():
         file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": dataset or "", "split": split}, metrics)
-        console.print(f"Written to {file}", soft_wrap=True, highlight=False)
+        _say(f"Written to {file}")
 
 
 @app.command()
@@ -237,14 +242,15 @@ def ablate(
 
     configs = ablation.plan(settings, grid, seeds)
     from icpctl.display import ConsoleDisplay
-    from icpctl.engine import check
+    from icpctl.engine import check, check_data
     from icpctl.engine import train as train_run
 
     for each in configs:
         check(each)
+    check_data(configs)
 
     def announce(number: int, count: int, each: RunConfig, state: str) -> None:
-        console.print(f"[bold]{number}/{count}[/] {each.run_id}: {state}", highlight=False, soft_wrap=True)
+        _say(f"{number}/{count} {each.run_id}: {state}")
 
     with _stoppable() as should_stop:
         outcomes = ablation.run(
@@ -253,16 +259,11 @@ def ablate(
             lambda each: train_run(each, output, display=ConsoleDisplay(console), should_stop=should_stop),
             announce,
         )
-    _summarise(output)
-    _leave_with_failures(outcomes)
-
-
-def _leave_with_failures(outcomes: "list[Outcome]") -> None:
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
-        errors.print(
-            f"[bold red]Failed:[/] {outcome.config.run_id}:", str(outcome.error), highlight=False, soft_wrap=True
-        )
+        _complain("[bold red]Failed:[/]", f"{outcome.config.run_id}: {outcome.error}")
+    if len(failed) < len(outcomes):
+        _summarise(output)
     if failed:
         raise typer.Exit(1)
 
@@ -287,14 +288,14 @@ def _summarise(folder: Path, format: Literal["table", "csv", "markdown", "latex"
     found = reporting.build(folder)
     file = reporting.write_runs(folder, found.runs)
     for note in found.notes:
-        errors.print("[yellow]Note:[/]", note, highlight=False, soft_wrap=not errors.is_terminal)
+        _complain("[yellow]Note:[/]", note)
     if format != "table":
         sys.stdout.write(reporting.render(found.summary, format))
         return
     if len(found.summary):
         console.print(reporting.rich_table(found.summary, console.width))
-        console.print(found.common, highlight=False)
-    console.print(f"Every run is in {file}", soft_wrap=True, highlight=False)
+        console.print(found.common, markup=False, highlight=False)
+    _say(f"Every run is in {file}")
 
 
 @contextmanager

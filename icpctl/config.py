@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from icpctl.errors import UserError, unknown
@@ -165,7 +165,7 @@ class RunConfig(BaseModel):
     seed: int = _field(0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31)
     epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1)
     train_size: int | None = _field(
-        None, "Train on a class-balanced part of the training split of this size; without it, on all.", "run",
+        None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
         unit="images", ge=2,
     )  # fmt: skip
     val_fraction: float = _field(
@@ -278,7 +278,7 @@ class RunConfig(BaseModel):
     )
     device: str = _field(
         "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
     )  # fmt: skip
     data_dir: Path | None = _field(
         None,
@@ -287,17 +287,25 @@ class RunConfig(BaseModel):
         identity=False,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        """`steps = true` is a slip, though Python counts it as 1."""
+        for name, value in dict(values).items():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{option(name)} got {str(value).lower()}, which is no value for it")
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for name in _unused(self.optimizer):
+            field = type(self).model_fields[name]
+            value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
+            object.__setattr__(self, name, value)
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
         if self.optimizer == "none":
             object.__setattr__(self, "steps", 0)
-            for name, field in type(self).model_fields.items():
-                if declaration(field).group in ("perturbation", "distillation") and name not in (
-                    "optimizer",
-                    "steps",
-                ):
-                    value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
-                    object.__setattr__(self, name, value)
         elif self.steps == 0:
             raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
         if self.warmup_epochs >= self.epochs:
@@ -332,6 +340,16 @@ class RunConfig(BaseModel):
             if declaration(name).identity and name not in without and value != type(self).model_fields[name].default
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _unused(optimizer: str) -> list[str]:
+    """The settings that mean nothing with this input optimizer."""
+    ademamix = ["beta3", "alpha", "icp_weight_decay"]
+    if optimizer == "none":
+        method = ("perturbation", "distillation")
+        names = [name for name in RunConfig.model_fields if declaration(name).group in method]
+        return [name for name in names if name not in ("optimizer", "steps")]
+    return {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
 
 
 def declaration(field: FieldInfo | str) -> Declared:
@@ -390,7 +408,7 @@ def _sentence(fault: Any) -> str:
     name = str(fault["loc"][0])
     if fault["type"] == "literal_error":
         return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
     return f"{option(name)} got {str(fault['input'])!r}: {message}. {RunConfig.model_fields[name].description}"
 
 
@@ -398,7 +416,8 @@ def read_toml(path: Path) -> dict[str, object]:
     """Hyper-parameters from a TOML file of the same names; `icp-lr` and `icp_lr` are the same.
 
     Raises:
-        UserError: the file cannot be read or is not TOML. Names and values are checked by `resolve`.
+        UserError: the file cannot be read or is not TOML, a name is unknown or given twice, or a value is out of range.
+            Whether the values fit together is checked by `resolve`.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -406,4 +425,18 @@ def read_toml(path: Path) -> dict[str, object]:
         raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}. Write lines such as `steps = 5`.") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    settings: dict[str, object] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in RunConfig.model_fields:
+            raise UserError(f"{path}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
+        if name in settings:
+            raise UserError(f"{path}: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
+        field = RunConfig.model_fields[name]
+        try:
+            TypeAdapter(field.rebuild_annotation()).validate_python(value)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise UserError(f"{path}: {_sentence({**fault, 'loc': (name,)})}") from None
+        settings[name] = value
+    return settings

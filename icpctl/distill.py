@@ -102,24 +102,27 @@ def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
 
     Raises:
         ValueError: the model has no module at a path.
-        RuntimeError: at the end, if the pass did not go through one of them.
+        RuntimeError: at the end, if one of them gave no tensor, or one that was changed in place afterwards.
     """
-    modules = dict(model.named_modules())
-    for layer in layers:
-        if layer not in modules:
-            raise ValueError(f"the model has no module {layer!r}")
     outputs: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
     features: list[Tensor] = []
 
     def keep(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: outputs.update({layer: output})
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            outputs[layer] = output
+            versions[layer] = output._version if isinstance(output, Tensor) else 0
 
-    hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
+        return hook
+
+    hooks = [_module(model, layer).register_forward_hook(keep(layer)) for layer in layers]
     try:
         yield features
         for layer in layers:
             if not isinstance(outputs.get(layer), Tensor):
                 raise RuntimeError(f"the module {layer!r} gave no tensor in this pass: tap another one")
+            if outputs[layer]._version != versions[layer]:
+                raise RuntimeError(f"the output of {layer!r} is changed in place by the module after it: tap that one")
         features += (outputs[layer] for layer in layers)
     finally:
         for hook in hooks:
@@ -164,9 +167,8 @@ class SelfDistiller:
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
     ) -> None:
-        missing = [layer for layer in layers if layer not in dict(model.named_modules())]
-        if missing:
-            raise ValueError(f"the model has no module {missing[0]!r}")
+        for layer in layers:
+            _module(model, layer)
         self.model, self.layers = model, tuple(layers)
         self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
         self.steps, self.lr, self.direction = steps, lr, direction
@@ -197,10 +199,7 @@ class SelfDistiller:
             and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
-        extra = None
-        if self.extra_task_grad:  # before the passes below move the running statistics
-            with eval_mode():
-                extra = criterion(self.model(x), y)
+        extra = self._eval_mode_loss(x, y, criterion) if self.extra_task_grad else None
         if not self.carry_state:
             self.optimizer.state = {}
         losses: list[Tensor] = []
@@ -246,6 +245,16 @@ class SelfDistiller:
                 log |= {"icp_loss_before": losses[0], "icp_loss_after": losses[-1]}
         return loss, log
 
+    def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The task loss at x in eval mode, with its graph.
+
+        The graph refers to the running statistics until it is differentiated, and the train-mode passes move them in
+        place, so this pass gets a copy of them.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with eval_mode():
+            return criterion(torch.func.functional_call(self.model, buffers, (x,)), y)
+
 
 def feature_shift_errors(
     model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor, autocast: torch.autocast
@@ -269,6 +278,13 @@ def feature_shift_errors(
             measured = shifts(model, x, x_icp)
         exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
         return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
+
+
+def _module(model: nn.Module, layer: str) -> nn.Module:
+    try:
+        return model.get_submodule(layer)
+    except AttributeError:
+        raise ValueError(f"the model has no module {layer!r}") from None
 
 
 def _at_least_float32(feature: Tensor) -> Tensor:

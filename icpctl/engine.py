@@ -7,11 +7,10 @@ bit for bit, as one that was not. Within an epoch nothing waits for the device; 
 
 from __future__ import annotations
 
-import resource
-import shutil
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from icpctl import checkpoint, data, models
-from icpctl.config import RunConfig, option
+from icpctl.config import RunConfig, option, resolve
 from icpctl.display import CostEstimate, Display, Throttle
 from icpctl.errors import UserError
 from icpctl.meter import Meter, to_floats
@@ -65,11 +64,23 @@ def check(config: RunConfig) -> None:
     choose_device(config.device)
     modules = models.module_paths(config.model, config.stem)
     if not config.layers and config.optimizer != "none":
-        raise UserError(f"The stages of {config.model} are not known here. Name the modules to tap with --layers.")
+        raise UserError(f"There are no stages of {config.model} to tap. Name modules with --layers.")
     for layer in config.layers:
         if layer not in modules:
             top = ", ".join(name for name in modules if "." not in name)
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
+
+
+def check_data(configs: Iterable[RunConfig]) -> None:
+    """Refuse at once what cannot be run for want of data: each data set is loaded, and split, once.
+
+    Raises:
+        UserError: as `icpctl.data.load` and `split_train`.
+    """
+    seen = {(c.dataset, c.data_dir, c.image_size, c.train_size, c.val_fraction) for c in configs}
+    for dataset, data_dir, image_size, train_size, val_fraction in seen:
+        images = data.load(dataset, data_dir, image_size)
+        data.split_train(images.train.labels, train_size, val_fraction)
 
 
 def train(
@@ -101,17 +112,15 @@ def train(
     folder = RunFolder(Path(output), config)
     if folder.status().get("state") == "finished" and not overwrite:
         return Run(config, folder.path, skipped=True)
-    images = data.load(config.dataset, config.data_dir, config.image_size)
     device = choose_device(config.device)
     set_precision(config.precision)
     try:
-        trainer = Trainer(config, images, device)
+        trainer = Trainer(config, data.load(config.dataset, config.data_dir, config.image_size), device)
+        trainer.check_shapes()
         folder.create()
         with FileLock(folder.path / ".lock", timeout=0):
             if overwrite:
-                shutil.rmtree(folder.checkpoints)
-                folder.metrics_file.unlink(missing_ok=True)
-                folder.create()
+                folder.clear()
             Session(config, folder, trainer, display, should_stop).run()
     except Timeout:
         raise UserError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
@@ -137,16 +146,16 @@ class Session:
         self.epoch = self.batch = 0
         self.meter = Meter()
         self.best: dict[str, float] = {}
+        self.seconds = 0.0  # of the epoch at work, before it was resumed
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
 
     def run(self) -> None:
-        self._resume()
-        if self.epoch == 0 and self.batch == 0:
-            self.folder.write_config(self.config, self._provenance())
-        self.folder.write_status("running", epoch=self.epoch)
-        self.display.start(self.config.run_id, self.config.epochs, self.trainer.batches)
         try:
+            self._resume()
+            self.folder.write_config(self.config, self._facts(), provenance(self.trainer.device))
+            self.folder.write_status("running", epoch=self.epoch)
+            self.display.start(self.config.run_id, self.config.epochs, self.trainer.batches)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
             self.folder.write_status("finished", epoch=self.config.epochs)
@@ -161,7 +170,7 @@ class Session:
             self.display.stop()
 
     def _run_epoch(self) -> None:
-        started, skipped = time.perf_counter(), self.batch
+        started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
         images, targets = self.trainer.begin_epoch(self.epoch)
@@ -175,31 +184,32 @@ class Session:
             done = batch + 1
             if due():
                 seconds = time.perf_counter() - started
-                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / (done - skipped))
-                self._show(done, (done - skipped) * size / seconds)
+                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / done)
+                self._show(done, done * size / seconds)
             if done < self.trainer.batches and self.should_stop():
                 self._check_finite()
-                self.batch = done
+                self.batch, self.seconds = done, time.perf_counter() - started
                 self._save()
                 raise Interrupted
-        trained = self.trainer.batches * size
-        self._finish_epoch(targets[:trained], started, (self.trainer.batches - skipped) * size)
+        self._finish_epoch(targets[: self.trainer.batches * size], started)
         if self.epoch < self.config.epochs and self.should_stop():
             raise Interrupted
 
-    def _finish_epoch(self, targets: Tensor, started: float, images_seen: int) -> None:
+    def _finish_epoch(self, targets: Tensor, started: float) -> None:
         self._check_finite()  # waits for the device
         seconds = time.perf_counter() - started
-        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds * self.trainer.batch_size / images_seen)
+        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
         task_metrics = self.trainer.task.metrics(torch.cat(self.meter.outputs), targets)
         metrics = {"train": to_floats(task_metrics) | self.meter.means()}
         metrics["train"] |= {
             "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": images_seen / seconds,
+            "images_per_second": len(targets) / seconds,
             "peak_memory": self._peak_memory(),
         }
         for name, split in self.trainer.evaluation_sets.items():
             metrics[name] = self.trainer.evaluate(split)
+            if not math.isfinite(metrics[name]["loss"]):
+                raise self._not_finite("after its last batch")
         metrics["train"]["seconds"] = time.perf_counter() - started
         self._warn(metrics["train"])
         self.folder.append_metrics(self.epoch, metrics)
@@ -210,7 +220,7 @@ class Session:
             improved = not self.best or value > self.best["value"]
             if improved:
                 self.best = {"epoch": self.epoch, "value": value}
-        self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter()
+        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
         if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
             self._save("best")
         self._save()
@@ -222,6 +232,7 @@ class Session:
         if saved is None:
             self.folder.keep_metrics_before(0)
             return
+        resolve(saved["config"], "the checkpoint")
         if saved["fingerprint"] != self.trainer.fingerprint:
             raise UserError(
                 f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
@@ -230,7 +241,9 @@ class Session:
         self.trainer.restore(saved)
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.meter.restore(saved["meter"])
-        self.folder.keep_metrics_before(self.epoch)
+        self.seconds = saved["seconds"]
+        for fault in self.folder.keep_metrics_before(self.epoch):
+            self.display.warn(fault)
         place = f"epoch {self.epoch + 1}" + (f", batch {self.batch}" if self.batch else "")
         self.display.say(f"Resuming {self.config.run_id} at {place} of {self.config.epochs} epochs.")
 
@@ -246,6 +259,7 @@ class Session:
             "batch": self.batch,
             "best": self.best,
             "meter": self.meter.state(),
+            "seconds": self.seconds,
         }
         checkpoint.save(self.folder.checkpoints, name, content | self.trainer.state())
 
@@ -253,12 +267,15 @@ class Session:
         bad = self.meter.first_bad
         if bad is None or int(bad) < 0:
             return
+        raise self._not_finite(f"batch {int(bad) + 1}")
+
+    def _not_finite(self, place: str) -> UserError:
         last = self.folder.checkpoints / "last.pt"
         good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
-        raise UserError(
-            f"The loss is not finite at epoch {self.epoch + 1}, batch {int(bad) + 1} of {self.config.run_id}. {good}. "
-            f"Lower {option('lr')} (now {self.config.lr:g}) or {option('icp_lr')} (now {self.config.icp_lr:g}), or clip "
-            f"the gradient with {option('clip_grad_norm')}."
+        icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.optimizer != "none" else ""
+        return UserError(
+            f"The loss is not finite at epoch {self.epoch + 1}, {place}, of {self.config.run_id}. {good}. Lower "
+            f"{option('lr')} (now {self.config.lr:g}){icp_lr}, or clip the gradient with {option('clip_grad_norm')}."
         )
 
     def _show(self, done: int, images_per_second: float) -> None:
@@ -273,7 +290,7 @@ class Session:
         """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
         if "icp_loss_before" in values and "no-op" not in self.warned:
             before, after = values["icp_loss_before"], values["icp_loss_after"]
-            if abs(after - before) < NO_OP * abs(before):
+            if abs(after - before) <= NO_OP * abs(before):
                 self.warned.add("no-op")
                 self.display.warn(
                     f"the perturbation does nothing: loss {before:.6f} before, {after:.6f} after, the largest change of "
@@ -293,10 +310,15 @@ class Session:
         """Bytes: of the device in this epoch on CUDA, of the process so far on a CPU."""
         if self.trainer.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.trainer.device))
+        if sys.platform == "win32":
+            return math.nan
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
-    def _provenance(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
+        """What config.json says of the data and the model."""
         trainer = self.trainer
         facts = {
             "dataset": self.config.dataset,
@@ -308,8 +330,10 @@ class Session:
             "std": trainer.std.flatten().tolist(),
         }
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        return {"parameters": parameters, "data": facts, **provenance(trainer.device)}
+        return {"parameters": parameters, "data": facts}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(sign in str(error) for sign in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from icpctl import checkpoint, data, models
-from icpctl.config import RunConfig
+from icpctl.config import resolve
 from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
 from icpctl.meter import to_floats
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         path: a run folder, or a checkpoint file.
         dataset: another data set than the one it was trained on; its images are resized to the size of the training's.
-        split: train, val (the held-out part, of the run's own data set) or test.
+        split: test; or train or val (the held-out part) of the run's own data set.
         which: last or best, for a run folder.
         data_dir: where the data sets are; the run's own setting by default.
         device: cpu, cuda, cuda:N or auto.
@@ -65,23 +65,30 @@ def evaluate(
         Metrics by name, fractions in [0, 1].
 
     Raises:
-        UserError: no such run or split, a checkpoint that cannot be read, classes that do not match.
+        UserError: no such run or split, a checkpoint that cannot be read, data that changed, classes that do not match.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split '{split}'. It can be one of: {', '.join(SPLITS)}.")
     target = choose_device(device)
     file = checkpoint_file(path, which)
     saved = checkpoint.load(file, target)
-    config = RunConfig.model_validate(saved["config"])
+    config = resolve(saved["config"], str(file))
     size = saved["image_size"]
-    if dataset is None or dataset == config.dataset:
+    if dataset is None:
         images = data.load(config.dataset, data_dir or config.data_dir, config.image_size)
+        if images.fingerprint != saved["fingerprint"]:
+            raise UserError(
+                f"The data set {config.dataset} is not what {file} was trained on: it was changed since. Restore it, or "
+                f"evaluate on it as on another data set, with --dataset {config.dataset}."
+            )
     else:
+        if split != "test":
+            raise UserError(f"--split {split} is a part of the run's own data set; of {dataset}, take the test split.")
         images = data.load(dataset, data_dir or config.data_dir, size[0] if size[0] == size[1] else None)
     _check_classes(tuple(saved["classes"]), images.classes, config.dataset, images.name)
 
-    torch.manual_seed(config.seed)
-    model = models.build(config.model, len(images.classes), config.stem)
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
+        model = models.build(config.model, len(images.classes), config.stem)
     model.load_state_dict(saved["model"])
     model.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_precision(config.precision)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 class SGD:
     """u_t = g_t."""
 
-    state: dict[str, Tensor]
+    state: dict[str, Any]
+    """Empty where it is fresh; tensors of the shape of the inputs, and the number of steps."""
 
     def __init__(self) -> None:
         self.state = {}
@@ -51,10 +53,10 @@ class Adam(SGD):
     def _moments(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """m̂_t and √v̂_t + ε."""
         if not self.state:
-            self.state = {"t": torch.zeros(()), "m": torch.zeros_like(gradient), "v": torch.zeros_like(gradient)}
+            self.state = {"t": 0, "m": torch.zeros_like(gradient), "v": torch.zeros_like(gradient)}
         beta1, beta2 = self.betas
         self.state["t"] += 1
-        t = int(self.state["t"])  # stays on the host: no synchronisation
+        t = self.state["t"]
         m = self.state["m"].mul_(beta1).add_(gradient, alpha=1 - beta1)
         v = self.state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         return m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt_().add_(self.eps)
@@ -84,7 +86,9 @@ class AdEMAMix(Adam):
 
     def __call__(self, gradient: Tensor, x: Tensor) -> Tensor:
         first, scale = self._moments(gradient)
-        slow = self.state.setdefault("m2", torch.zeros_like(gradient))
+        if "m2" not in self.state:
+            self.state["m2"] = torch.zeros_like(gradient)
+        slow: Tensor = self.state["m2"]
         slow.mul_(self.beta3).add_(gradient, alpha=1 - self.beta3)
         update = first.add_(slow, alpha=self.alpha).div_(scale)
         return update.add_(x, alpha=self.weight_decay) if self.weight_decay else update
@@ -178,7 +182,8 @@ def _random_like(delta: Tensor) -> Tensor:
 def eval_mode(frozen: bool = False) -> Iterator[None]:
     """Run every module that is called inside in eval mode, with its parameters frozen if asked; then restore all.
 
-    It needs no hold of the model, so it works for any function of the inputs.
+    It needs no hold of the model, so it works for any function of the inputs. It acts through a hook of torch.nn.Module,
+    which TorchScript does not call: a scripted module has to be in eval mode already.
     """
     training: list[nn.Module] = []
     trained: list[nn.Parameter] = []

@@ -21,7 +21,7 @@ class Meter:
         """Count one batch; `log` has scalars and `output`."""
         self.outputs.append(log.pop("output"))
         for name, value in log.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
         # The first batch whose loss is not finite, found without waiting for the device.
         if self.first_bad is None:

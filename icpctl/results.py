@@ -80,9 +80,29 @@ class RunFolder:
         if not os.access(self.checkpoints, os.W_OK):
             raise not_writable(self.path, PermissionError(errno.EACCES, "permission denied"))
 
-    def write_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Write config.json: the run id, the configuration, and where everything came from."""
-        content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **provenance}
+    def clear(self) -> None:
+        """Remove what an earlier run left, to start anew; no longer finished from the first moment on.
+
+        Raises:
+            UserError: something cannot be removed.
+        """
+        self.write_status("running", epoch=0)
+        try:
+            for file in (
+                *self.checkpoints.iterdir(),
+                self.metrics_file,
+                self.path / "eval.csv",
+                self.path / "config.json",
+            ):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def write_config(self, config: RunConfig, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Write config.json: the run id, the configuration, facts of it, and where and when each part of it was run."""
+        before = _read_json(self.path / "config.json").get("sessions", [])
+        content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **facts}
+        content["sessions"] = [*before, session]
         write_atomic(self.path / "config.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def write_status(self, state: str, **details: Any) -> None:
@@ -115,12 +135,24 @@ class RunFolder:
         except OSError as error:
             raise not_writable(self.metrics_file, error) from error
 
-    def keep_metrics_before(self, epoch: int) -> None:
-        """Drop the rows of `epoch` and later ones, which a run resumed there writes again."""
-        metrics, _ = read_metrics(self.metrics_file)
+    def keep_metrics_before(self, epoch: int) -> list[str]:
+        """Drop the rows of `epoch` and later ones, which a run resumed there writes again.
+
+        Returns:
+            A sentence for each damaged row, which is dropped too.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        try:
+            self.metrics_file.open("a+").close()  # there, and can be read and written
+        except OSError as error:
+            raise not_writable(self.metrics_file, error) from error
+        metrics, damaged = read_metrics(self.metrics_file)
         kept = metrics[metrics["epoch"] < epoch]
         lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
         write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
+        return damaged
 
 
 def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, float]) -> Path:
@@ -132,7 +164,9 @@ def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, 
         UserError: it cannot be written.
     """
     file = path / "eval.csv"
-    new = pd.DataFrame({"run_id": path.name, **what, "metric": list(metrics), "value": list(metrics.values())})
+    new = pd.DataFrame(
+        {"run_id": path.resolve().name, **what, "metric": list(metrics), "value": list(metrics.values())}
+    )
     try:
         old = pd.read_csv(file, dtype=str, keep_default_na=False)
         old = old[(old[list(what)] != pd.Series(what)).any(axis=1)]

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from icpctl import data, icp, models
-from icpctl.config import RunConfig
+from icpctl.config import RunConfig, option
 from icpctl.data.augment import augment
 from icpctl.data.device import DeviceSplit, normalise
-from icpctl.distill import SelfDistiller, feature_shift_errors, task_weight
+from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
 from icpctl.meter import to_floats
 from icpctl.tasks import Task
 from icpctl.tasks.classification import Classification
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images of 32 pixels; fewer of larger ones
 ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
 SHIFT_ERROR_IMAGES = 32  # of the first batch of each ICP epoch; float64 is slow
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
@@ -53,7 +53,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A 64-bit seed from several numbers, such as (seed, epoch, batch)."""
+    """A 64-bit seed from several numbers, such as (seed, epoch, batch). Zeros at the end do not count."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -79,6 +79,28 @@ class Trainer:
         # The rest of an epoch that does not fill a batch is left out: another one each time, as the order is random.
         self.batches = len(self.train_set) // self.batch_size
 
+    def check_shapes(self) -> None:
+        """Refuse a model that cannot take these images, and taps that give no features.
+
+        Raises:
+            UserError: what the model says of it.
+        """
+        if self.batch_size < 2:
+            raise UserError(
+                f"There is {len(self.train_set)} image to train on, and batch norm needs two in a batch. Give more images."
+            )
+        x = normalise(self.train_set.images[:2], self.mean, self.std)
+        layers = self.config.layers if self.distiller is not None else ()
+        try:
+            with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
+                self.model(x)
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            side = "×".join(str(n) for n in x.shape[-2:])
+            raise UserError(
+                f"{self.config.model} cannot be trained on images of {side} pixels: {error}. Try another "
+                f"{option('image_size')}{', or other ' + option('layers') if layers else ''}."
+            ) from error
+
     def begin_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The training images of an epoch in their order, augmented (uint8), and their targets."""
         generator = torch.Generator().manual_seed(derived_seed(self.config.seed, epoch))
@@ -98,7 +120,7 @@ class Trainer:
 
     def step(self, epoch: int, batch: int, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights; the loss and the log stay on the device."""
-        torch.manual_seed(derived_seed(self.config.seed, epoch, batch))
+        torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1))  # 0 is the epoch's own
         x = normalise(images, self.mean, self.std)
         self._set_lr((epoch + batch / self.batches) / self.config.epochs)
         with autocast(self.config.precision, self.device):
@@ -150,8 +172,9 @@ class Trainer:
 
 def predict(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, precision: torch.autocast) -> Tensor:
     """The outputs of the model in eval mode for uint8 images, batch by batch."""
+    size = max(1, EVALUATION_BATCH * 32**2 // max(32**2, images.shape[-2] * images.shape[-1]))
     with torch.no_grad(), icp.eval_mode(), precision:
-        return torch.cat([model(normalise(batch, mean, std)) for batch in images.split(EVALUATION_BATCH)])
+        return torch.cat([model(normalise(batch, mean, std)) for batch in images.split(size)])
 
 
 def _model_optimizer(

@@ -90,7 +90,8 @@ def test_a_run_leaves_everything_behind(reference: Callable[..., Path]) -> None:
     assert icpctl.RunConfig(**content["config"]) == config
     assert content["parameters"] == 272_474  # ResNet-20 with 10 classes
     assert content["data"]["images"] == {"train": 128, "val": 32, "test": 360}
-    assert {"commit", "command", "started", "packages", "device", "threads", "python"} <= content.keys()
+    (session,) = content["sessions"]
+    assert {"commit", "command", "started", "packages", "device", "threads", "python"} <= session.keys()
     assert json.loads((path / "status.json").read_text())["state"] == "finished"
     assert sorted(file.name for file in (path / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
 
@@ -258,6 +259,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(tmp_path: Path) 
     assert not (tmp_path / config.run_id / "checkpoints" / "last.pt").exists()
 
 
+def test_weights_that_the_last_batch_spoils_are_not_saved(tmp_path: Path) -> None:
+    """The loss of the only batch is finite; the step after it is not."""
+    config = small(lr=1e30, clip_grad_norm=0.0, model_optimizer="sgd", train_size=40, batch_size=32)
+    with pytest.raises(icpctl.UserError, match=r"after its last batch.*no checkpoint yet"):
+        icpctl.train(config, tmp_path)
+    assert not (tmp_path / config.run_id / "checkpoints" / "last.pt").exists()
+
+
 def test_the_last_good_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = trainer.Trainer.step
 
@@ -307,6 +316,55 @@ def test_refused_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(icpctl.UserError):
             icpctl.train(small(**settings), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "alexnet"}, "8×8 pixels.*--image-size"),
+        ({"model": "vit_b_16", "layers": ("encoder",)}, "8×8 pixels"),
+        (
+            {"model": "vit_b_16", "image_size": 224, "layers": ("encoder.layers.encoder_layer_0.self_attention",)},
+            "no tensor",
+        ),
+        ({"model": "resnet18", "layers": ("layer1.0.bn1",)}, "changed in place"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(icpctl.UserError, match=message):
+        icpctl.train(small(**settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overwriting_run_that_is_killed_at_once_is_not_taken_for_finished(
+    reference: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / small().run_id
+    shutil.copytree(reference(), run)
+    (run / "eval.csv").write_text("of the old weights")
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("icpctl.results.RunFolder.write_config", killed)
+        with pytest.raises(SystemExit):
+            icpctl.train(small(), tmp_path, overwrite=True)
+    assert not (run / "eval.csv").exists()
+    assert not icpctl.train(small(), tmp_path).skipped
+    assert_same_run(reference(), run)
+
+
+def test_damaged_rows_are_named_when_a_run_goes_on(reference: Callable[..., Path], tmp_path: Path) -> None:
+    run = tmp_path / small().run_id
+    shutil.copytree(reference(), run)
+    lines = (run / "metrics.csv").read_text().splitlines()
+    lines[4] = "garbage"
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (run / "status.json").unlink()
+    said = Recorder()
+    icpctl.train(small(), tmp_path, display=said)
+    assert any("line 5" in message and "garbage" in message for message in said.messages)
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def write_run(
     """A run folder whose test accuracy, epoch by epoch, is `accuracy`; its macro F1 is a tenth below."""
     folder = RunFolder(output, config)
     folder.create()
-    folder.write_config(config, {})
+    folder.write_config(config, {}, {})
     for epoch, value in enumerate(accuracy, start=1):
         metrics: dict[str, Mapping[str, float]] = {
             "train": {"accuracy": 1.0, "icp_loss_before": 2.0, "seconds": 1.5},

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> RunFolder:
     config = resolve({"dataset": "folder:/données/pictures"})
     folder = RunFolder(tmp_path, config)
     folder.create()
-    folder.write_config(config, {"commit": "abc"})
+    folder.write_config(config, {}, {"commit": "abc"})
     return folder
 
 

@@ -56,4 +56,7 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
         source = class_folders(Path(name.removeprefix(_FOLDER)).expanduser())
     else:
         source = find(name, (data_dir or default_data_dir()).expanduser())
-    return decoded(name, source, image_size)
+    images = decoded(name, source, image_size)
+    if len(images.classes) < 2:
+        raise UserError(f"The data set {name} has one class, '{images.classes[0]}'. A classifier needs two or more.")
+    return images
