@@ -120,10 +120,8 @@ def _parameter(name: str) -> inspect.Parameter:
     if name in POSITIONAL:
         made = typer.Argument(**common, autocompletion=_starting_with(POSITIONAL[name]))
     elif field.annotation is bool:
-        kind, made = (
-            bool,
-            typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common),
-        )
+        kind = bool
+        made = typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common)
     else:
         common |= {"rich_help_panel": _panel(name), "metavar": _metavar(name)}
         made = typer.Option(option(name), autocompletion=_starting_with(choices(name)), **common)
@@ -138,17 +136,8 @@ def _panel(name: str) -> str:
 
 def _metavar(name: str) -> str:
     annotation = str(RunConfig.model_fields[name].annotation)
-    if choices(name):
-        return "|".join(choices(name))
-    return (
-        "INT"
-        if "int" in annotation
-        else "FLOAT"
-        if "float" in annotation
-        else "PATH"
-        if "Path" in annotation
-        else "TEXT"
-    )
+    words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
+    return "|".join(choices(name)) or next((words[word] for word in words if word in annotation), "TEXT")
 
 
 def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
