@@ -232,7 +232,10 @@ class Session:
         if saved is None:
             self.folder.keep_metrics_before(0)
             return
-        resolve(saved["config"], "the checkpoint")
+        if resolve(saved["config"], str(self.folder.checkpoints)).run_id != self.config.run_id:
+            raise UserError(
+                f"{self.folder.checkpoints} has a checkpoint of another run. Remove it, or use --overwrite."
+            )
         if saved["fingerprint"] != self.trainer.fingerprint:
             raise UserError(
                 f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "

@@ -166,37 +166,43 @@ def _train_in_child(settings: Mapping[str, Any], folder: Path) -> None:
     icpctl.train(small(**settings), folder)
 
 
-def _run_in_child(settings: Mapping[str, Any], folder: Path, kill_after: float | None = None) -> float:
-    """Train in a process of its own; SIGKILL after so many seconds. Returns the seconds that it lived."""
+def _start_in_child(settings: Mapping[str, Any], folder: Path) -> Any:
     process = PROCESSES.Process(target=_train_in_child, args=(settings, folder))
-    started = time.perf_counter()
     process.start()
-    process.join(kill_after)
-    if kill_after is not None:
-        process.kill()
-    process.join()
-    if kill_after is None:
-        assert process.exitcode == 0
-    return time.perf_counter() - started
+    return process
+
+
+def _epochs_recorded(run: Path) -> int:
+    """Epochs in metrics.csv; -1 before the run has begun."""
+    file = run / "metrics.csv"
+    return len({line.split(",")[1] for line in file.read_text().splitlines()[1:]}) if file.exists() else -1
 
 
 @pytest.mark.timeout(600)
 def test_killed_at_ten_moments_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    """SIGKILL at ten random moments, spread over the life of a run, each in a process of its own."""
+    """SIGKILL at ten random moments of a run's life, each time in a process of its own."""
     settings = {"icp_state": "carry", "epochs": 4}
-    _run_in_child(settings, tmp_path / "warm-up")  # the server's imports
-    life = _run_in_child(settings, tmp_path / "undisturbed")
+    name = small(**settings).run_id
+    _start_in_child(settings, tmp_path / "undisturbed").join()
+    metrics = icpctl.Run(small(**settings), tmp_path / "undisturbed" / name).metrics
+    epoch_seconds = metrics[metrics["metric"] == "seconds"]["value"].mean()
     moments = random.Random(20250514)
-    killed_within = 0
+    killed_at_work = 0
     for i in range(10):
-        folder = tmp_path / str(i)
-        _run_in_child(settings, folder, kill_after=life * (i + moments.random()) / 10)
-        run = folder / small(**settings).run_id
-        status = json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
-        killed_within += status.get("state") == "running"
-        _run_in_child(settings, folder)
-        assert_same_run(tmp_path / "undisturbed" / run.name, run)
-    assert killed_within >= 3  # the moments did hit runs at work
+        run = tmp_path / str(i) / name
+        process = _start_in_child(settings, run.parent)
+        epochs = moments.choice((0, 0, 1, 2, 3))
+        while process.is_alive() and _epochs_recorded(run) < epochs:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, epoch_seconds))
+        process.kill()
+        process.join()
+        killed_at_work += json.loads((run / "status.json").read_text())["state"] == "running"
+        process = _start_in_child(settings, run.parent)
+        process.join()
+        assert process.exitcode == 0
+        assert_same_run(tmp_path / "undisturbed" / name, run)
+    assert killed_at_work >= 5  # most moments did hit a run at work
 
 
 def test_rows_written_before_the_kill_are_not_doubled(reference: Callable[..., Path], tmp_path: Path) -> None:
@@ -246,6 +252,13 @@ def test_changed_data_are_not_mixed_into_a_run(reference: Callable[..., Path], t
         checkpoint.save(run / "checkpoints", "last", saved | {"fingerprint": "other"})
     (run / "status.json").unlink()
     with pytest.raises(icpctl.UserError, match="--overwrite"):
+        icpctl.train(small(), tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(reference: Callable[..., Path], tmp_path: Path) -> None:
+    run = tmp_path / small().run_id
+    shutil.copytree(reference(optimizer="none") / "checkpoints", run / "checkpoints")
+    with pytest.raises(icpctl.UserError, match="another run"):
         icpctl.train(small(), tmp_path)
 
 
