@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icpctl.config import RunConfig, resolve
+from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.errors import UserError, unknown
 from icpctl.results import RunFolder
 
@@ -46,6 +46,8 @@ def parse_grid(grids: Sequence[str]) -> dict[str, list[str]]:
             raise UserError(f"{place}: this is not a key and its values. Write, for example, {EXAMPLE}.")
         if name not in RunConfig.model_fields:
             raise UserError(f"{place}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
+        if not declaration(name).identity:
+            raise UserError(f"{place}: {name} does not make another run. Set it for all of them with {option(name)}.")
         if name in grid:
             raise UserError(f"{place}: {name} is given twice. List all its values once, for example {EXAMPLE}.")
         if "" in values:

@@ -193,13 +193,17 @@ def evaluate(
     resolve({"device": device})
     from icpctl.display import metrics_table
     from icpctl.evaluation import evaluate as evaluate_checkpoint
-    from icpctl.results import write_evaluation
+    from icpctl.results import read_config, write_evaluation
 
     metrics = evaluate_checkpoint(path, dataset, split=split, which=checkpoint, data_dir=data_dir, device=device)
-    _say(f"{path}, {f'{checkpoint}, ' if path.is_dir() else ''}{dataset or 'its own data set'}")
-    console.print(metrics_table({split: metrics}))
-    if path.is_dir():
-        file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": dataset or "", "split": split}, metrics)
+    if not path.is_dir():
+        _say(f"{path} on {dataset or 'its own data set'}")
+        console.print(metrics_table({split: metrics}))
+    else:
+        name = dataset or read_config(path).dataset
+        _say(f"{path}, {checkpoint} checkpoint, on {name}")
+        console.print(metrics_table({split: metrics}))
+        file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": name, "split": split}, metrics)
         _say(f"Written to {file}")
 
 
@@ -252,7 +256,7 @@ def ablate(
     for outcome in failed:
         _complain("[bold red]Failed:[/]", f"{outcome.config.run_id}: {outcome.error}")
     if len(failed) < len(outcomes):
-        _summarise(output)
+        _summarise(output, only=[each.run_id for each in configs])
     if failed:
         raise typer.Exit(1)
 
@@ -271,20 +275,32 @@ def report(
     _summarise(folder, format)
 
 
-def _summarise(folder: Path, format: Literal["table", "csv", "markdown", "latex", "json"] = "table") -> None:
+def _summarise(
+    folder: Path,
+    format: Literal["table", "csv", "markdown", "latex", "json"] = "table",
+    only: list[str] | None = None,
+) -> None:
     from icpctl import report as reporting
 
-    found = reporting.build(folder)
-    file = reporting.write_runs(folder, found.runs)
+    found = reporting.build(folder, only)
     for note in found.notes:
         _complain("[yellow]Note:[/]", note)
     if format != "table":
-        sys.stdout.write(reporting.render(found.summary, format))
-        return
-    if len(found.summary):
+        sys.stdout.write(reporting.render(found, format))
+        if format in ("csv", "json"):
+            _complain("[yellow]Note:[/]", found.common)
+    elif len(found.summary):
         console.print(reporting.rich_table(found.summary, console.width))
         console.print(found.common, markup=False, highlight=False)
-    _say(f"Every run is in {file}")
+        console.print(
+            "Accuracy and F1: test split, last epoch. Best epoch: test accuracy at the epoch that is best on the held-out "
+            "images. Difference: accuracy less that of the baseline of the same seeds, in points.",
+            highlight=False,
+        )
+    if only is None:
+        file = reporting.write_runs(folder, found.runs)
+        if format == "table":
+            _say(f"Every run is in {file}")
 
 
 @contextmanager

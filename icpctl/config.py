@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from icpctl.errors import UserError, unknown
@@ -145,7 +154,8 @@ class RunConfig(BaseModel):
     the same are equal. With `optimizer="none"` (the baseline) the settings of the method mean nothing and are put at
     their defaults: a baseline is one run however they were set.
 
-    Raises pydantic.ValidationError (a ValueError); `resolve` raises the same as a UserError.
+    Raises:
+        UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -315,6 +325,16 @@ class RunConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _faults_in_words(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validate(values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+        # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
+        raise UserError(" ".join(_sentence(fault) for fault in faults if fault["type"] != "default_factory_not_called"))
+
     @property
     def run_id(self) -> str:
         """Readable, and derived from the configuration: the same configuration is the same run."""
@@ -387,25 +407,20 @@ def resolve(values: Mapping[str, object], where: str = "") -> RunConfig:
         where: the place they come from, for the message.
 
     Raises:
-        UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
+        UserError: as `RunConfig`, with the place.
     """
     try:
         return RunConfig.model_validate(dict(values))
-    except ValidationError as error:
-        place = f"{where}: " if where else ""
-        # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
-        faults = [fault for fault in error.errors(include_url=False) if fault["type"] != "default_factory_not_called"]
-        for fault in faults:
-            if fault["type"] == "extra_forbidden":
-                nearest = unknown("hyper-parameter", str(fault["loc"][0]), RunConfig.model_fields)
-                raise UserError(f"{place}{nearest}") from None
-        raise UserError(place + " ".join(_sentence(fault) for fault in faults)) from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _sentence(fault: Any) -> str:
     if not fault["loc"]:
         return f"{fault['ctx']['error']}."
     name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
         return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]

@@ -93,8 +93,9 @@ class ConsoleDisplay(Display):
             parts.append(f"feature {train['feature_loss']:.1e}")
         parts.append(f"share {train['task_weight']:.2f}")
         parts += [f"{split} {metrics[split]['accuracy']:.1%}" for split in ("val", "test") if split in metrics]
-        parts.append(f"{train['images_per_second']:,.0f} img/s")
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=not self.live)
+        parts.append(f"{train['images_per_second']:,.0f}/s")
+        gap = "  " if self.console.width > 85 or not self.live else " "
+        self.console.print(gap.join(parts), highlight=False, soft_wrap=not self.live)
 
     def stop(self) -> None:
         if self.progress is not None:

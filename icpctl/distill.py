@@ -167,6 +167,8 @@ class SelfDistiller:
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
     ) -> None:
+        if isinstance(layers, str):
+            raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
         for layer in layers:
             _module(model, layer)
         self.model, self.layers = model, tuple(layers)

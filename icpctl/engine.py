@@ -30,7 +30,7 @@ from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
 from icpctl.trainer import Trainer, choose_device, set_precision
 
-NO_OP = 1e-3  # relative change of the loss under which a perturbation does nothing
+NO_OP = 1e-3  # relative change of the loss and of the features up to which a perturbation does nothing
 NOISE_FLOOR = 0.1  # error of the feature shift above which rounding drowns it
 
 
@@ -227,8 +227,8 @@ class Session:
 
     def _resume(self) -> None:
         saved, faults = checkpoint.load_last(self.folder.checkpoints, self.trainer.device)
-        for fault in faults:
-            self.display.warn(f"{fault} Going on from the one before it." if saved else f"{fault} Starting anew.")
+        if faults:
+            self.display.warn(" ".join([*faults, "Going on from the one before it." if saved else "Starting anew."]))
         if saved is None:
             self.folder.keep_metrics_before(0)
             return
@@ -247,8 +247,14 @@ class Session:
         self.seconds = saved["seconds"]
         for fault in self.folder.keep_metrics_before(self.epoch):
             self.display.warn(fault)
-        place = f"epoch {self.epoch + 1}" + (f", batch {self.batch}" if self.batch else "")
-        self.display.say(f"Resuming {self.config.run_id} at {place} of {self.config.epochs} epochs.")
+        recorded = set(read_metrics(self.folder.metrics_file)[0]["epoch"])
+        if missing := sorted(set(range(self.epoch)) - recorded):
+            raise UserError(
+                f"{self.folder.metrics_file} has lost the rows of {len(missing)} epochs that were trained, the first of "
+                f"them {missing[0]}. Restore the file, or start the run anew with --overwrite."
+            )
+        place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
+        self.display.say(f"Resuming {self.config.run_id} at {place}.")
 
     def _save(self, name: str = "last") -> None:
         content = {
@@ -293,12 +299,16 @@ class Session:
         """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
         if "icp_loss_before" in values and "no-op" not in self.warned:
             before, after = values["icp_loss_before"], values["icp_loss_after"]
-            if abs(after - before) <= NO_OP * abs(before):
+            shift = max(
+                value for name, value in values.items() if name.startswith("feature_shift_") and "error" not in name
+            )
+            if abs(after - before) <= NO_OP * abs(before) and shift <= NO_OP:
                 self.warned.add("no-op")
                 self.display.warn(
                     f"the perturbation does nothing: loss {before:.6f} before, {after:.6f} after, the largest change of "
-                    f"an input value is {values['delta_linf']:.1e}. Raise {option('icp_lr')} or {option('steps')}, or "
-                    f"use {option('icp_reduction')} sum."
+                    f"an input value is {values['delta_linf']:.1e}, the largest feature shift {shift:.1e}. Raise "
+                    f"{option('icp_lr')} or {option('steps')}"
+                    + (f", or use {option('icp_reduction')} sum." if self.config.icp_reduction == "mean" else ".")
                 )
         errors = [value for name, value in values.items() if name.startswith("feature_shift_error_")]
         if errors and max(errors) > NOISE_FLOOR and "noise" not in self.warned:

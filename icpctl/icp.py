@@ -143,7 +143,7 @@ def perturb(
         x_T: as x, detached.
 
     Raises:
-        ValueError: an unknown optimizer, direction or reduction, or steps < 1.
+        ValueError: an unknown optimizer, direction or reduction, steps < 1, or inputs that are not floating-point.
 
     Source: arXiv 2505.14751, the perturbation loop; the constants are those of the authors' released code.
     """
@@ -151,6 +151,8 @@ def perturb(
         raise ValueError(f"direction is {direction!r}, but must be one of {', '.join(DIRECTIONS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}, but must be normalised inputs of a floating-point type")
     if steps < 1:
         raise ValueError(f"steps is {steps}, but must be at least 1")
     update = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer

@@ -5,7 +5,7 @@ Numbers in the tables are fractions in [0, 1]; the tables for people (Rich, Mark
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -51,13 +51,18 @@ class Report:
     """Sentences: what is damaged, what is left out, what cannot be compared."""
 
 
-def build(folder: Path) -> Report:
+def build(folder: Path, only: Collection[str] | None = None) -> Report:
     """Read a results folder, or the folder of one run. What is damaged is noted, the rest reported.
+
+    Args:
+        folder: a results folder, or the folder of one run.
+        only: the ids of the runs to report; without it, all.
 
     Raises:
         UserError: the folder does not exist, or there is no run in it that can be read.
     """
     found, notes = read_runs(folder)
+    found = [record for record in found if only is None or record.config.run_id in only]
     if not found:
         raise UserError(
             " ".join([f"There is no run to report in {folder}. `icpctl train --output {folder}` makes one.", *notes])
@@ -164,19 +169,32 @@ def summary_table(runs: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFr
 def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
     """The summary for a terminal `width` columns wide, in percent.
 
-    What all rows share of model, dataset and seeds stands above it. Where the room is short, deviations go below means.
+    What all rows share of model, dataset and seeds stands above it. Where the room is short, deviations go below means;
+    where it still is, the settings share one column.
     """
     people, numbers = _for_people(summary)
     above = {name: people[name].iloc[0] for name in ("model", "dataset", "seeds") if people[name].nunique() == 1}
     people = people.drop(columns=list(above))
     gap = 2
-    widths = people.map(len).max().clip(lower=people.columns.str.len()) if len(people) else pd.Series(dtype=int)
-    if (widths + gap).sum() - gap > width:
+
+    def too_wide(table: pd.DataFrame) -> bool:
+        lines = table.map(lambda text: max(map(len, text.split("\n"))))
+        return len(table) > 0 and int((lines.max().clip(lower=table.columns.str.len()) + gap).sum()) - gap > width
+
+    if too_wide(people):
         people = people.map(lambda text: text.replace(" ± ", "\n± "))
+    if too_wide(people):
+        settings = [heading for heading in people if heading not in numbers]
+        together = people[settings].apply(
+            lambda row: "\n".join(f"{name} {value}" for name, value in row.items() if value != "–"), axis="columns"
+        )
+        people = people.drop(columns=settings)
+        people.insert(0, "settings", together)
     table = Table(
         title=Text(", ".join(f"{name} {value}" for name, value in above.items()), "bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_lines="settings" in people,
         show_edge=False,
         pad_edge=False,
         padding=(0, gap - 1, 0, 0),  # and one of the box
@@ -188,8 +206,12 @@ def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
     return table
 
 
-def render(summary: pd.DataFrame, format: Format) -> str:
-    """The summary as text: csv and json as it is, in fractions; markdown and latex (booktabs) in percent."""
+def render(report: Report, format: Format) -> str:
+    """The summary as text: csv and json as it is, in fractions; markdown and latex (booktabs) in percent.
+
+    What all rows share is said below a markdown table, in a comment above a latex one, and not in csv and json.
+    """
+    summary = report.summary
     match format:
         case "csv":
             return summary.to_csv(index=False)
@@ -199,13 +221,13 @@ def render(summary: pd.DataFrame, format: Format) -> str:
             people, numbers = _for_people(summary)
             align = ["right" if heading in numbers else "left" for heading in people]
             escaped = people.map(lambda text: text.replace("|", r"\|"))
-            return escaped.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n"
+            return escaped.to_markdown(index=False, disable_numparse=True, colalign=align) + f"\n\n{report.common}\n"
         case "latex":
             people, numbers = _for_people(summary)
             style = people.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
             style = style.format(_latex_number, subset=numbers)
             columns = "".join("r" if heading in numbers else "l" for heading in people)
-            return style.to_latex(hrules=True, column_format=columns)
+            return f"% {report.common}\n" + style.to_latex(hrules=True, column_format=columns)
         case _:
             assert_never(format)
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
@@ -199,14 +198,10 @@ def read_config(path: Path) -> RunConfig:
         return RunConfig.model_validate(content["config"])
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: {file.name} cannot be read ({error.strerror}).") from None
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise UserError(
-            f"{file} has settings that this version of icpctl does not take: {place} {fault['msg']}."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}. Run it again with --overwrite, or remove the folder.") from None
+    except UserError as error:
+        raise UserError(f"{file} has settings that this version of icpctl does not take. {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged. Train the run again with --overwrite, or remove the folder.") from None
 
 
 def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:

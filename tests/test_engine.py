@@ -368,6 +368,20 @@ def test_an_overwriting_run_that_is_killed_at_once_is_not_taken_for_finished(
     assert_same_run(reference(), run)
 
 
+@pytest.mark.parametrize("content", [None, "x,y\n"])
+def test_a_run_whose_metrics_were_lost_does_not_go_on(
+    content: str | None, reference: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / small().run_id
+    shutil.copytree(reference(), run)
+    (run / "status.json").unlink()
+    (run / "metrics.csv").unlink()
+    if content:
+        (run / "metrics.csv").write_text(content)
+    with pytest.raises(icpctl.UserError, match="lost the rows of 3 epochs"):
+        icpctl.train(small(), tmp_path)
+
+
 def test_damaged_rows_are_named_when_a_run_goes_on(reference: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / small().run_id
     shutil.copytree(reference(), run)

@@ -20,7 +20,7 @@ from rich.console import Console
 from icpctl.ablate import plan
 from icpctl.config import RunConfig, resolve
 from icpctl.errors import UserError
-from icpctl.report import Format, build, render, rich_table, write_runs
+from icpctl.report import Format, Report, build, render, rich_table, write_runs
 from icpctl.results import RunFolder
 
 Curve = list[float]
@@ -208,7 +208,7 @@ def test_no_run_is_finished(tmp_path: Path) -> None:
     assert write_runs(tmp_path, report.runs).read_text().count("\n") == 2
     assert show(report.summary)
     for form in ("csv", "json", "markdown", "latex"):
-        assert render(report.summary, form)
+        assert render(report, form)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -234,17 +234,18 @@ def test_the_table_of_runs_is_read_again_by_pandas(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def summary(tmp_path: Path) -> pd.DataFrame:
+def report(tmp_path: Path) -> Report:
     for config in configs(["steps=1,10000"], seeds=2, dataset="folder:/data/a_b|c & [red]"):
         write_run(tmp_path, config, [0.1, 0.5 + config.steps / 1e6 + config.seed / 100], [0.1, 0.2])
-    return build(tmp_path).summary
+    return build(tmp_path)
 
 
-def test_tidy_formats_hold_the_numbers(summary: pd.DataFrame) -> None:
-    read = pd.read_csv(io.StringIO(render(summary, "csv")), dtype={"group_id": str}, keep_default_na=False)
+def test_tidy_formats_hold_the_numbers(report: Report) -> None:
+    summary = report.summary
+    read = pd.read_csv(io.StringIO(render(report, "csv")), dtype={"group_id": str}, keep_default_na=False)
     assert read["accuracy_mean"].astype(float).tolist() == summary["accuracy_mean"].tolist()
     assert read["steps"].tolist() == ["", "1", "10000"]
-    rows = json.loads(render(summary, "json"))
+    rows = json.loads(render(report, "json"))
     assert [row["steps"] for row in rows] == [None, 1, 10000]
     assert [row["accuracy_mean"] for row in rows] == pytest.approx(summary["accuracy_mean"].tolist(), abs=1e-14)
     assert rows[0]["difference_mean"] is None
@@ -258,16 +259,17 @@ def test_tidy_formats_hold_the_numbers(summary: pd.DataFrame) -> None:
         ("latex", r"resnet20 & folder:/data/a\_b|c \& [red] & ademamix & 10000 & $2$ & $51.50 \pm 0.71$ &"),
     ],
 )
-def test_tables_for_papers_are_escaped(summary: pd.DataFrame, form: Format, row: str) -> None:
-    text = render(summary, form)
+def test_tables_for_papers_are_escaped(report: Report, form: Format, row: str) -> None:
+    text = render(report, form)
     assert row in text
+    assert report.common in text  # what was run
     if form == "latex":
         assert r"\toprule" in text
         assert r"accuracy \%" in text
 
 
-def test_the_table_says_what_is_compared(summary: pd.DataFrame) -> None:
-    lines = [line.rstrip() for line in show(summary).splitlines()]
+def test_the_table_says_what_is_compared(report: Report) -> None:
+    lines = [line.rstrip() for line in show(report.summary).splitlines()]
     assert lines[0] == "model resnet20, dataset folder:/data/a_b|c & [red], seeds 2"
     assert lines[3] == "none       –      50.50 ± 0.71  40.50 ± 0.71  50.50 ± 0.71             –"
     assert lines[5] == "ademamix   10000  51.50 ± 0.71  41.50 ± 0.71  51.50 ± 0.71  +1.00 ± 0.00"
@@ -303,3 +305,22 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     assert report.summary["accuracy_std"].isna().all()
     assert "±" not in show(report.summary)
     assert "+0.00" in show(report.summary)
+
+
+def test_many_settings_share_a_column_in_80_characters(tmp_path: Path) -> None:
+    for config in configs(
+        ["steps=1,3", "icp_lr=0.001,0.002", "lr=0.001,0.003", "beta2=0.99,0.999", "layer_weights=uniform,cosine"]
+    ):
+        write_run(tmp_path, config, [0.1, 0.5])
+    lines = show(build(tmp_path).summary).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "settings" in lines[1] + lines[2]
+    assert any("layer_weights uniform" in line for line in lines)
+
+
+def test_a_study_is_reported_alone(tmp_path: Path) -> None:
+    mine, other = configs(["steps=1"]), configs(["steps=3"])
+    for config in {each.run_id: each for each in [*mine, *other]}.values():
+        write_run(tmp_path, config, [0.1, 0.5])
+    assert len(build(tmp_path).summary) == 3
+    assert len(build(tmp_path, [each.run_id for each in mine]).summary) == 2
