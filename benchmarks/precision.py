@@ -94,10 +94,10 @@ def main() -> None:
     print("# The feature shift and its error by rounding\n")
     print(f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, torch {torch.__version__}; `python benchmarks/precision.py`.\n")
     precisions = list(rows[0].errors)
-    print("| perturbation | loss before → after | shift, stages 1–3 |", *(f" error in {p} |" for p in precisions))
+    print("| perturbation | loss before → after | shift, stages 1–3 |", *(f"error in {p} |" for p in precisions))
     print("| --- | --- | --- |", *("--- |" for _ in precisions))
     for row in rows:
-        errors = (f" {', '.join(f'{e:.1e}' for e in row.errors[p])} |" for p in precisions)
+        errors = (f"{', '.join(f'{e:.1e}' for e in row.errors[p])} |" for p in precisions)
         shifts = ", ".join(f"{s:.1e}" for s in row.shifts)
         print(f"| {row.optimizer}, η {row.lr:g} | {row.loss_before:.4f} → {row.loss_after:.4f} | {shifts} |", *errors)
 
