@@ -114,7 +114,8 @@ def _hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str) -> inspect.Parameter:
     field = RunConfig.model_fields[name]
-    common: dict[str, Any] = {"help": field.description, "show_default": default_text(name) or False}
+    listed = f" One of: {', '.join(choices(name))}." if choices(name) else ""
+    common: dict[str, Any] = {"help": f"{field.description}{listed}", "show_default": default_text(name) or False}
     kind: Any = str
     made: Any
     if name in POSITIONAL:
@@ -137,7 +138,7 @@ def _panel(name: str) -> str:
 def _metavar(name: str) -> str:
     annotation = str(RunConfig.model_fields[name].annotation)
     words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
-    return "|".join(choices(name)) or next((words[word] for word in words if word in annotation), "TEXT")
+    return next((words[word] for word in words if word in annotation), "TEXT")
 
 
 def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:

@@ -235,7 +235,7 @@ class RunConfig(BaseModel):
 
     # ── self-distillation
     layers: Annotated[tuple[str, ...], BeforeValidator(_split)] = _field(
-        lambda data: default_layers(data["model"]), "Module paths of the stages F_1 … F_L.", "distillation",
+        lambda data: default_layers(data["model"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
         default_text="the model's stages",
     )  # fmt: skip
     layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = _field(
@@ -247,7 +247,7 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     teacher_statistics: bool = _field(
         True,
-        "The teacher's pass, too, updates the running batch-norm statistics.",
+        "The teacher's pass, too, updates the running batch-norm statistics; --no-teacher-statistics: only the student's.",
         "distillation",
         source="A",
     )
