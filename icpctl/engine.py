@@ -247,12 +247,6 @@ class Session:
         self.seconds = saved["seconds"]
         for fault in self.folder.keep_metrics_before(self.epoch):
             self.display.warn(fault)
-        recorded = set(read_metrics(self.folder.metrics_file)[0]["epoch"])
-        if missing := sorted(set(range(self.epoch)) - recorded):
-            raise UserError(
-                f"{self.folder.metrics_file} has lost the rows of {len(missing)} epochs that were trained, the first of "
-                f"them {missing[0]}. Restore the file, or start the run anew with --overwrite."
-            )
         place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
         self.display.say(f"Resuming {self.config.run_id} at {place}.")
 

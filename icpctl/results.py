@@ -141,7 +141,7 @@ class RunFolder:
             A sentence for each damaged row, which is dropped too.
 
         Raises:
-            UserError: the file cannot be read or written.
+            UserError: the file cannot be read or written, or has lost whole epochs; it is then left as it is.
         """
         try:
             self.metrics_file.open("a+").close()  # there, and can be read and written
@@ -149,6 +149,11 @@ class RunFolder:
             raise not_writable(self.metrics_file, error) from error
         metrics, damaged = read_metrics(self.metrics_file)
         kept = metrics[metrics["epoch"] < epoch]
+        if missing := sorted(set(range(epoch)) - set(kept["epoch"])):
+            raise UserError(
+                f"{self.metrics_file} has lost the rows of {len(missing)} epochs that were trained, the first of them "
+                f"{missing[0]}. Restore the file, or start the run anew with --overwrite."
+            )
         lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
         write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
         return damaged

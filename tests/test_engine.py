@@ -380,6 +380,7 @@ def test_a_run_whose_metrics_were_lost_does_not_go_on(
         (run / "metrics.csv").write_text(content)
     with pytest.raises(icpctl.UserError, match="lost the rows of 3 epochs"):
         icpctl.train(small(), tmp_path)
+    assert (run / "metrics.csv").read_text() == (content or "")  # what is left of it is not overwritten
 
 
 def test_damaged_rows_are_named_when_a_run_goes_on(reference: Callable[..., Path], tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_values_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     folder = RunFolder(tmp_path_factory.mktemp("results"), resolve({}))
     folder.create()
-    folder.append_metrics(1, {"test": {f"m{number}": value for number, value in enumerate(values)}})
+    folder.append_metrics(0, {"test": {f"m{number}": value for number, value in enumerate(values)}})
     metrics, problems = read_metrics(folder.metrics_file)
     assert not problems
     np.testing.assert_array_equal(metrics["value"], values)
     before = folder.metrics_file.read_bytes()
-    folder.keep_metrics_before(2)
+    folder.keep_metrics_before(1)
     assert folder.metrics_file.read_bytes() == before
 
 
@@ -62,15 +62,15 @@ def test_numpy_numbers_are_written_as_numbers(folder: RunFolder) -> None:
 
 
 def test_resuming_drops_the_epochs_that_are_run_again(folder: RunFolder) -> None:
-    for epoch in (1, 2, 3):
-        folder.append_metrics(epoch, {"train": {"loss": 1 / epoch}, "test": {"loss": 1 / 3 / epoch}})
+    for epoch in (0, 1, 2):
+        folder.append_metrics(epoch, {"train": {"loss": 1 / (epoch + 1)}, "test": {"loss": 1 / 3 / (epoch + 1)}})
     with folder.metrics_file.open("a") as file:
-        file.write("torn,4,te")
-    folder.keep_metrics_before(3)
-    folder.append_metrics(3, {"test": {"loss": 0.25}})
+        file.write("torn,3,te")
+    folder.keep_metrics_before(2)
+    folder.append_metrics(2, {"test": {"loss": 0.25}})
     metrics, problems = read_metrics(folder.metrics_file)
     assert not problems
-    assert metrics["epoch"].tolist() == [1, 1, 2, 2, 3]
+    assert metrics["epoch"].tolist() == [0, 0, 1, 1, 2]
     assert metrics["value"].iloc[1] == 1 / 3
 
 
