@@ -43,8 +43,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-DATASET_NAMES = ("cifar100", "cifar10", "fashion-mnist", "digits", "folder:")
-POSITIONAL = {"model": tuple(CIFAR_RESNETS), "dataset": DATASET_NAMES}
+POSITIONAL = ("model", "dataset")
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
@@ -119,7 +118,7 @@ def _parameter(name: str) -> inspect.Parameter:
     kind: Any = str
     made: Any
     if name in POSITIONAL:
-        made = typer.Argument(**common, autocompletion=_starting_with(POSITIONAL[name]))
+        made = typer.Argument(**common, autocompletion=_models if name == "model" else _datasets)
     elif field.annotation is bool:
         kind = bool
         made = typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common)
@@ -143,6 +142,16 @@ def _metavar(name: str) -> str:
 
 def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    return _starting_with(tuple(CIFAR_RESNETS))(incomplete)
+
+
+def _datasets(incomplete: str) -> list[str]:
+    from icpctl.data import DATASETS
+
+    return _starting_with((*DATASETS, "folder:"))(incomplete)
 
 
 @app.command()
