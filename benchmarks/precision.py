@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 import icpctl
 from icpctl import data
-from icpctl.data.device import normalise
 from icpctl.distill import feature_shift_errors, feature_shifts, tap
-from icpctl.trainer import Trainer, autocast, choose_device, set_precision
+from icpctl.network import autocast, choose_device, set_precision
+from icpctl.trainer import Trainer
 
 LAYERS = ("layer1", "layer2", "layer3")
 PERTURBATIONS = (("adam", 2e-3), ("adam", 3e-4), ("ademamix", 2e-3), ("sgd", 2e-3))
@@ -58,7 +58,7 @@ def trained_network(images: data.ImageData, device: torch.device) -> tuple[nn.Mo
         for batch in range(trainer.batches):
             part = slice(batch * 64, batch * 64 + 64)
             trainer.step(epoch, batch, pictures[part], targets[part])
-    x = normalise(trainer.train_set.images[:64], trainer.mean, trainer.std)
+    x = trainer.network.normalise(trainer.train_set.images[:64])
     return trainer.model.eval(), x, trainer.train_set.labels[:64]
 
 

@@ -19,7 +19,8 @@ import torch
 
 import icpctl
 from icpctl.data import ImageData, Split
-from icpctl.trainer import Trainer, choose_device
+from icpctl.network import choose_device
+from icpctl.trainer import Trainer
 
 
 def random_images(count: int, side: int, classes: int) -> ImageData:

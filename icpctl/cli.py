@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from icpctl.config import (
-    CIFAR_RESNETS,
     GROUPS,
     RunConfig,
     choices,
@@ -31,6 +30,7 @@ from icpctl.config import (
     read_toml,
     resolve,
 )
+from icpctl.defaults import CIFAR_RESNETS
 from icpctl.errors import UserError
 
 app = typer.Typer(
@@ -130,6 +130,10 @@ def _parameter(name: str) -> inspect.Parameter:
     )
 
 
+def _help(name: str) -> str:
+    return str(RunConfig.model_fields[name].description)
+
+
 def _panel(name: str) -> str:
     return GROUPS[declaration(name).group]
 
@@ -145,7 +149,7 @@ def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 
 def _models(incomplete: str) -> list[str]:
-    return _starting_with(tuple(CIFAR_RESNETS))(incomplete)
+    return _starting_with((*CIFAR_RESNETS, "vae"))(incomplete)
 
 
 def _datasets(incomplete: str) -> list[str]:
@@ -190,11 +194,19 @@ def train(
 @app.command("eval")
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set, for a classifier with the same classes.")
+    ] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="The images to evaluate on.")] = "test",
     checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run's folder.")] = "last",
-    device: Annotated[str, typer.Option(help=str(RunConfig.model_fields["device"].description))] = "auto",
-    data_dir: Annotated[Path | None, typer.Option(help=str(RunConfig.model_fields["data_dir"].description))] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Images that a VAE draws for FID and KID; without it, as many as the split has.", min=2),
+    ] = None,
+    fid_weights: Annotated[Path | None, typer.Option(help=_help("fid_weights"))] = None,
+    fid_features: Annotated[Path | None, typer.Option(help=_help("fid_features"))] = None,
+    device: Annotated[str, typer.Option(help=_help("device"))] = "auto",
+    data_dir: Annotated[Path | None, typer.Option(help=_help("data_dir"))] = None,
 ) -> None:
     """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
 
@@ -205,7 +217,19 @@ def evaluate(
     from icpctl.evaluation import evaluate as evaluate_checkpoint
     from icpctl.results import read_config, write_evaluation
 
-    metrics = evaluate_checkpoint(path, dataset, split=split, which=checkpoint, data_dir=data_dir, device=device)
+    metrics = evaluate_checkpoint(
+        path,
+        dataset,
+        split=split,
+        which=checkpoint,
+        samples=samples,
+        fid_weights=fid_weights,
+        fid_features=fid_features,
+        data_dir=data_dir,
+        device=device,
+        say=_say,
+        warn=lambda message: _complain("[yellow]Warning:[/]", message),
+    )
     if not path.is_dir():
         _say(f"{path} on {dataset or 'its own data set'}")
         console.print(metrics_table({split: metrics}))
@@ -277,12 +301,21 @@ def report(
     format: Annotated[
         Literal["table", "csv", "markdown", "latex", "json"], typer.Option(help="How the summary is printed.")
     ] = "table",
+    figures: Annotated[bool, typer.Option("--figures", help="Draw the paper's Figures 1 and 3 into figures/.")] = False,
 ) -> None:
     """Collect the runs of a results folder into runs.csv, and print a row for each configuration.
 
     Example: icpctl report results/ --format markdown
     """
     _summarise(folder, format)
+    if figures:
+        from icpctl import figures as drawing
+
+        files, notes = drawing.write(folder)
+        for note in notes:
+            _complain("[yellow]Note:[/]", note)
+        for file in files:
+            _complain("Drawn:", str(file))
 
 
 def _summarise(
@@ -300,13 +333,10 @@ def _summarise(
         if format in ("csv", "json"):
             _complain("[yellow]Note:[/]", found.common)
     elif len(found.summary):
-        console.print(reporting.rich_table(found.summary, console.width))
+        for task, table in reporting.rich_tables(found.summary, console.width).items():
+            console.print(table)
+            console.print(reporting.EXPLANATION[task], highlight=False)
         console.print(found.common, markup=False, highlight=False)
-        console.print(
-            "Accuracy and F1: test split, last epoch. Best epoch: test accuracy at the epoch that is best on the held-out "
-            "images. Difference: accuracy less that of the baseline of the same seeds, in points.",
-            highlight=False,
-        )
     if only is None:
         file = reporting.write_runs(folder, found.runs)
         if format == "table":

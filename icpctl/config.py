@@ -30,6 +30,14 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from icpctl.defaults import (
+    VAE_BOTTLENECK,
+    VAE_SIZES,
+    default_image_size,
+    default_layers,
+    recipe_default,
+    recipe_text,
+)
 from icpctl.errors import UserError, unknown
 
 GROUPS = {
@@ -37,75 +45,12 @@ GROUPS = {
     "perturbation": "Perturbation",
     "distillation": "Self-distillation",
     "training": "Training recipe",
+    "generation": "VAE",
     "machine": "Machine",
 }
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "model_optimizer": "adamw",
-        "lr": 3e-4,
-        "weight_decay": 0.0,
-        "lr_schedule": "constant",
-        "batch_size": 32,
-        "augmentation": "crop-randaugment",
-        "clip_grad_norm": 5.0,
-    },
-    "strong": {
-        "model_optimizer": "sgd",
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "lr_schedule": "cosine",
-        "batch_size": 128,
-        "augmentation": "pad-crop-flip",
-        "clip_grad_norm": 0.0,
-    },
-}
-
-# The modules whose outputs are a model's stages F_1 … F_L, by the beginning of the model's name.
-# A family that is not listed needs --layers.
-STAGES = {
-    "alexnet": "features.2,features.5,features.12",
-    "convnext": "features.1,features.3,features.5,features.7",
-    "densenet": "features.denseblock1,features.denseblock2,features.denseblock3,features.denseblock4",
-    "efficientnet": "features.2,features.3,features.5,features.7",
-    "googlenet": "inception3b,inception4e,inception5b",
-    "inception_v3": "Mixed_5d,Mixed_6e,Mixed_7c",
-    "maxvit": "blocks.0,blocks.1,blocks.2,blocks.3",
-    "mnasnet": "layers.8,layers.9,layers.11,layers.13",
-    "mobilenet_v2": "features.3,features.6,features.13,features.17",
-    "mobilenet_v3_large": "features.3,features.6,features.12,features.15",
-    "mobilenet_v3_small": "features.1,features.3,features.8,features.11",
-    "regnet": "trunk_output.block1,trunk_output.block2,trunk_output.block3,trunk_output.block4",
-    "resnet": "layer1,layer2,layer3,layer4",
-    "resnext": "layer1,layer2,layer3,layer4",
-    "shufflenet": "stage2,stage3,stage4",
-    "squeezenet": "features.4,features.7,features.12",
-    "swin": "features.1,features.3,features.5,features.7",
-    "vgg11": "features.2,features.5,features.10,features.15,features.20",
-    "vgg13": "features.4,features.9,features.14,features.19,features.24",
-    "vgg16": "features.4,features.9,features.16,features.23,features.30",
-    "vgg19": "features.4,features.9,features.18,features.27,features.36",
-    "vgg11_bn": "features.3,features.7,features.14,features.21,features.28",
-    "vgg13_bn": "features.6,features.13,features.20,features.27,features.34",
-    "vgg16_bn": "features.6,features.13,features.23,features.33,features.43",
-    "vgg19_bn": "features.6,features.13,features.26,features.39,features.52",
-    "vit": "encoder.layers.encoder_layer_2,encoder.layers.encoder_layer_5,"
-    "encoder.layers.encoder_layer_8,encoder.layers.encoder_layer_11",
-    "vit_l": "encoder.layers.encoder_layer_5,encoder.layers.encoder_layer_11,"
-    "encoder.layers.encoder_layer_17,encoder.layers.encoder_layer_23",
-    "vit_h": "encoder.layers.encoder_layer_7,encoder.layers.encoder_layer_15,"
-    "encoder.layers.encoder_layer_23,encoder.layers.encoder_layer_31",
-    "wide_resnet": "layer1,layer2,layer3,layer4",
-}
-CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
-
-
-def default_layers(model: str) -> tuple[str, ...]:
-    """The stages of a model by its name: the modules tapped where --layers does not say otherwise."""
-    if model in CIFAR_RESNETS:
-        return ("layer1", "layer2", "layer3")
-    families = [family for family in STAGES if model.startswith(family)]
-    return tuple(STAGES[max(families, key=len)].split(",")) if families else ()
+SELECTION = {"classification": "accuracy", "generation": "ssim"}
+"""The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""
 
 
 def _split(value: object) -> object:
@@ -137,12 +82,11 @@ def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
 
 def _recipe(name: str, help: str, **kwargs: Any) -> Any:
     """A hyper-parameter whose default comes from --recipe."""
-    paper, strong = (RECIPES[recipe][name] for recipe in ("paper", "strong"))
     return _field(
-        lambda data: RECIPES[data["recipe"]][name],
+        lambda data: recipe_default(name, data["recipe"], data["model"]),
         help,
         "training",
-        default_text=f"{paper}; strong: {strong}",
+        default_text=recipe_text(name),
         **kwargs,
     )
 
@@ -163,13 +107,13 @@ class RunConfig(BaseModel):
     # ── run
     model: str = _field(
         "resnet20",
-        "resnet20/32/44/56/110 for CIFAR, or any torchvision classifier.",
+        "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, or vae.",
         "run",
         pattern="^[A-Za-z0-9_]+$",  # it is part of the name of the run's folder
     )
     dataset: str = _field(
         "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, or folder:PATH with train/ and test/ class folders.",
+        "cifar100, cifar10, fashion-mnist, digits, cub, photos, or folder:PATH with train/ and test/ class folders.",
         "run",
     )
     seed: int = _field(0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31)
@@ -186,7 +130,13 @@ class RunConfig(BaseModel):
         lt=1,
     )
     image_size: int | None = _field(
-        None, "Resize the images to this side; without it, as they are.", "run", unit="pixels", ge=4, le=1024
+        lambda data: default_image_size(data["model"], data["dataset"]),
+        "Resize the images to this side; the VAE takes powers of two.", "run",
+        default_text="as they are; cub: 64; vae: 16 on digits, 32 on cifar and fashion-mnist, else 64",
+        unit="pixels", ge=4, le=1024,
+    )  # fmt: skip
+    crop: Literal["none", "box"] = _field(
+        "none", "box: the square around the bounding box of each bird; cub alone has them.", "run"
     )
     stem: Literal["imagenet", "cifar"] = _field(
         "imagenet",
@@ -235,7 +185,7 @@ class RunConfig(BaseModel):
 
     # ── self-distillation
     layers: Annotated[tuple[str, ...], BeforeValidator(_split)] = _field(
-        lambda data: default_layers(data["model"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
+        lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
         default_text="the model's stages",
     )  # fmt: skip
     layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = _field(
@@ -280,6 +230,22 @@ class RunConfig(BaseModel):
         "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0
     )
 
+    # ── generation
+    latent_dim: int = _field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
+    beta: float = _field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
+    fid_weights: Path | None = _field(
+        None,
+        "File with the Inception weights of FID and KID; without it they are downloaded once.",
+        "generation",
+        identity=False,
+    )
+    fid_features: Path | None = _field(
+        None,
+        "A run of a classifier whose features stand in for Inception's; the metrics carry its name.",
+        "generation",
+        identity=False,
+    )
+
     # ── machine
     precision: Literal["float32", "tf32", "bf16"] = _field(
         "float32",
@@ -308,7 +274,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in _unused(self.optimizer):
+        for name in _unused(self.optimizer, self.task):
             field = type(self).model_fields[name]
             value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
             object.__setattr__(self, name, value)
@@ -318,6 +284,13 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "steps", 0)
         elif self.steps == 0:
             raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
+        if self.crop == "box" and self.dataset != "cub":
+            raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
+        if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
+            raise ValueError(
+                f"image_size is {self.image_size}, but the VAE halves the side down to {VAE_BOTTLENECK}: give one of "
+                f"{', '.join(map(str, VAE_SIZES))}"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
@@ -334,6 +307,16 @@ class RunConfig(BaseModel):
             faults = error.errors(include_url=False)
         # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
         raise UserError(" ".join(_sentence(fault) for fault in faults if fault["type"] != "default_factory_not_called"))
+
+    @property
+    def task(self) -> str:
+        """classification or generation: what the model is for."""
+        return "generation" if self.model == "vae" else "classification"
+
+    @property
+    def selection(self) -> str:
+        """The metric on held-out images whose largest value chooses the best epoch."""
+        return SELECTION[self.task]
 
     @property
     def run_id(self) -> str:
@@ -357,13 +340,19 @@ class RunConfig(BaseModel):
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if declaration(name).identity and name not in without and value != type(self).model_fields[name].default
+            if declaration(name).identity and name not in without
+            if value is not None and value != type(self).model_fields[name].default
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _unused(optimizer: str) -> list[str]:
-    """The settings that mean nothing with this input optimizer."""
+def _unused(optimizer: str, task: str) -> list[str]:
+    """The settings that mean nothing with this input optimizer, or for this task."""
+    generation = [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
+    return _unused_by(optimizer) + (generation if task != "generation" else [])
+
+
+def _unused_by(optimizer: str) -> list[str]:
     ademamix = ["beta3", "alpha", "icp_weight_decay"]
     if optimizer == "none":
         method = ("perturbation", "distillation")

@@ -20,8 +20,8 @@ Metrics = Mapping[str, Mapping[str, float]]
 class Display:
     """Sees a run go by; this one shows nothing. A subclass overrides what it wants to show."""
 
-    def start(self, run_id: str, epochs: int, batches: int) -> None:
-        """A run begins or goes on."""
+    def start(self, config: RunConfig, batches: int) -> None:
+        """A run begins or goes on; `batches` an epoch."""
 
     def say(self, message: str) -> None:
         """Something to know."""
@@ -47,10 +47,11 @@ class ConsoleDisplay(Display):
         self.live = console.is_terminal
         self.progress: Progress | None = None
         self.epochs = self.batches = 0
+        self.selection = ""
 
-    def start(self, run_id: str, epochs: int, batches: int) -> None:
-        self.epochs, self.batches = epochs, batches
-        self.console.print(f"Run [bold]{escape(run_id)}[/]", highlight=False)
+    def start(self, config: RunConfig, batches: int) -> None:
+        self.epochs, self.batches, self.selection = config.epochs, batches, config.selection
+        self.console.print(f"Run [bold]{escape(config.run_id)}[/]", highlight=False)
         if self.live:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -61,7 +62,7 @@ class ConsoleDisplay(Display):
                 transient=True,
             )
             self.tasks: list[TaskID] = [
-                self.progress.add_task("epoch", total=epochs, figures=""),
+                self.progress.add_task("epoch", total=config.epochs, figures=""),
                 self.progress.add_task("batch", total=batches, figures=""),
             ]
             self.progress.start()
@@ -92,7 +93,12 @@ class ConsoleDisplay(Display):
         if "feature_loss" in train:
             parts.append(f"feature {train['feature_loss']:.1e}")
         parts.append(f"share {train['task_weight']:.2f}")
-        parts += [f"{split} {metrics[split]['accuracy']:.1%}" for split in ("val", "test") if split in metrics]
+        for split in ("val", "test"):
+            if split in metrics:
+                value = metrics[split][self.selection]
+                parts.append(
+                    f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {self.selection} {value:.3f}"
+                )
         parts.append(f"{train['images_per_second']:,.0f}/s")
         gap = "  " if self.console.width > 85 or not self.live else " "
         self.console.print(gap.join(parts), highlight=False, soft_wrap=not self.live)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from icpctl.icp import SGD, eval_mode, make_optimizer, perturb
 
@@ -149,7 +151,10 @@ class SelfDistiller:
     Raises:
         ValueError: a layer that the model does not have, or no layer.
 
-    Source: arXiv 2505.14751; both passes are in the model's own mode (train), as in the released code.
+    Both passes are in the model's own mode (train), as in the released code, and draw the same random numbers: dropout
+    masks or a VAE's noise are those of the student for the teacher too, so the features differ by the perturbation alone.
+
+    Source: arXiv 2505.14751.
     """
 
     def __init__(
@@ -183,7 +188,7 @@ class SelfDistiller:
         x: Tensor,
         y: Tensor,
         task_weight: float,
-        criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        criterion: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
         *,
         icp_losses: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -191,14 +196,15 @@ class SelfDistiller:
 
         Args:
             x: (B, …) inputs.
-            y: targets, as the criterion takes them.
+            y: targets, as the criterion takes them; for an autoencoder x itself, so that the perturbed input's loss is
+                against the original one.
             task_weight: a_e in [0, 1].
             criterion: maps (outputs, targets) to the batch mean of the task loss, a scalar.
             icp_losses: also log the loss before and after the perturbation, which costs one more forward pass.
 
         Returns:
-            The loss, and a log of detached tensors that stay on the device: `output` (the student's), `x_icp` (x_T),
-            and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
+            The loss, and a log of detached tensors that stay on the device: `output` (the student's, of the model's own
+            structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
         extra = self._eval_mode_loss(x, y, criterion) if self.extra_task_grad else None
@@ -218,7 +224,7 @@ class SelfDistiller:
         if icp_losses:  # before the passes below move the running statistics
             with torch.no_grad(), eval_mode():
                 losses.append(criterion(self.model(x_icp), y))
-        with torch.no_grad(), tap(self.model, self.layers) as teacher:
+        with _same_random_numbers(x.device), torch.no_grad(), tap(self.model, self.layers) as teacher:
             if self.teacher_statistics:
                 self.model(x_icp)
             else:
@@ -234,7 +240,7 @@ class SelfDistiller:
         with torch.no_grad():
             delta = (x_icp - x).flatten(1)
             log = {
-                "output": output.detach(),
+                "output": tree_map_only(Tensor, Tensor.detach, output),
                 "x_icp": x_icp,
                 "task_loss": task_loss.detach(),
                 "feature_loss": features.detach(),
@@ -247,7 +253,7 @@ class SelfDistiller:
                 log |= {"icp_loss_before": losses[0], "icp_loss_after": losses[-1]}
         return loss, log
 
-    def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """The task loss at x in eval mode, with its graph.
 
         The graph refers to the running statistics until it is differentiated, and the train-mode passes move them in
@@ -291,6 +297,11 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
 
 def _at_least_float32(feature: Tensor) -> Tensor:
     return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
+
+
+def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside is drawn again after it."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @contextmanager

@@ -21,14 +21,15 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from icpctl import checkpoint, data, models
+from icpctl import checkpoint, data, models, tasks
 from icpctl.config import RunConfig, option, resolve
 from icpctl.display import CostEstimate, Display, Throttle
 from icpctl.errors import UserError
-from icpctl.meter import Meter, to_floats
+from icpctl.meter import Meter
+from icpctl.network import choose_device, set_precision
 from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
-from icpctl.trainer import Trainer, choose_device, set_precision
+from icpctl.trainer import Trainer
 
 NO_OP = 1e-3  # relative change of the loss and of the features up to which a perturbation does nothing
 NOISE_FLOOR = 0.1  # error of the feature shift above which rounding drowns it
@@ -62,7 +63,7 @@ def check(config: RunConfig) -> None:
     data.check_name(config.dataset)
     models.check_name(config.model)
     choose_device(config.device)
-    modules = models.module_paths(config.model, config.stem)
+    modules = models.module_paths(config.model, config.stem, config.image_size)
     if not config.layers and config.optimizer != "none":
         raise UserError(f"There are no stages of {config.model} to tap. Name modules with --layers.")
     for layer in config.layers:
@@ -75,12 +76,20 @@ def check_data(configs: Iterable[RunConfig]) -> None:
     """Refuse at once what cannot be run for want of data: each data set is loaded, and split, once.
 
     Raises:
-        UserError: as `icpctl.data.load` and `split_train`.
+        UserError: as `icpctl.data.load`, `icpctl.tasks.build` and `split_train`.
     """
-    seen = {(c.dataset, c.data_dir, c.image_size, c.train_size, c.val_fraction) for c in configs}
-    for dataset, data_dir, image_size, train_size, val_fraction in seen:
-        images = data.load(dataset, data_dir, image_size)
-        data.split_train(images.train.labels, train_size, val_fraction)
+
+    def what_it_takes(config: RunConfig) -> tuple[object, ...]:
+        splitting = config.task, config.train_size, config.val_fraction
+        return config.dataset, config.data_dir, config.image_size, config.crop, *splitting
+
+    for config in {what_it_takes(config): config for config in configs}.values():
+        _, images = tasks.build(config, _load(config))
+        data.split_train(images.train.labels, config.train_size, config.val_fraction)
+
+
+def _load(config: RunConfig) -> data.ImageData:
+    return data.load(config.dataset, config.data_dir, config.image_size, config.crop)
 
 
 def train(
@@ -115,7 +124,7 @@ def train(
     device = choose_device(config.device)
     set_precision(config.precision)
     try:
-        trainer = Trainer(config, data.load(config.dataset, config.data_dir, config.image_size), device)
+        trainer = Trainer(config, _load(config), device)
         trainer.check_shapes()
         folder.create()
         with FileLock(folder.path / ".lock", timeout=0):
@@ -149,16 +158,17 @@ class Session:
         self.seconds = 0.0  # of the epoch at work, before it was resumed
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
+        self.notes: list[str] = []  # on the metrics of the last epoch
 
     def run(self) -> None:
         try:
             self._resume()
             self.folder.write_config(self.config, self._facts(), provenance(self.trainer.device))
             self.folder.write_status("running", epoch=self.epoch)
-            self.display.start(self.config.run_id, self.config.epochs, self.trainer.batches)
+            self.display.start(self.config, self.trainer.batches)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            self.folder.write_status("finished", epoch=self.config.epochs)
+            self.folder.write_status("finished", epoch=self.config.epochs, notes=self.notes)
         except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
             self.folder.write_status("interrupted", epoch=self.epoch)
             raise
@@ -173,13 +183,13 @@ class Session:
         started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        images, targets = self.trainer.begin_epoch(self.epoch)
+        images, labels = self.trainer.begin_epoch(self.epoch)
         self.trainer.model.train()
         due = Throttle(1.0)
         size = self.trainer.batch_size
         for batch in range(self.batch, self.trainer.batches):
             part = slice(batch * size, (batch + 1) * size)
-            loss, log = self.trainer.step(self.epoch, batch, images[part], targets[part])
+            loss, log = self.trainer.step(self.epoch, batch, images[part], labels[part])
             self.meter.add(batch, loss, log)
             done = batch + 1
             if due():
@@ -191,32 +201,35 @@ class Session:
                 self.batch, self.seconds = done, time.perf_counter() - started
                 self._save()
                 raise Interrupted
-        self._finish_epoch(targets[: self.trainer.batches * size], started)
+        self._finish_epoch(labels[: self.trainer.batches * size], started)
         if self.epoch < self.config.epochs and self.should_stop():
             raise Interrupted
 
-    def _finish_epoch(self, targets: Tensor, started: float) -> None:
+    def _finish_epoch(self, labels: Tensor, started: float) -> None:
         self._check_finite()  # waits for the device
         seconds = time.perf_counter() - started
         self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
-        task_metrics = self.trainer.task.metrics(torch.cat(self.meter.outputs), targets)
-        metrics = {"train": to_floats(task_metrics) | self.meter.means()}
+        task = self.trainer.task
+        metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
         metrics["train"] |= {
             "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": len(targets) / seconds,
+            "images_per_second": len(labels) / seconds,
             "peak_memory": self._peak_memory(),
         }
         for name, split in self.trainer.evaluation_sets.items():
-            metrics[name] = self.trainer.evaluate(split)
+            metrics[name] = task.evaluate(self.trainer.network, split)
             if not math.isfinite(metrics[name]["loss"]):
                 raise self._not_finite("after its last batch")
         metrics["train"]["seconds"] = time.perf_counter() - started
         self._warn(metrics["train"])
+        if self.epoch == self.config.epochs - 1:
+            test = self.trainer.evaluation_sets["test"]
+            metrics["test"] |= task.evaluate_last(self.trainer.network, test, self.display.say, self._note)
         self.folder.append_metrics(self.epoch, metrics)
         self.display.epoch(self.epoch, metrics)
         improved = False
         if "val" in metrics:
-            value = metrics["val"][self.trainer.task.selection]
+            value = metrics["val"][self.config.selection]
             improved = not self.best or value > self.best["value"]
             if improved:
                 self.best = {"epoch": self.epoch, "value": value}
@@ -255,8 +268,8 @@ class Session:
             "config": self.config.model_dump(mode="json"),
             "fingerprint": self.trainer.fingerprint,
             "classes": list(self.trainer.classes),
-            "mean": self.trainer.mean,
-            "std": self.trainer.std,
+            "mean": self.trainer.network.mean,
+            "std": self.trainer.network.std,
             "image_size": list(self.trainer.train_set.images.shape[-2:]),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -288,6 +301,10 @@ class Session:
             "images_per_second": images_per_second,
         }
         self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
+
+    def _note(self, message: str) -> None:
+        self.notes.append(message)
+        self.display.warn(message)
 
     def _warn(self, values: dict[str, float]) -> None:
         """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
@@ -333,8 +350,8 @@ class Session:
             "classes": len(trainer.classes),
             "images": {"train": len(trainer.train_set)} | {n: len(s) for n, s in trainer.evaluation_sets.items()},
             "image_size": list(trainer.train_set.images.shape[-2:]),
-            "mean": trainer.mean.flatten().tolist(),
-            "std": trainer.std.flatten().tolist(),
+            "mean": trainer.network.mean.flatten().tolist(),
+            "std": trainer.network.std.flatten().tolist(),
         }
         parameters = sum(p.numel() for p in trainer.model.parameters())
         return {"parameters": parameters, "data": facts}

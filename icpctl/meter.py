@@ -14,12 +14,12 @@ class Meter:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.outputs: list[Tensor] = []
+        self.records: list[Tensor] = []
         self.first_bad: Tensor | None = None
 
     def add(self, batch: int, loss: Tensor, log: dict[str, Tensor]) -> None:
-        """Count one batch; `log` has scalars and `output`."""
-        self.outputs.append(log.pop("output"))
+        """Count one batch; `log` has scalars and the task's `record`."""
+        self.records.append(log.pop("record"))
         for name, value in log.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -34,11 +34,11 @@ class Meter:
         return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "counts": self.counts, "outputs": self.outputs, "first_bad": self.first_bad}
+        return {"sums": self.sums, "counts": self.counts, "records": self.records, "first_bad": self.first_bad}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
-        self.outputs, self.first_bad = list(state["outputs"]), state["first_bad"]
+        self.records, self.first_bad = list(state["records"]), state["first_bad"]
 
 
 def to_floats(values: dict[str, Tensor]) -> dict[str, float]:

@@ -5,8 +5,9 @@ Numbers in the tables are fractions in [0, 1]; the tables for people (Rich, Mark
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -15,19 +16,51 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from icpctl.config import RunConfig, declaration
+from icpctl.config import SELECTION, RunConfig, declaration
 from icpctl.errors import UserError
 from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
 
 Format = Literal["csv", "markdown", "latex", "json"]
 
+
+@dataclass(frozen=True)
+class Measure:
+    """How a column of numbers is shown to people."""
+
+    heading: str
+    scale: float = 1.0
+    decimals: int = 2
+
+
 MEASURES = {
-    "accuracy": "accuracy %",
-    "f1_macro": "macro F1 %",
-    "accuracy_best": "best epoch %",
-    "difference": "difference",
+    "classification": {
+        "accuracy": Measure("accuracy %", 100),
+        "f1_macro": Measure("macro F1 %", 100),
+        "accuracy_best": Measure("best epoch %", 100),
+        "difference": Measure("difference", 100),
+    },
+    "generation": {
+        "ssim": Measure("SSIM", decimals=4),
+        "psnr": Measure("PSNR dB"),
+        "ssim_best": Measure("best epoch", decimals=4),
+        "difference": Measure("difference", decimals=4),
+    },
 }
-"""The measures of the summary and their headings; each has a column of means and one of standard deviations."""
+"""The measures of each task; FID and KID come beside those of generation, as there may be several kinds of them."""
+
+DISTANCES = {
+    "fid_reconstruction": Measure("FID rec."),
+    "fid_prior": Measure("FID prior"),
+    "kid_reconstruction": Measure("KID rec.", decimals=4),
+    "kid_prior": Measure("KID prior", decimals=4),
+}
+
+EXPLANATION = {
+    "classification": "Accuracy and F1: test split, last epoch. Best epoch: test accuracy at the epoch that is best on the "
+    "held-out images. Difference: accuracy less that of the baseline of the same seeds, in points.",
+    "generation": "SSIM and PSNR of the reconstructions, FID and KID (lower is better): test split, last epoch. Best epoch: "
+    "test SSIM at the epoch that is best on the held-out images. Difference: SSIM less that of the baseline of the same seeds.",
+}
 
 METHOD = frozenset(
     name
@@ -73,6 +106,7 @@ def build(folder: Path, only: Collection[str] | None = None) -> Report:
     if len(records) < len(found):
         notes.append(f"Left out: {_count(len(found) - len(records), 'folder')} with a copy of a run that is there too.")
 
+    notes += _noted(records.values())
     runs = runs_table(list(records.values()))
     failed = runs["state"] == "failed"
     unfinished = ~runs["state"].isin(["failed", "finished"])
@@ -100,15 +134,16 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 
     Columns: run_id; group_id, the same for runs that differ in the seed alone; baseline_id, the group_id of the plain
     training that the run is compared with; every hyper-parameter; state, the last word of status.json;
-    epochs_recorded; last_epoch and best_epoch, the latter the one of the highest accuracy on the validation split (the
-    earliest of equals; none without that split); seconds, in total; and every metric of the test split at the last
+    epochs_recorded; last_epoch and best_epoch, the latter the one of the highest accuracy, or SSIM of a generative model, on
+    the validation split (the earliest of equals; none without that split); seconds, in total; and every metric of the test split at the last
     epoch and, with the suffix _best, at the best.
     """
     runs = pd.DataFrame([_identity(record) for record in records]).convert_dtypes()
     metrics = pd.concat({record.config.run_id: _reported(record.metrics) for record in records})
     metrics = metrics.reset_index(names=["run_id", "row"])
     test = metrics[(metrics["split"] == "test") & ~metrics["metric"].isin(TIMINGS)]
-    validation = metrics[(metrics["split"] == "val") & (metrics["metric"] == "accuracy")].dropna()
+    selection = metrics["run_id"].map({record.config.run_id: record.config.selection for record in records})
+    validation = metrics[(metrics["split"] == "val") & (metrics["metric"] == selection)].dropna()
     ranked = validation.sort_values(["value", "epoch"], ascending=[False, True])
 
     by_run = metrics.groupby("run_id")
@@ -140,17 +175,19 @@ def write_runs(folder: Path, runs: pd.DataFrame) -> Path:
 def summary_table(runs: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
     """One row a configuration, over its seeds; each baseline above what is compared with it.
 
-    Columns: group_id, model, dataset and `settings` (missing where they mean nothing: the method's in a baseline);
-    seeds, how many; mean and standard deviation (of a sample, so none of one seed) of the MEASURES; difference_seeds.
-    The difference is the accuracy less that of the baseline with the same seed, over the seeds that both have.
+    Columns: group_id, task, model, dataset and `settings` (missing where they mean nothing: the method's in a baseline);
+    seeds, how many; mean and standard deviation (of a sample, so none of one seed) of the measures of the tasks that there
+    are; difference_seeds. The difference is the accuracy (SSIM of a generative model) less that of the baseline with the
+    same seed, over the seeds that both have.
 
     Args:
         runs: the rows of `runs_table` that count.
         settings: the hyper-parameters to show beside model and dataset.
     """
-    missing = [measure for measure in MEASURES if measure not in runs]
-    runs = runs.reindex(columns=[*runs.columns, *missing]).assign(difference=_difference(runs))
-    shown = list(dict.fromkeys(["model", "dataset", *settings]))
+    runs = runs.assign(difference=_difference(runs))
+    measures = list(dict.fromkeys(name for task in sorted(set(runs["task"])) or MEASURES for name in _measures(task, runs)))
+    runs = runs.reindex(columns=[*runs.columns, *(name for name in measures if name not in runs)])
+    shown = list(dict.fromkeys(["task", "model", "dataset", *settings]))
     is_baseline = runs["optimizer"] == "none"
     inert = [name for name in shown if name in METHOD]
     runs[inert] = runs[inert].mask(is_baseline)
@@ -159,15 +196,20 @@ def summary_table(runs: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFr
     order = runs.assign(method=~is_baseline).sort_values(ranks)
 
     groups = order.groupby("group_id", sort=False)
-    statistics = groups[list(MEASURES)].agg(["mean", "std"])
+    statistics = groups[measures].agg(["mean", "std"])
     statistics.columns = statistics.columns.map("_".join)
     rows = order.drop_duplicates("group_id").set_index("group_id")[shown].convert_dtypes()
-    counts = groups[["accuracy", "difference"]].count().set_axis(["seeds", "difference_seeds"], axis="columns")
-    return rows.join(counts["seeds"]).join(statistics).join(counts["difference_seeds"]).reset_index()
+    differences = groups["difference"].count().rename("difference_seeds")
+    return rows.join(groups.size().rename("seeds")).join(statistics).join(differences).reset_index()
+
+
+def rich_tables(summary: pd.DataFrame, width: int = 80) -> dict[str, Table]:
+    """The summary for a terminal, a table for each task; see `rich_table`."""
+    return {_task(part): rich_table(part, width) for part in _by_task(summary)}
 
 
 def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
-    """The summary for a terminal `width` columns wide, in percent.
+    """The summary of one task for a terminal `width` columns wide, accuracies in percent.
 
     What all rows share of model, dataset and seeds stands above it. Where the room is short, deviations go below means;
     where it still is, the settings share one column.
@@ -218,18 +260,26 @@ def render(report: Report, format: Format) -> str:
         case "json":
             return summary.to_json(orient="records", indent=2, double_precision=15) + "\n"
         case "markdown":
-            people, numbers = _for_people(summary)
-            align = ["right" if heading in numbers else "left" for heading in people]
-            escaped = people.map(lambda text: text.replace("|", r"\|"))
-            return escaped.to_markdown(index=False, disable_numparse=True, colalign=align) + f"\n\n{report.common}\n"
+            return "\n\n".join([*map(_markdown, _by_task(summary)), report.common]) + "\n"
         case "latex":
-            people, numbers = _for_people(summary)
-            style = people.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-            style = style.format(_latex_number, subset=numbers)
-            columns = "".join("r" if heading in numbers else "l" for heading in people)
-            return f"% {report.common}\n" + style.to_latex(hrules=True, column_format=columns)
+            return f"% {report.common}\n" + "\n".join(map(_latex, _by_task(summary)))
         case _:
             assert_never(format)
+
+
+def _markdown(summary: pd.DataFrame) -> str:
+    people, numbers = _for_people(summary)
+    align = ["right" if heading in numbers else "left" for heading in people]
+    escaped = people.map(lambda text: text.replace("|", r"\|"))
+    return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def _latex(summary: pd.DataFrame) -> str:
+    people, numbers = _for_people(summary)
+    style = people.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    style = style.format(_latex_number, subset=numbers)
+    columns = "".join("r" if heading in numbers else "l" for heading in people)
+    return str(style.to_latex(hrules=True, column_format=columns))
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
@@ -239,6 +289,7 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "run_id": config.run_id,
         "group_id": config.group_id,
         "baseline_id": config.baseline().group_id,
+        "task": config.task,
         **settings,
         "state": str(record.status.get("state", "unknown")),
     }
@@ -257,13 +308,47 @@ def _at(metrics: pd.DataFrame, epochs: pd.Series) -> pd.DataFrame:
 
 
 def _difference(runs: pd.DataFrame) -> pd.Series:
-    """The accuracy of each run less that of its baseline with the same seed; missing for baselines."""
-    if "accuracy" not in runs:
-        return pd.Series(float("nan"), index=runs.index)
-    reference = runs.set_index(["group_id", "seed"])["accuracy"]
+    """The accuracy (SSIM) of each run less that of its baseline with the same seed; missing for baselines."""
+    score = pd.Series(float("nan"), index=runs.index)
+    for task, selection in SELECTION.items():
+        if selection in runs:
+            score = score.mask(runs["task"] == task, runs[selection])
+    reference = score.set_axis(pd.MultiIndex.from_frame(runs[["group_id", "seed"]]))
     baselines = pd.MultiIndex.from_frame(runs[["baseline_id", "seed"]])
-    difference: pd.Series = runs["accuracy"] - reference.reindex(baselines).to_numpy()
+    difference: pd.Series = score - reference.reindex(baselines).to_numpy()
     return difference.mask(runs["optimizer"] == "none")
+
+
+def _measures(task: str, columns: Iterable[Hashable]) -> dict[str, Measure]:
+    """The measures of a task; of FID and KID those that are among the columns, each kind of features by its own name."""
+    measures = MEASURES[task]
+    if task != "generation":
+        return measures
+    found = [str(name).removesuffix("_mean") for name in columns]
+    distances = {}
+    for kind, measure in DISTANCES.items():
+        for name in dict.fromkeys(name for name in found if name == kind or name.startswith(f"{kind}_by_")):
+            if not name.endswith(("_best", "_std")):
+                by = name.removeprefix(kind).removeprefix("_by_")
+                distances[name] = replace(measure, heading=f"{measure.heading} by {by}" if by else measure.heading)
+    best = ("ssim_best", "difference")
+    return {name: m for name, m in measures.items() if name not in best} | distances | {n: measures[n] for n in best}
+
+
+def _by_task(summary: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each task, without the measures that none of them has."""
+    return [rows.dropna(axis="columns", how="all") for _, rows in summary.groupby("task")] or [summary]
+
+
+def _task(summary: pd.DataFrame) -> str:
+    """The task of all rows; of none, any."""
+    return str(summary["task"].iloc[0]) if len(summary) else "classification"
+
+
+def _noted(records: Iterable[RunRecord]) -> list[str]:
+    """What the runs' own notes say, each once: metrics that are missing, or not to be trusted."""
+    counts = Counter(str(note) for record in records for note in record.status.get("notes", []))
+    return [f"{_count(number, 'run')}: {note}" for note, number in counts.items()]
 
 
 def _settings(configs: Sequence[RunConfig]) -> tuple[list[str], str]:
@@ -292,19 +377,22 @@ def _settings(configs: Sequence[RunConfig]) -> tuple[list[str], str]:
 
 def _for_people(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[Hashable]]:
     """The summary as text, and the headings of the columns that hold numbers. A measure that no row has is left out."""
-    described = summary.loc[:, :"seeds"].drop(columns="group_id").astype(object).map(_text)
+    described = summary.loc[:, :"seeds"].drop(columns=["group_id", "task"]).astype(object).map(_text)
     measures = {
-        heading: _percent(summary[f"{measure}_mean"], summary[f"{measure}_std"], "+" if measure == "difference" else "")
-        for measure, heading in MEASURES.items()
-        if summary[f"{measure}_mean"].notna().any()
+        measure.heading: _numbers(summary[f"{name}_mean"], summary.get(f"{name}_std"), measure, name == "difference")
+        for name, measure in _measures(_task(summary), summary).items()
+        if f"{name}_mean" in summary and summary[f"{name}_mean"].notna().any()
     }
     return described.assign(**measures), ["seeds", *measures]
 
 
-def _percent(means: pd.Series, deviations: pd.Series, sign: str) -> list[str]:
+def _numbers(means: pd.Series, deviations: pd.Series | None, measure: Measure, signed: bool) -> list[str]:
+    if deviations is None:  # one seed everywhere
+        deviations = pd.Series(float("nan"), index=means.index)
+    sign, digits = "+" if signed else "", measure.decimals
     return [
-        "–" if pd.isna(mean) else f"{mean:{sign}.2f}" + ("" if pd.isna(deviation) else f" ± {deviation:.2f}")
-        for mean, deviation in zip(100 * means, 100 * deviations, strict=True)
+        "–" if pd.isna(mean) else f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+        for mean, std in zip(measure.scale * means, measure.scale * deviations, strict=True)
     ]
 
 

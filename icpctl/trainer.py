@@ -6,55 +6,21 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icpctl import data, icp, models
+from icpctl import data, icp, tasks
 from icpctl.config import RunConfig, option
 from icpctl.data.augment import augment
-from icpctl.data.device import DeviceSplit, normalise
+from icpctl.data.device import DeviceSplit
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
-from icpctl.meter import to_floats
-from icpctl.tasks import Task
-from icpctl.tasks.classification import Classification
+from icpctl.network import Network, build_model
+from icpctl.seeds import derived_seed
 
-EVALUATION_BATCH = 500  # images of 32 pixels; fewer of larger ones
 ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
 SHIFT_ERROR_IMAGES = 32  # of the first batch of each ICP epoch; float64 is slow
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that --device means.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here. Use --device cpu.")
-    return device
-
-
-def set_precision(precision: str) -> None:
-    """Float32 arithmetic is IEEE's unless TF32 is asked for; torch's own default lets convolutions use TF32."""
-    mode = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = mode
-    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 where it was asked for; else nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def derived_seed(*numbers: int) -> int:
-    """A 64-bit seed from several numbers, such as (seed, epoch, batch). Zeros at the end do not count."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class Trainer:
@@ -62,17 +28,16 @@ class Trainer:
 
     def __init__(self, config: RunConfig, images: data.ImageData, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
         self.train_set = DeviceSplit(images.train, device, train_part)
-        self.mean, self.std = self.train_set.statistics()
         self.evaluation_sets = {"val": DeviceSplit(images.train, device, val_part)} if len(val_part) else {}
         self.evaluation_sets["test"] = DeviceSplit(images.test, device)
 
         torch.manual_seed(config.seed)
-        self.task: Task = Classification(len(self.classes))
-        self.model = models.build(config.model, len(self.classes), config.stem)
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(config, len(self.classes), device)
+        self.network = Network(self.model, *self.train_set.statistics(), config.precision)
         self.optimizer = _model_optimizer(config, self.model.parameters(), device)
         self.distiller = _distiller(config, self.model) if config.optimizer != "none" else None
         self.batch_size = min(config.batch_size, len(self.train_set))
@@ -89,7 +54,7 @@ class Trainer:
             raise UserError(
                 f"There is {len(self.train_set)} image to train on, and batch norm needs two in a batch. Give more images."
             )
-        x = normalise(self.train_set.images[:2], self.mean, self.std)
+        x = self.network.normalise(self.train_set.images[:2])
         layers = self.config.layers if self.distiller is not None else ()
         try:
             with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
@@ -102,7 +67,7 @@ class Trainer:
             ) from error
 
     def begin_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The training images of an epoch in their order, augmented (uint8), and their targets."""
+        """The training images of an epoch in their order, augmented (uint8), and their labels."""
         generator = torch.Generator().manual_seed(derived_seed(self.config.seed, epoch))
         order = torch.randperm(len(self.train_set), generator=generator).to(self.device)
         images = augment(self.train_set.images[order], self.config.augmentation, generator)
@@ -118,20 +83,22 @@ class Trainer:
         """Whether the method is at work in this epoch."""
         return self.distiller is not None and epoch >= self.config.warmup_epochs
 
-    def step(self, epoch: int, batch: int, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights; the loss and the log stay on the device."""
         torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1))  # 0 is the epoch's own
-        x = normalise(images, self.mean, self.std)
+        x = self.network.normalise(images)
+        y = self.task.targets(x, labels)
         self._set_lr((epoch + batch / self.batches) / self.config.epochs)
-        with autocast(self.config.precision, self.device):
+        with self.network.autocast():
             if self.distiller is not None and self.uses_icp(epoch):
                 measure = batch % ICP_LOSSES_EVERY == 0
-                loss, log = self.distiller(x, targets, self.weight(epoch), self.task.loss, icp_losses=measure)
+                loss, log = self.distiller(x, y, self.weight(epoch), self.task.loss, icp_losses=measure)
                 x_icp = log.pop("x_icp")
             else:
                 output = self.model(x)
-                loss = self.task.loss(output, targets)
-                log = {"output": output.detach(), "task_loss": loss.detach()}
+                loss = self.task.loss(output, y)
+                log = {"output": output, "task_loss": loss.detach()}
+        log["record"] = self.task.record(log.pop("output"), y)
         if batch == 0 and self.uses_icp(epoch):
             log |= self._shift_errors(x, x_icp)
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,8 +110,7 @@ class Trainer:
 
     def _shift_errors(self, x: Tensor, x_icp: Tensor) -> dict[str, Tensor]:
         x, x_icp = x[:SHIFT_ERROR_IMAGES], x_icp[:SHIFT_ERROR_IMAGES]
-        precision = autocast(self.config.precision, self.device)
-        errors = feature_shift_errors(self.model, self.config.layers, x, x_icp, precision)
+        errors = feature_shift_errors(self.model, self.config.layers, x, x_icp, self.network.autocast())
         return {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
 
     def _set_lr(self, progress: float) -> None:
@@ -152,11 +118,6 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * (cosine if self.config.lr_schedule == "cosine" else 1.0)
-
-    def evaluate(self, split: DeviceSplit) -> dict[str, float]:
-        """The task's metrics on a split."""
-        outputs = predict(self.model, split.images, self.mean, self.std, autocast(self.config.precision, self.device))
-        return to_floats(self.task.metrics(outputs, split.labels))
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, beside the configuration and the data."""
@@ -168,13 +129,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.distiller is not None and self.distiller.carry_state:
             self.distiller.optimizer.state = dict(state["icp_state"])
-
-
-def predict(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, precision: torch.autocast) -> Tensor:
-    """The outputs of the model in eval mode for uint8 images, batch by batch."""
-    size = max(1, EVALUATION_BATCH * 32**2 // max(32**2, images.shape[-2] * images.shape[-1]))
-    with torch.no_grad(), icp.eval_mode(), precision:
-        return torch.cat([model(normalise(batch, mean, std)) for batch in images.split(size)])
 
 
 def _model_optimizer(

@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icpctl.config import (
-    RECIPES,
-    STAGES,
     RunConfig,
     choices,
     declaration,
-    default_layers,
     default_text,
     read_toml,
     resolve,
 )
+from icpctl.defaults import RECIPES, STAGES, default_layers
 from icpctl.errors import UserError
 
 METHOD = {

@@ -143,6 +143,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"direction": "random", "optimizer": "adam"},
     {"optimizer": "none"},
     {"recipe": "strong", "batch_size": 32, "extra_task_grad": True},
+    {"model": "vae"},
 ]
 
 
@@ -179,16 +180,17 @@ def _epochs_recorded(run: Path) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_ten_moments_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    """SIGKILL at ten random moments of a run's life, each time in a process of its own."""
-    settings = {"icp_state": "carry", "epochs": 4}
+@pytest.mark.parametrize(("model", "times"), [("resnet20", 10), ("vae", 4)])
+def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times: int, tmp_path: Path) -> None:
+    """SIGKILL at random moments of a run's life, each time in a process of its own."""
+    settings = {"model": model, "icp_state": "carry", "epochs": 4}
     name = small(**settings).run_id
     _start_in_child(settings, tmp_path / "undisturbed").join()
     metrics = icpctl.Run(small(**settings), tmp_path / "undisturbed" / name).metrics
     epoch_seconds = metrics[metrics["metric"] == "seconds"]["value"].mean()
     moments = random.Random(20250514)
     killed_at_work = 0
-    for i in range(10):
+    for i in range(times):
         run = tmp_path / str(i) / name
         process = _start_in_child(settings, run.parent)
         epochs = moments.choice((0, 0, 1, 2, 3))
@@ -202,7 +204,7 @@ def test_killed_at_ten_moments_and_resumed_it_ends_the_same(tmp_path: Path) -> N
         process.join()
         assert process.exitcode == 0
         assert_same_run(tmp_path / "undisturbed" / name, run)
-    assert killed_at_work >= 5  # most moments did hit a run at work
+    assert killed_at_work >= times / 2  # most moments did hit a run at work
 
 
 def test_rows_written_before_the_kill_are_not_doubled(reference: Callable[..., Path], tmp_path: Path) -> None:
@@ -451,10 +453,8 @@ def test_an_epoch_is_every_image_once_in_another_order() -> None:
 
 
 def test_normalised_inputs_have_mean_0_and_variance_1() -> None:
-    from icpctl.data.device import normalise
-
     machine = trainer.Trainer(small(), icpctl_digits(), torch.device("cpu"))
-    x = normalise(machine.train_set.images, machine.mean, machine.std)
+    x = machine.network.normalise(machine.train_set.images)
     assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert (x.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-4
 

@@ -7,7 +7,8 @@ import torch
 import torchvision
 
 from icpctl import models
-from icpctl.config import CIFAR_RESNETS, RunConfig, default_layers
+from icpctl.config import RunConfig
+from icpctl.defaults import CIFAR_RESNETS, default_layers
 from icpctl.distill import tap
 from icpctl.errors import UserError
 

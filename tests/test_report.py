@@ -130,7 +130,7 @@ def test_only_settings_that_differ_are_columns(tmp_path: Path) -> None:
     for config in configs(["steps=1,3"], seeds=2, recipe="strong", device="cpu"):
         write_run(tmp_path, config, [0.1, 0.5 + config.steps / 100])
     report = build(tmp_path)
-    assert list(report.summary.columns[:6]) == ["group_id", "model", "dataset", "optimizer", "steps", "seeds"]
+    assert list(report.summary.columns[:7]) == ["group_id", "task", "model", "dataset", "optimizer", "steps", "seeds"]
     assert report.common == "The same in all rows: epochs 2, recipe strong. Other settings have their defaults."
     assert report.summary["optimizer"].tolist() == ["none", "ademamix", "ademamix"]
     assert report.summary["steps"].tolist()[1:] == [1, 3]
@@ -142,7 +142,8 @@ def test_defaults_that_follow_from_another_setting_are_no_columns(tmp_path: Path
     for config in configs(["epochs=4,8", "model=resnet20,resnet18"]):
         write_run(tmp_path, config, [0.5] * config.epochs)
     summary = build(tmp_path).summary
-    assert list(summary.columns[1:6]) == [
+    assert list(summary.columns[1:7]) == [
+        "task",
         "model",
         "dataset",
         "epochs",

@@ -13,13 +13,14 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from icpctl.data.folders import decode
 from icpctl.data.source import RawSplit, Source
@@ -59,16 +60,23 @@ class ImageData:
     fingerprint: str
     """16 hex digits of the SHA-256 of classes, images and labels: equal exactly if the data are."""
 
+    def without_classes(self) -> ImageData:
+        """The same images, all of one class "" with label 0, for a task that needs no labels."""
+        train, test = (replace(split, labels=np.zeros_like(split.labels)) for split in (self.train, self.test))
+        return replace(self, train=train, test=test, classes=("",))
 
-def decoded(name: str, source: Source, image_size: int | None) -> ImageData:
-    """The images of `source`, from the cache if they were decoded before.
+
+def decoded(name: str, source: Source, image_size: int | None, crop: str) -> ImageData:
+    """The images of `source`, from the cache if they were decoded before; `crop` as of `icpctl.data.load`.
 
     Raises:
         UserError: a source file is damaged, images differ in size, or the cache folder cannot be written.
     """
     cache = platformdirs.user_cache_path("icpctl") / "decoded"
-    made_from = json.dumps([FORMAT, name, source.origin, image_size, sorted(source.stamps)])
-    key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    made_from = [FORMAT, name, source.origin, image_size, sorted(source.stamps)]
+    if crop != "none":  # else as before there were crops, so that older decodes stay valid
+        made_from.append(crop)
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     folder = cache / f"{name.partition(':')[0]}-{key}"
     with suppress(*_DAMAGED):
         return _open(name, folder)
@@ -77,7 +85,7 @@ def decoded(name: str, source: Source, image_size: int | None) -> ImageData:
         with FileLock(f"{folder}.lock"):
             with suppress(*_DAMAGED):  # another process may have decoded it while this one waited
                 return _open(name, folder)
-            _decode_into(folder, source, image_size)
+            _decode_into(folder, source, image_size, crop)
             return _open(name, folder)
     except OSError as problem:  # those of the source files are UserErrors already
         raise UserError(
@@ -103,19 +111,20 @@ def _open_split(folder: Path, split: str) -> Split:
     return Split(images, labels)
 
 
-def _decode_into(folder: Path, source: Source, image_size: int | None) -> None:
+def _decode_into(folder: Path, source: Source, image_size: int | None, crop: str) -> None:
     """Decode all images; `folder` appears complete or not at all."""
     raw = source.read()
+    train, test = (raw.train, raw.test) if crop == "box" else (replace(s, boxes=None) for s in (raw.train, raw.test))
     scratch = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # a process that was killed may have left it
     scratch.mkdir()
     try:
-        width, height = decode(raw.train.images[0], image_size).size
+        width, height = _image(train, 0, image_size).size
         digest = hashlib.sha256(json.dumps(raw.classes).encode())
         shapes = []
-        for name, split in (("train", raw.train), ("test", raw.test)):
+        for name, split in (("train", train), ("test", test)):
             images = _allocate(scratch / f"{name}_images.npy", (len(split.images), 3, height, width))
-            _decode_split(split, raw.train, image_size, images)
+            _decode_split(split, train, image_size, images)
             images.flush()
             labels = np.asarray(split.labels, dtype=np.int64)
             np.save(scratch / f"{name}_labels.npy", labels)
@@ -129,6 +138,10 @@ def _decode_into(folder: Path, source: Source, image_size: int | None) -> None:
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _image(split: RawSplit, index: int, image_size: int | None) -> Image.Image:
+    return decode(split.images[index], image_size, None if split.boxes is None else split.boxes[index])
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
@@ -146,7 +159,7 @@ def _decode_split(split: RawSplit, train: RawSplit, image_size: int | None, out:
 
     def decode_batch(start: int) -> None:
         for index in range(start, min(start + BATCH, len(out))):
-            image = decode(split.images[index], image_size)
+            image = _image(split, index, image_size)
             if image.size != (width, height):
                 raise UserError(
                     f"The images differ in size: '{split.images[index]}' has {image.width}×{image.height} "

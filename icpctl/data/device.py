@@ -1,4 +1,4 @@
-"""A data set on the device: uint8 in memory, normalised batch by batch."""
+"""A data set on the device, uint8 in memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,3 @@ class DeviceSplit:
         # A channel without any variation stays as it is instead of being divided by 0.
         std = torch.where(variance > 0, variance.sqrt(), 1.0)
         return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to float32 in normalised units, channels last in memory."""
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

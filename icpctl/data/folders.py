@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from icpctl.data.source import Item, Raw, RawSplit, Source, stamp
+from icpctl.data.source import Box, Item, Raw, RawSplit, Source, stamp
 from icpctl.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -54,13 +55,14 @@ def class_folders(root: Path) -> Source:
     return Source(str(root.resolve()), stamps, read)
 
 
-def decode(item: Item, image_size: int | None) -> Image.Image:
+def decode(item: Item, image_size: int | None, box: Box | None = None) -> Image.Image:
     """One image as RGB, upright; with `image_size` N resized to shorter side N, and its N×N centre kept.
 
-    Grey is repeated, 16-bit grey is scaled to 8 bits, and transparent pixels are laid on white.
+    With `box`, the `square` around it is cut out before the resize. Grey is repeated, 16-bit grey is scaled to
+    8 bits, and transparent pixels are laid on white.
 
     Raises:
-        UserError: the file is damaged or unreadable; names it.
+        UserError: the file is damaged or unreadable, or the box is not in the image; names the image.
     """
     if isinstance(item, Path):
         try:
@@ -70,9 +72,41 @@ def decode(item: Item, image_size: int | None) -> Image.Image:
             raise _unreadable(item, problem) from problem
     else:
         image = Image.fromarray(item).convert("RGB")
+    if box is not None:
+        try:
+            image = image.crop(square(box, image.size))
+        except ValueError as problem:
+            raise UserError(
+                f"Cannot crop the image '{item}' of {image.width}×{image.height} pixels: {problem}. Correct the box in "
+                "bounding_boxes.txt, or use --crop none."
+            ) from problem
     if image_size is None:
         return image
     return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+
+
+def square(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square around `box` in an image of `size` (width, height): left, top, right, bottom, in whole pixels.
+
+    Its side is the longer one of the box, and its centre the box's. It is moved to lie inside the image, and
+    shrunk to the image's shorter side if it cannot fit. A box may reach over the edge, as one of CUB-200-2011 does
+    by 32 pixels and others by one: then its part in the image counts.
+
+    Raises:
+        ValueError: the box has no width or no height, or no part in the image.
+    """
+    left, top, width, height = box
+    written = f"the bounding box {left:g} {top:g} {width:g} {height:g} (left, top, width, height)"
+    if width <= 0 or height <= 0:
+        raise ValueError(f"{written} has no area")
+    left, right = max(0, math.floor(left)), min(size[0], math.ceil(left + width))
+    top, bottom = max(0, math.floor(top)), min(size[1], math.ceil(top + height))
+    if left >= right or top >= bottom:
+        raise ValueError(f"{written} lies outside of it")
+    side = min(max(right - left, bottom - top), *size)
+    left = min(max(0, (left + right - side) // 2), size[0] - side)
+    top = min(max(0, (top + bottom - side) // 2), size[1] - side)
+    return left, top, left + side, top + side
 
 
 def _rgb(image: Image.Image) -> Image.Image:

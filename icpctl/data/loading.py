@@ -15,6 +15,9 @@ from icpctl.errors import UserError, unknown
 DATASETS = NAMED
 """The data sets that need no path; `folder:PATH` is the other form of a name."""
 
+CROPS = ("none", "box")
+"""What is cut out of an image before the resize: nothing, or the square around the object's bounding box."""
+
 _FOLDER = "folder:"
 
 
@@ -36,7 +39,7 @@ def default_data_dir() -> Path:
     return platformdirs.user_cache_path("icpctl") / "data"
 
 
-def load(name: str, data_dir: Path | None = None, image_size: int | None = None) -> ImageData:
+def load(name: str, data_dir: Path | None = None, image_size: int | None = None, crop: str = "none") -> ImageData:
     """The data set `name`, downloaded and decoded on the first call, memory-mapped from the cache on later ones.
 
     Args:
@@ -44,19 +47,28 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
         data_dir: where named data sets are looked for first and downloaded to (None: `default_data_dir()`).
         image_size: side N in pixels; every image is resized to shorter side N and centre-cropped to N×N. With None
             the images keep their size, which has to be the same for all.
+        crop: one of `CROPS`. "box" cuts the square around the bounding box out of each image, before the resize;
+            its side is the longer one of the box, or the image's shorter side if that is less.
 
     Raises:
-        UserError: unknown name, data missing and not to be downloaded, damaged file, images of different sizes, or
-            no room for the decoded images.
+        UserError: unknown name or crop, data missing and not to be downloaded, damaged file, images of different
+            sizes, no bounding boxes, or no room for the decoded images.
     """
     check_name(name)
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size has to be at least 1 pixel, not {image_size}.")
+    if crop not in CROPS:
+        raise unknown("crop", crop, CROPS)
+    if crop == "box" and name != "cub":  # said before anything is downloaded
+        raise _no_boxes(f"data set {name}")
     if name.startswith(_FOLDER):
         source = class_folders(Path(name.removeprefix(_FOLDER)).expanduser())
     else:
         source = find(name, (data_dir or default_data_dir()).expanduser())
-    images = decoded(name, source, image_size)
-    if len(images.classes) < 2:
-        raise UserError(f"The data set {name} has one class, '{images.classes[0]}'. A classifier needs two or more.")
-    return images
+    if crop == "box" and not source.boxes:
+        raise _no_boxes(f"data set {name} in class folders, '{source.origin}',")
+    return decoded(name, source, image_size, crop)
+
+
+def _no_boxes(what: str) -> UserError:
+    return UserError(f"The {what} has no bounding boxes; only cub has them, in its official files. Use --crop none.")

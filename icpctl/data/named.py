@@ -1,4 +1,4 @@
-"""The named data sets: class folders if the data folder has them, else the files that torchvision knows."""
+"""The named data sets: those that a package carries, else class folders in the data folder, else the official files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from icpctl.data.cub import official_cub
+from icpctl.data.download import alone, intact, unavailable
 from icpctl.data.folders import class_folders
+from icpctl.data.photos import photos
 from icpctl.data.source import Raw, RawSplit, Source, stamp
 from icpctl.errors import UserError
 
-NAMED = ("cifar10", "cifar100", "digits", "fashion-mnist")
+NAMED = ("cifar10", "cifar100", "cub", "digits", "fashion-mnist", "photos")
 
 
 def find(name: str, data_dir: Path) -> Source:
@@ -26,10 +28,17 @@ def find(name: str, data_dir: Path) -> Source:
     """
     if name == "digits":
         return Source("scikit-learn", [], _read_digits)
+    if name == "photos":
+        return photos()
     folder = data_dir / name
     if (folder / "train").is_dir() or (folder / "test").is_dir():
         return class_folders(folder)
-    return _fashion_mnist(data_dir) if name == "fashion-mnist" else _cifar(name, data_dir)
+    match name:
+        case "cub":
+            return official_cub(data_dir)
+        case "fashion-mnist":
+            return _fashion_mnist(data_dir)
+    return _cifar(name, data_dir)
 
 
 def _read_digits() -> Raw:
@@ -55,11 +64,11 @@ def _cifar(name: str, data_dir: Path) -> Source:
     def fetch() -> None:
         """Unpack the archive, after downloading it if it is missing or damaged itself."""
         try:
-            with _alone(data_dir, name):
+            with alone(data_dir, name):
                 kind(data_dir, train=False, download=True)
         except Exception as problem:  # from the network, tarfile or pickle, of every type
             checked = {archive: kind.tgz_md5, **files}
-            raise _unavailable(name, [batches, archive], data_dir, checked, kind.url, problem) from problem
+            raise unavailable(name, [batches, archive], data_dir, checked, kind.url, problem) from problem
 
     def read() -> Raw:
         if not _all_intact(files):
@@ -93,11 +102,11 @@ def _fashion_mnist(data_dir: Path) -> Source:
         """Download what is missing or damaged."""
         url = FashionMNIST.mirrors[0]
         try:
-            with _alone(data_dir, "fashion-mnist"):
+            with alone(data_dir, "fashion-mnist"):
                 for path, md5 in files.items():
                     download_url(url + path.name, raw, path.name, md5)
         except Exception as problem:  # from the network, of every type
-            raise _unavailable("fashion-mnist", [packaged, raw], raw, files, url, problem) from problem
+            raise unavailable("fashion-mnist", [packaged, raw], raw, files, url, problem) from problem
 
     def read() -> Raw:
         if folder == raw and not _all_intact(files):
@@ -127,35 +136,5 @@ def _source(files: Iterable[Path], read: Callable[[], Raw]) -> Source:
     return Source("torchvision", stamps, read)
 
 
-def _alone(data_dir: Path, name: str) -> FileLock:
-    """Held while downloading, since two runs that start together must not write the same file."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    return FileLock(data_dir / f".{name}.lock")
-
-
-def _intact(path: Path, md5: str) -> bool:
-    from torchvision.datasets.utils import check_integrity
-
-    try:
-        return bool(check_integrity(path, md5))
-    except OSError:  # unreadable
-        return False
-
-
 def _all_intact(files: dict[Path, str]) -> bool:
-    return all(_intact(path, md5) for path, md5 in files.items())
-
-
-def _unavailable(
-    name: str, places: list[Path], target: Path, files: dict[Path, str], url: str, problem: Exception
-) -> UserError:
-    """`places` were looked at, `target` is where a download belongs, `files` are all files with their MD5 sums."""
-    looked = ", ".join(f"'{place}'" for place in places)
-    broken = ", ".join(f"'{path}'" for path, md5 in files.items() if path.exists() and not _intact(path, md5))
-    return UserError(
-        f"The data set {name} is neither at {looked} nor in class folders like "
-        f"'{places[0].with_name(name) / 'train' / 'CLASS'}', and downloading it from {url} failed: {problem}. "
-        + (f"Damaged (wrong MD5 sum) or unreadable: {broken}. " if broken else "")
-        + f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "
-        "ICPCTL_DATA_DIR."
-    )
+    return all(intact(path, md5) for path, md5 in files.items())

@@ -16,13 +16,17 @@ Item = Path | NDArray[np.uint8]
 Stamp = tuple[str, int, int]
 """One source file: relative path, size in bytes, time of the last change in nanoseconds."""
 
+Box = tuple[float, float, float, float]
+"""The part of an image that shows the object: left, top, width, height, in pixels."""
+
 
 @dataclass(frozen=True)
 class RawSplit:
-    """The undecoded images of one split and their class indices, in the same order."""
+    """The undecoded images of one split, their class indices and, if there are any, their boxes, in the same order."""
 
     images: Sequence[Path] | NDArray[np.uint8]
     labels: Sequence[int] | NDArray[np.int64]
+    boxes: Sequence[Box] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Source:
     origin: str
     stamps: Sequence[Stamp]
     read: Callable[[], Raw]
+    boxes: bool = False
+    """Whether its images have bounding boxes."""
 
 
 def stamp(relative: str, status: os.stat_result) -> Stamp:

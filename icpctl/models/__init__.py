@@ -1,4 +1,4 @@
-"""Models by name: the CIFAR ResNets, and every classifier of torchvision."""
+"""Models by name: the CIFAR ResNets, every classifier of torchvision, and the VAE."""
 
 from __future__ import annotations
 
@@ -7,37 +7,44 @@ from functools import cache
 import torch
 from torch import nn
 
-from icpctl.config import CIFAR_RESNETS
+from icpctl.defaults import CIFAR_RESNETS
 from icpctl.errors import UserError, unknown
 from icpctl.models.cifar_resnet import CifarResNet
+from icpctl.models.vae import VAE, VAEOutput
 
-__all__ = ["CifarResNet", "build", "check_name", "module_paths"]
+__all__ = ["VAE", "CifarResNet", "VAEOutput", "build", "check_name", "module_paths"]
 
 _STEM_FAMILIES = ("resnet", "resnext", "wide_resnet")
 
 
 def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, if no model has this one."""
-    if name not in CIFAR_RESNETS and name not in _torchvision_names():
-        raise unknown("model", name, [*CIFAR_RESNETS, *_torchvision_names()])
+    names = [*CIFAR_RESNETS, "vae", *_torchvision_names()]
+    if name not in names:
+        raise unknown("model", name, names)
 
 
-def build(name: str, num_classes: int, stem: str = "imagenet") -> nn.Module:
+def build(
+    name: str, num_classes: int = 1000, stem: str = "imagenet", image_size: int | None = None, latent_dim: int = 128
+) -> nn.Module:
     """A model with fresh weights, from torch's global random numbers.
 
     Args:
-        name: resnet20, 32, 44, 56 or 110 (for CIFAR), or a torchvision classifier.
-        num_classes: outputs; the model maps (B, 3, H, W) to (B, num_classes).
+        name: resnet20, 32, 44, 56 or 110 (for CIFAR), a torchvision classifier, or vae.
+        num_classes: outputs of a classifier, which maps (B, 3, H, W) to (B, num_classes).
         stem: "cifar" gives a torchvision ResNet a 3×3 first convolution without pooling, for images of 32 pixels.
+        image_size, latent_dim: of the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`; 64 by default.
 
     Raises:
         UserError: an unknown name, or a stem for a model that is no torchvision ResNet.
     """
     check_name(name)
-    if stem == "cifar" and (name in CIFAR_RESNETS or not name.startswith(_STEM_FAMILIES)):
+    if stem == "cifar" and (name in (*CIFAR_RESNETS, "vae") or not name.startswith(_STEM_FAMILIES)):
         raise UserError(f"--stem cifar is for torchvision's ResNets (resnet18, …); {name} takes its own first layers.")
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], num_classes)
+    if name == "vae":
+        return VAE(image_size or 64, latent_dim)
 
     import torchvision
 
@@ -52,14 +59,14 @@ def build(name: str, num_classes: int, stem: str = "imagenet") -> nn.Module:
 
 
 @cache
-def module_paths(name: str, stem: str = "imagenet") -> tuple[str, ...]:
+def module_paths(name: str, stem: str = "imagenet", image_size: int | None = None) -> tuple[str, ...]:
     """The paths of all modules of a model: what --layers can name.
 
     Raises:
         UserError: as `build`.
     """
     with torch.random.fork_rng(devices=[]):
-        return tuple(path for path, _ in build(name, 10, stem).named_modules() if path)
+        return tuple(path for path, _ in build(name, 10, stem, image_size).named_modules() if path)
 
 
 @cache

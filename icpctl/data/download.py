@@ -1,0 +1,40 @@
+"""What the data sets that can be downloaded have in common: one process at a time, MD5 sums, and the error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock
+
+from icpctl.errors import UserError
+
+
+def alone(data_dir: Path, name: str) -> FileLock:
+    """Held while downloading, since two runs that start together must not write the same file."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(data_dir / f".{name}.lock")
+
+
+def intact(path: Path, md5: str) -> bool:
+    """Whether the file is there, readable, and has that MD5 sum."""
+    from torchvision.datasets.utils import check_integrity
+
+    try:
+        return bool(check_integrity(path, md5))
+    except OSError:  # unreadable
+        return False
+
+
+def unavailable(
+    name: str, places: list[Path], target: Path, files: dict[Path, str], url: str, problem: Exception
+) -> UserError:
+    """`places` were looked at, `target` is where a download belongs, `files` are all files with their MD5 sums."""
+    looked = ", ".join(f"'{place}'" for place in places)
+    broken = ", ".join(f"'{path}'" for path, md5 in files.items() if path.exists() and not intact(path, md5))
+    return UserError(
+        f"The data set {name} is neither at {looked} nor in class folders like "
+        f"'{places[0].with_name(name) / 'train' / 'CLASS'}', and downloading it from {url} failed: {problem}. "
+        + (f"Damaged (wrong MD5 sum) or unreadable: {broken}. " if broken else "")
+        + f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "
+        "ICPCTL_DATA_DIR."
+    )

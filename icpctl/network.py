@@ -1,0 +1,146 @@
+"""A model together with the units of its inputs; and such a one read from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icpctl import checkpoint, icp, models
+from icpctl.config import RunConfig, resolve
+from icpctl.errors import UserError
+
+EVALUATION_BATCH = 500  # images of 32 pixels; fewer of larger ones
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device means.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here. Use --device cpu.")
+    return device
+
+
+def set_precision(precision: str) -> None:
+    """Float32 arithmetic is IEEE's unless TF32 is asked for; torch's own default lets convolutions use TF32."""
+    mode = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 where it was asked for; else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its device, with the mean and standard deviation, (3, 1, 1) in [0, 1], of what it was trained on."""
+
+    model: nn.Module
+    mean: Tensor
+    std: Tensor
+    precision: str = "float32"
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to float32 in normalised units, channels last in memory."""
+        return ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Normalised units back to uint8, rounded, and clamped to what a pixel can be."""
+        return ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the passes."""
+        return autocast(self.precision, self.device)
+
+    def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """The normalised inputs and the outputs in eval mode for uint8 images, batch by batch, without gradients."""
+        side = images.shape[-2] * images.shape[-1]
+        for batch in images.split(max(1, EVALUATION_BATCH * 32**2 // max(32**2, side))):
+            x = self.normalise(batch)
+            with torch.no_grad(), icp.eval_mode(), self.autocast():
+                output = self.model(x)
+            yield x, output
+
+
+def build_model(config: RunConfig, num_classes: int, device: torch.device) -> nn.Module:
+    """The model of a run, with fresh weights, on the device."""
+    model = models.build(config.model, num_classes, config.stem, config.image_size, config.latent_dim)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what its checkpoint says of the run."""
+
+    file: Path
+    config: RunConfig
+    network: Network
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """Height and width of the images it was trained on."""
+    fingerprint: str
+    """Of the data set it was trained on."""
+
+
+def load_trained(path: str | Path, which: str = "last", device: str = "auto") -> Trained:
+    """The network of a run folder or of a checkpoint file.
+
+    Args:
+        path: a run folder, or a checkpoint file.
+        which: last or best, for a run folder.
+        device: cpu, cuda, cuda:N or auto.
+
+    Raises:
+        UserError: no such run or checkpoint, one that cannot be read, a device that is not there.
+    """
+    target = choose_device(device)
+    file = _checkpoint_file(Path(path), which)
+    saved = checkpoint.load(file, target)
+    config = resolve(saved["config"], str(file))
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
+        model = build_model(config, len(saved["classes"]), target)
+    model.load_state_dict(saved["model"])
+    height, width = saved["image_size"]
+    return Trained(
+        file,
+        config,
+        Network(model, saved["mean"], saved["std"], config.precision),
+        tuple(saved["classes"]),
+        (height, width),
+        saved["fingerprint"],
+    )
+
+
+def _checkpoint_file(path: Path, which: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(
+            f"There is no run folder or checkpoint {path}. `icpctl report` lists the runs of a results folder."
+        )
+    if not (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{path} is not the folder of a run: it has no checkpoints. Give results/<run-id>, or a .pt file."
+        )
+    file = path / "checkpoints" / f"{which}.pt"
+    if which == "best" and not file.exists():
+        raise UserError(
+            f"{path} has no best checkpoint: it held out no images (--val-fraction 0), or no epoch has ended."
+        )
+    return file

@@ -1,0 +1,117 @@
+"""Generation by a VAE: its loss, and metrics by scikit-image and torch-fidelity.
+
+    L_task = (‖x̂ − x‖² + β · KL) / D,    KL = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²)
+
+as the mean over the batch, with D = C·H·W values an image, in normalised units: up to a constant and a factor, the negative
+evidence lower bound of a Gaussian decoder of variance ½ for β = 1 (Kingma and Welling, arXiv 1312.6114; β after Higgins et
+al., 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from icpctl import fidelity, icp
+from icpctl.config import RunConfig
+from icpctl.data.device import DeviceSplit
+from icpctl.meter import to_floats
+from icpctl.models.vae import VAE, VAEOutput
+from icpctl.network import Network
+from icpctl.seeds import derived_seed
+
+SAMPLE_BATCH = 500  # latents that are drawn and decoded at once; the same ones for every number of samples
+
+
+class Generation:
+    """Outputs are `VAEOutput`s, targets are the original inputs (B, 3, S, S)."""
+
+    def __init__(self, config: RunConfig, samples: int | None = None) -> None:
+        self.beta, self.config, self.samples = config.beta, config, samples
+
+    def targets(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The inputs themselves: the loss of a perturbed input is against the original one."""
+        return x
+
+    def loss(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
+        """The mean of L_task over the batch, a scalar, in float32 or better."""
+        return self._terms(outputs, targets)[:, 0].mean()
+
+    def record(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
+        """(B, 3): of each image L_task, ‖x̂ − x‖²/D and KL."""
+        return self._terms(outputs, targets).detach()
+
+    def metrics(self, records: Tensor, labels: Tensor) -> dict[str, float]:
+        """Means over the images: loss and reconstruction_loss, a value of an image in normalised units; kl, in nats."""
+        loss, reconstruction_loss, kl = records.mean(dim=0)
+        return to_floats({"loss": loss, "reconstruction_loss": reconstruction_loss, "kl": kl})
+
+    def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
+        """The same at z = μ, with ssim and psnr (dB) of the reconstructions as 8-bit images, means over the images."""
+        records, quality = [], []
+        for x, output in network.batches(split.images):
+            records.append(self._terms(output, x))
+            quality += image_quality(network.pixels(x), network.pixels(output.reconstruction))
+        ssim, psnr = np.mean(quality, axis=0)
+        return self.metrics(torch.cat(records), split.labels) | {"ssim": float(ssim), "psnr": float(psnr)}
+
+    def evaluate_last(
+        self, network: Network, split: DeviceSplit, say: Callable[[str], None], warn: Callable[[str], None]
+    ) -> dict[str, float]:
+        """FID and KID of the split's reconstructions (z = μ) and of samples from the prior, against the split."""
+        reconstructions = [network.pixels(output.reconstruction) for _, output in network.batches(split.images)]
+        generated = {
+            "reconstruction": torch.cat(reconstructions),
+            "prior": sample(network, self.samples or len(split), self.config.seed),
+        }
+        return fidelity.distances(
+            split.images,
+            generated,
+            weights=self.config.fid_weights,
+            classifier=self.config.fid_features,
+            say=say,
+            warn=warn,
+        )
+
+    def _terms(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
+        """(B, 3): of each image L_task, ‖x̂ − x‖²/D and KL."""
+        reconstruction, mean, log_variance = (_at_least_float32(tensor) for tensor in outputs)
+        reconstruction_loss = (reconstruction - targets).square().flatten(1).mean(dim=1)
+        kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
+        loss = reconstruction_loss + self.beta * kl / targets[0].numel()
+        return torch.stack([loss, reconstruction_loss, kl], dim=1)
+
+
+def image_quality(images: Tensor, others: Tensor) -> list[tuple[float, float]]:
+    """SSIM and PSNR in dB of each image, (N, 3, H, W) uint8, and its counterpart.
+
+    SSIM is scikit-image's: the mean over the channels and over windows of 7×7 pixels of uniform weight, data range 255. PSNR
+    is 10·log10(255² / MSE), infinite for equal images.
+    """
+    pairs = zip(*(tensor.permute(0, 2, 3, 1).cpu().numpy() for tensor in (images, others)), strict=True)
+    with np.errstate(divide="ignore"):
+        return [
+            (structural_similarity(a, b, channel_axis=2, data_range=255), peak_signal_noise_ratio(a, b, data_range=255))
+            for a, b in pairs
+        ]
+
+
+def sample(network: Network, number: int, seed: int) -> Tensor:
+    """Images (N, 3, S, S) uint8 decoded from latents of the prior N(0, 1); fewer are the first ones of more."""
+    assert isinstance(network.model, VAE)
+    images = []
+    for batch in range(math.ceil(number / SAMPLE_BATCH)):
+        generator = torch.Generator().manual_seed(derived_seed(seed, batch))
+        z = torch.randn(SAMPLE_BATCH, network.model.latent_dim, generator=generator).to(network.device)
+        with torch.no_grad(), icp.eval_mode(), network.autocast():
+            images.append(network.pixels(network.model.decode(z)))
+    return torch.cat(images)[:number]
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,564 @@
+"""FID and KID against their formulas and torch-fidelity's own; weights, classifiers, the cache, and no network."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pickle
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torch_fidelity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+from icpctl import RunConfig, UserError, checkpoint, fidelity
+from icpctl.network import Trained, build_model, load_trained
+
+CPU = torch.device("cpu")
+
+
+class Asked:
+    """Calls `distances`, and keeps what was said and what was warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def __call__(
+        self, real: Tensor, weights: Path | None = None, classifier: Path | None = None, **generated: Tensor
+    ) -> dict[str, float]:
+        return fidelity.distances(
+            real, generated, weights=weights, classifier=classifier, say=self.said.append, warn=self.warned.append
+        )
+
+
+@pytest.fixture
+def ask() -> Asked:
+    return Asked()
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of the test's own, and a URL of this machine where nobody listens."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(inception, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/weights-00000000.pth")
+
+
+def images(number: int, seed: int = 0, size: int = 8) -> Tensor:
+    """(N, 3, S, S) uint8; fewer are the first ones of more."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(256, (3, size, size), generator=generator) for _ in range(number)]).byte()
+
+
+def files() -> list[Path]:
+    """The cached features."""
+    return sorted((Path(os.environ["XDG_CACHE_HOME"]) / "icpctl" / "features").glob("*"))
+
+
+# ── the distances
+
+
+def sets(seed: int, n: int, m: int, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Two sets of features, correlated, of different means and scales."""
+    rng = np.random.default_rng(seed)
+    mixed = [rng.normal(size=(k, dimensions)) @ rng.normal(size=(dimensions, dimensions)) for k in (n, m)]
+    return torch.from_numpy(mixed[0]), torch.from_numpy(mixed[1] * rng.uniform(0.3, 3) + rng.normal(size=dimensions))
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    covariances = [np.cov(features.numpy(), rowvar=False) for features in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    difference = (a.mean(0) - b.mean(0)).numpy()
+    return float(difference @ difference + np.trace(covariances[0] + covariances[1] - 2 * root.real))
+
+
+def mmd2(a: Tensor, b: Tensor) -> float:
+    """Sums over pairs, as in the definition; without i = j within a set, and with it between the sets."""
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return float((x @ y / len(x) + 1) ** 3)
+
+    n, m = len(a), len(b)
+    within_a = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    within_b = sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return within_a + within_b - 2 * sum(kernel(x, y) for x in a for y in b) / (n * m)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**16), st.integers(30, 90), st.integers(30, 90), st.integers(2, 20))
+def test_fid_is_the_closed_formula(seed: int, n: int, m: int, dimensions: int) -> None:
+    a, b = sets(seed, n, m, dimensions)
+    expected = frechet(a, b)
+    assert fidelity._fid(a, b) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert fidelity._fid(b, a) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**16), st.integers(2, 12), st.integers(2, 20))
+def test_kid_is_the_unbiased_mmd_where_a_subset_is_all(seed: int, n: int, dimensions: int) -> None:
+    a, b = sets(seed, n, n, dimensions)
+    assert fidelity._kid(a, b) == pytest.approx(mmd2(a, b), rel=1e-9, abs=1e-9)
+
+
+def test_kid_takes_subsets_of_the_smaller_set_and_is_the_same_each_time() -> None:
+    a, b = sets(0, 12, 30, 3)
+    rng = np.random.RandomState(2020)  # torch-fidelity's
+    expected = [mmd2(a[rng.choice(12, 12, replace=False)], b[rng.choice(30, 12, replace=False)]) for _ in range(100)]
+    assert fidelity._kid(a, b) == pytest.approx(np.mean(expected), rel=1e-9)
+    assert fidelity._kid(a, b) == fidelity._kid(a, b)
+
+
+def test_fid_is_computed_in_float64() -> None:
+    a, b = sets(0, 500, 500, 2)
+    far = 3e4  # the mean of such numbers in float32 is off by thousandths
+    assert fidelity._fid(a + far, b + far) == pytest.approx(frechet(a, b), abs=1e-6)
+
+
+# ── Inception
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the form of the published file: a dict in torch's old format, its SHA-256 in the name."""
+    with (
+        mock.patch.object(inception, "load_state_dict_from_url"),
+        mock.patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = inception.FeatureExtractorInceptionV3(fidelity.INCEPTION, ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            state[name] = tensor
+            if name.endswith("conv.weight"):  # so that the features do not fade from layer to layer
+                state[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
+    file = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    return file.rename(file.with_name(f"weights-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"))
+
+
+class Images(Dataset[Tensor]):
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensor[index]
+
+
+def test_inception_equals_torch_fidelitys_own_calculation(
+    ask: Asked, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real, generated = images(5, 0, 16), images(4, 1, 16) // 2
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    metrics = ask(real, weights, prior=generated)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert ask.said == ["Inception features of 9 images: this takes a while on a CPU …"]
+    assert len(ask.warned) == 1
+    assert "FID is biased: the covariance of 2,048 features is singular from 4 images" in ask.warned[0]
+    assert capfd.readouterr() == ("", "")
+    own = torch_fidelity.calculate_metrics(
+        input1=Images(generated), input2=Images(real), fid=True, kid=True, kid_subset_size=4, cuda=False, cache=False,
+        save_cpu_ram=True, verbose=False, feature_extractor_weights_path=str(weights),
+    )  # fmt: skip
+    assert metrics.keys() == {"fid_prior", "kid_prior"}
+    assert metrics["fid_prior"] == pytest.approx(own["frechet_inception_distance"], rel=1e-6)
+    assert metrics["kid_prior"] == pytest.approx(own["kernel_inception_distance_mean"], rel=1e-3)  # that is float32
+
+
+def test_weights_that_are_code_are_refused_and_not_run(ask: Asked, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    torch.save(Evil(), tmp_path / "evil.pth")
+    torch.save({"fc.weight": Evil()}, tmp_path / "inside.pth")
+    torch.save({"fc.weight": Evil()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Evil()))
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pth")
+    for name in ("evil", "inside", "old", "pickle", "script"):
+        with pytest.raises(UserError, match=f"--fid-weights .*{name}.pth.*{inception.URL_INCEPTION_V3}"):
+            ask(images(2), tmp_path / f"{name}.pth", prior=images(2))
+    assert not (tmp_path / "was here").exists()
+
+
+def test_other_files_are_no_weights(ask: Asked, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "half.pth").write_bytes(weights.read_bytes()[:10_000_000])
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"epoch": 3}, tmp_path / "number.pth")
+    for name in ("text", "empty", "half", "tensor", "number"):
+        with pytest.raises(UserError, match=f"{name}.pth: it is damaged, or holds something else"):
+            ask(images(2), tmp_path / f"{name}.pth", prior=images(2))
+    with pytest.raises(UserError, match=r"missing.pth: No such file"):
+        ask(images(2), tmp_path / "missing.pth", prior=images(2))
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other.pth: its tensors are not those of the network"):
+        ask(images(2), tmp_path / "other.pth", prior=images(2))
+
+
+def test_without_a_network_they_are_missing_and_nothing_else(ask: Asked, capfd: pytest.CaptureFixture[str]) -> None:
+    socket.setdefaulttimeout(7)
+    try:
+        assert ask(images(2), prior=images(2)) == {}
+        assert socket.getdefaulttimeout() == 7
+    finally:
+        socket.setdefaulttimeout(None)
+    (warning,) = ask.warned
+    for part in ("FID and KID are missing", inception.URL_INCEPTION_V3, "refused", "--fid-weights", "--fid-features"):
+        assert part in warning
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_says_nothing_is_waited_for_no_longer_than_the_limit(
+    ask: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "DOWNLOAD_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/weights-00000000.pth"
+        monkeypatch.setattr(inception, "URL_INCEPTION_V3", url)
+        assert ask(images(2), prior=images(2)) == {}
+    assert "timed out" in ask.warned[0]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
+    """Serves a file of this name and content in the place of the published weights."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+
+        def serve(name: str, content: bytes) -> None:
+            (folder / name).write_bytes(content)
+            monkeypatch.setattr(inception, "URL_INCEPTION_V3", f"http://127.0.0.1:{http.server_port}/{name}")
+
+        yield serve
+        http.shutdown()
+
+
+def test_weights_are_downloaded_once(
+    ask: Asked,
+    weights: Path,
+    server: Callable[[str, bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    created = []
+    monkeypatch.setattr(fidelity, "_create", lambda *args, **settings: created.append(settings) or Constant())
+    server(weights.name, weights.read_bytes())
+    assert ask(images(2), prior=images(2, 1))
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.name
+    assert kept.read_bytes() == weights.read_bytes()
+    assert created == [{"feature_extractor_weights_path": str(kept)}]
+    assert [message.split()[0] for message in ask.said] == ["Downloading", "Inception"]
+    # Without the server the file that is there does.
+    monkeypatch.setattr(inception, "URL_INCEPTION_V3", f"http://127.0.0.1:9/{weights.name}")
+    assert ask(images(2), prior=images(2, 1))
+    assert len(ask.said) == 2
+    # A damaged one does not, and is fetched again where that is possible.
+    kept.write_bytes(weights.read_bytes()[:1000])
+    assert ask(images(2), prior=images(2, 1)) == {}
+    assert "could not be downloaded" in ask.warned[-1]
+    server(weights.name, weights.read_bytes())
+    assert ask(images(2), prior=images(2, 1))
+    assert kept.read_bytes() == weights.read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_something_else_at_the_url_is_not_taken(ask: Asked, server: Callable[[str, bytes], None]) -> None:
+    server("weights-12345678.pth", b"<html>Log in to this network</html>")
+    assert ask(images(2), prior=images(2)) == {}
+    assert "invalid hash" in ask.warned[0]
+    assert not list(Path(torch.hub.get_dir()).rglob("*.p*"))  # nor a part of it
+
+
+class Constant(nn.Module):
+    """A feature extractor of 3 features."""
+
+    def get_name(self) -> str:
+        return "constant"
+
+    def get_requested_features_list(self) -> list[str]:
+        return ["3"]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.float().mean(dim=(2, 3)),)
+
+
+# ── a classifier's features
+
+
+def run(folder: Path, seed: int = 0, image_size: int = 8, **values: Any) -> Path:
+    """A run folder with a checkpoint of fresh weights."""
+    config = RunConfig(**({"model": "resnet20", "dataset": "digits", "optimizer": "none"} | values))
+    torch.manual_seed(seed)
+    model = build_model(config, 10, CPU).eval()
+    content = {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": "0" * 16,
+        "classes": [str(i) for i in range(10)],
+        "mean": torch.tensor([0.3, 0.4, 0.5]).view(3, 1, 1),
+        "std": torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1),
+        "image_size": [image_size, image_size],
+        "model": model.state_dict(),
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    checkpoint.save(folder / "checkpoints", "last", dict.fromkeys(checkpoint.KEYS) | content)
+    return folder
+
+
+def penultimate(trained: Trained, x: Tensor) -> Tensor:
+    """The features of images that are resized already, by the stages of the CIFAR ResNets themselves."""
+    model: Any = trained.network.model.eval()
+    x = (x / 255 - trained.network.mean) / trained.network.std
+    with torch.no_grad():
+        for child in list(model.children())[:-1]:
+            x = child(x)
+            if child is model.bn1:
+                x = x.relu()
+    return x.flatten(2).mean(2) if x.dim() == 4 else x.flatten(1)
+
+
+def test_a_classifiers_features_make_metrics_of_their_own_name(ask: Asked, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    trained = load_trained(folder, device="cpu")
+    real, generated = images(80), images(70, 1) // 2
+    metrics = ask(real, classifier=folder, prior=generated, reconstruction=real)
+    name = trained.config.run_id
+    assert list(metrics) == [
+        f"fid_prior_by_{name}", f"kid_prior_by_{name}", f"fid_reconstruction_by_{name}", f"kid_reconstruction_by_{name}",
+    ]  # fmt: skip
+    assert ask.said == [f"{name} features of 150 images: this takes a while on a CPU …"]
+    assert not ask.warned
+    of_real, of_generated = (penultimate(trained, x.float()).double() for x in (real, generated))
+    assert metrics[f"fid_prior_by_{name}"] == pytest.approx(frechet(of_generated, of_real), rel=1e-5)
+    # Equal sets: FID is nought, and KID, which leaves out a point's distance from itself, below.
+    assert metrics[f"fid_reconstruction_by_{name}"] == pytest.approx(0, abs=1e-5)
+    assert -0.1 < metrics[f"kid_reconstruction_by_{name}"] < 0
+
+    again = ask(real, classifier=folder / "checkpoints" / "last.pt", prior=generated, reconstruction=real)
+    assert again == metrics
+
+
+def test_images_are_resized_to_those_of_the_classifiers_training(tmp_path: Path) -> None:
+    trained = load_trained(run(tmp_path / "run", image_size=8), device="cpu")
+    module = fidelity._create(fidelity.CLASSIFIER, fidelity.CLASSIFIER_LAYER, CPU, trained=trained)
+    small = images(4)
+    same = module(small)[0]
+    assert torch.allclose(same, penultimate(trained, small.float()), atol=1e-5)
+    doubled = small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    back = nn.functional.interpolate(doubled.float(), (8, 8), mode="bilinear", antialias=True)
+    assert not torch.equal(back, nn.functional.interpolate(doubled.float(), (8, 8), mode="bilinear"))
+    assert torch.allclose(module(doubled)[0], penultimate(trained, back), atol=1e-5)
+
+
+def test_torch_fidelity_knows_the_classifier_by_name(ask: Asked, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    real, generated = images(80), images(80, 1) // 2
+    own = torch_fidelity.calculate_metrics(
+        input1=Images(generated), input2=Images(real), fid=True, feature_extractor="icpctl-classifier", cuda=False,
+        feature_layer_fid="penultimate", save_cpu_ram=True, verbose=False, cache=False,
+        trained=load_trained(folder, device="cpu"),
+    )  # fmt: skip
+    (fid, _) = ask(real, classifier=folder, prior=generated).values()
+    assert fid == pytest.approx(own["frechet_inception_distance"], rel=1e-4)
+
+
+def test_what_is_no_classifier_is_refused(ask: Asked, tmp_path: Path) -> None:
+    vae = run(tmp_path / "vae", model="vae", image_size=16)
+    convolutions = run(tmp_path / "squeezenet", model="squeezenet1_1", layers=["features.4"], image_size=32)
+    diverged = run(tmp_path / "diverged")
+    saved = checkpoint.load(diverged / "checkpoints" / "last.pt")
+    saved["model"] = {name: tensor * float("nan") for name, tensor in saved["model"].items()}
+    checkpoint.save(diverged / "checkpoints", "last", saved)
+    for path, fault in (
+        (vae, "vae, a generative model"),
+        (convolutions, "squeezenet1_1 .* has no linear layer"),
+        (tmp_path / "missing", "no run folder or checkpoint"),
+        (diverged, "are not finite"),
+    ):
+        with pytest.raises(UserError, match=fault) as caught:
+            ask(images(2), classifier=path, prior=images(2))
+        assert "--fid-features" in str(caught.value)
+    assert not files()
+
+
+def test_features_are_float32_of_ieee_and_the_runs_precision_stays(
+    ask: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Watched(fidelity.ClassifierFeatures):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+            seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), conv.fp32_precision, self.training))
+            return super().forward(x)
+
+    monkeypatch.setitem(
+        sys.modules["torch_fidelity.registry"].FEATURE_EXTRACTORS_REGISTRY, fidelity.CLASSIFIER, Watched
+    )
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, conv.fp32_precision = conv.fp32_precision, "tf32"
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            ask(images(2), classifier=run(tmp_path / "run", precision="bf16"), prior=images(2, 1))
+        assert conv.fp32_precision == "tf32"
+    finally:
+        conv.fp32_precision = before
+    assert seen == [(False, False, "ieee", False)] * 2
+
+
+def test_few_images(ask: Asked, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    assert ask(images(1), classifier=folder, prior=images(9)) == {}
+    assert ask(images(9), classifier=folder, prior=images(9), reconstruction=images(1)) == {}
+    assert all("missing" in warning and "here is 1" in warning for warning in ask.warned)
+    assert len(ask.warned) == 2
+    metrics = ask(images(2), classifier=folder, prior=images(2, 1))
+    assert all(np.isfinite(value) for value in metrics.values())
+    ask(images(65), classifier=folder, prior=images(64, 1), reconstruction=images(65, 2))
+    assert len(ask.warned) == 4  # once, whatever the number of sets
+    assert "singular from 64 images" in ask.warned[-1]
+    ask(images(65), classifier=folder, prior=images(65, 1))
+    assert len(ask.warned) == 4
+
+
+# ── the cache
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of every pass of a classifier."""
+    counted: list[int] = []
+    forward = fidelity.ClassifierFeatures.forward
+
+    def counting(self: fidelity.ClassifierFeatures, x: Tensor) -> tuple[Tensor]:
+        counted.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(fidelity.ClassifierFeatures, "forward", counting)
+    monkeypatch.setattr(fidelity, "CHUNK", 20)
+    monkeypatch.setattr(fidelity, "BATCH", 8)
+    return counted
+
+
+def test_features_are_computed_once(ask: Asked, tmp_path: Path, passes: list[int]) -> None:
+    folder = run(tmp_path / "run")
+    first = ask(images(40), classifier=folder, prior=images(30, 1))
+    assert passes == [8, 8, 4] * 3 + [8, 2]
+    assert len(files()) == 4
+    passes.clear()
+    # The same in another order in memory, and other weights' features besides.
+    assert ask(images(40).to(memory_format=torch.channels_last), classifier=folder, prior=images(30, 1)) == first
+    assert not passes
+    assert len(ask.said) == 1
+    ask(images(40), classifier=folder, prior=images(60, 1))  # 20 are those of before, 10 of them in a chunk of 20 now
+    assert passes == [8, 8, 4] * 2
+    assert "features of 40 images" in ask.said[-1]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 16}, {"mean": 0.5}, {"std": 0.5}, {"stem": "cifar"}])
+def test_another_extractor_has_features_of_its_own(
+    ask: Asked, tmp_path: Path, passes: list[int], change: dict[str, Any]
+) -> None:
+    both = {"model": "resnet18", "layers": ["layer1"]} if "stem" in change else {}
+    ask(images(20), classifier=run(tmp_path / "one", **both), prior=images(20, 1))
+    statistics = {name: change[name] for name in ("mean", "std") if name in change}
+    other = run(tmp_path / "other", **both, **{name: value for name, value in change.items() if name not in statistics})
+    saved = checkpoint.load(other / "checkpoints" / "last.pt")
+    saved |= {name: torch.full((3, 1, 1), value) for name, value in statistics.items()}
+    checkpoint.save(other / "checkpoints", "last", saved)
+    passes.clear()
+    ask(images(20), classifier=other, prior=images(20, 1))
+    assert sum(passes) == 40
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_damaged_features_are_not_taken(data: st.DataObject) -> None:
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    key = "0" * 64
+    fidelity._keep(key, features)
+    content = bytearray(fidelity._file(key).read_bytes())
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    fidelity._file(key).write_bytes(content)
+    kept = fidelity._kept(key, 5)  # what a bit of a date changes can still be read
+    assert kept is None or np.array_equal(kept, features)
+
+
+def test_a_damaged_file_is_computed_again(ask: Asked, tmp_path: Path, passes: list[int]) -> None:
+    folder = run(tmp_path / "run")
+    first = ask(images(40), classifier=folder, prior=images(40, 1))
+    whole = files()[0].read_bytes()
+    others = np.zeros((20, 64), dtype=np.float32)
+    for damage in ("half", "bit", "nothing", "fewer", "float64", "flat", "npy"):
+        passes.clear()
+        if damage in ("fewer", "float64", "flat"):
+            wrong = {"fewer": others[:9], "float64": others.astype(np.float64), "flat": others[:, 0]}[damage]
+            np.savez(files()[0], features=wrong)
+        elif damage == "npy":
+            with files()[0].open("wb") as file:
+                np.save(file, others)
+        else:
+            middle = len(whole) // 2
+            flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+            files()[0].write_bytes({"half": whole[:middle], "bit": flipped, "nothing": b""}[damage])
+        assert ask(images(40), classifier=folder, prior=images(40, 1)) == first
+        assert passes == [8, 8, 4], damage
+        assert files()[0].read_bytes() == whole, damage
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "a full disk"])
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    ask: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    folder = run(tmp_path / "run")
+    first = ask(images(40), classifier=folder, prior=images(40, 1))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    if fault == "a full disk":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        (tmp_path / "other").touch()
+    for _ in range(2):
+        assert ask(images(40), classifier=folder, prior=images(40, 1)) == first
+    assert len(ask.said) == 3
+    if fault == "a full disk":
+        assert not files()
