@@ -48,6 +48,7 @@ def main() -> None:
             model=options.model,
             optimizer="ademamix" if steps else "none",
             steps=steps,
+            image_size=options.side,
             batch_size=options.batch,
             epochs=1,
             val_fraction=0.0,

@@ -237,7 +237,8 @@ def evaluate(
         name = dataset or read_config(path).dataset
         _say(f"{path}, {checkpoint} checkpoint, on {name}")
         console.print(metrics_table({split: metrics}))
-        file = write_evaluation(path, {"checkpoint": checkpoint, "dataset": name, "split": split}, metrics)
+        what = {"checkpoint": checkpoint, "dataset": name, "split": split, "samples": str(samples or "")}
+        file = write_evaluation(path, what, metrics)
         _say(f"Written to {file}")
 
 

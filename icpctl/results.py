@@ -162,7 +162,7 @@ class RunFolder:
 def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, float]) -> Path:
     """Add an evaluation to eval.csv of a run's folder: run_id, the columns of `what`, metric, value.
 
-    Rows of the same evaluation are replaced.
+    Rows of the same metrics in the same evaluation are replaced.
 
     Raises:
         UserError: it cannot be written.
@@ -172,9 +172,11 @@ def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, 
         {"run_id": path.resolve().name, **what, "metric": list(metrics), "value": list(metrics.values())}
     )
     try:
-        old = pd.read_csv(file, dtype=str, keep_default_na=False)
-        old = old[(old[list(what)] != pd.Series(what)).any(axis=1)]
-    except (OSError, ValueError, KeyError):
+        # An older file may lack a column that has come since.
+        old = pd.read_csv(file, dtype=str, keep_default_na=False).reindex(columns=new.columns, fill_value="")
+        same = (old[list(what)] == pd.Series(what)).all(axis=1) & old["metric"].isin(new["metric"])
+        old = old[~same & (old["metric"] != "")]
+    except (OSError, ValueError):
         old = new.iloc[:0]
     write_atomic(file, pd.concat([old, new.astype(str)]).to_csv(index=False).encode())
     return file
