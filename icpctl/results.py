@@ -5,6 +5,7 @@
       metrics.csv              long form: run_id,epoch,split,metric,value; fractions in [0, 1]
       status.json              running, finished, failed or interrupted, and why
       checkpoints/             last.pt, previous.pt, best.pt
+    results/figures/           what `icpctl report --figures` draws
 
 A metric belongs to the split it was computed on; `train` also carries the diagnostics of the method and the cost.
 """
@@ -27,6 +28,8 @@ from icpctl.config import RunConfig
 from icpctl.errors import UserError
 
 COLUMNS = ("run_id", "epoch", "split", "metric", "value")
+FIGURES = "figures"
+"""The folder of the figures in a results folder; no run has this name."""
 TIMINGS = ("seconds", "images_per_second", "peak_memory")
 """Metrics of the machine rather than of the method: two equal runs differ in these alone."""
 
@@ -252,7 +255,7 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     if not folder.is_dir():
         raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
     single = (folder / "config.json").exists()
-    paths = [folder] if single else sorted(path for path in folder.iterdir() if path.is_dir())
+    paths = [folder] if single else sorted(path for path in folder.iterdir() if path.is_dir() and path.name != FIGURES)
     records, problems = [], []
     for path in paths:
         try:

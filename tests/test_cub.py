@@ -31,7 +31,7 @@ from icpctl.errors import UserError
 CLASSES, EACH = 20, 12
 NAMES = [f"{number:03}.Bird_{number}" for number in range(1, CLASSES + 1)]
 FILES = [f"{name}/{name[4:]}_{image:04}.jpg" for name in NAMES for image in range(EACH)]
-TRAIN = np.random.default_rng(1).permuted(np.tile([True, False], (CLASSES, EACH // 2)), axis=1).ravel()
+TRAIN = np.random.default_rng(1).permuted(np.tile(np.arange(EACH) < 7, (CLASSES, 1)), axis=1).ravel()
 LABELS = np.repeat(np.arange(CLASSES), EACH)
 SIDE = 12  # of every box's longer side, so that the crops are of one size without a resize
 
@@ -150,9 +150,11 @@ def serving(folder: Path) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("before", ["nothing", "half a download"])
@@ -245,7 +247,7 @@ def test_archive_that_is_none(archive: Path, monkeypatch: pytest.MonkeyPatch, co
 
 def test_rest_of_a_killed_process_is_no_hindrance(archive: Path) -> None:
     scratch = archive.parent / f".{cub.FOLDER}.part"
-    (scratch / cub.FOLDER / "images").mkdir(parents=True)
+    (scratch / cub.FOLDER / cub.IMAGES).mkdir(parents=True)
     check(load("cub", archive.parent, image_size=8))
     assert not scratch.exists()
 
@@ -377,11 +379,20 @@ def test_true_box_over_the_edge() -> None:
     assert square((92.0, 51.0, 440.0, 303.0), (500, 410)) == (92, 0, 500, 408)  # image 1218 of CUB-200-2011
 
 
-@pytest.mark.parametrize("box", ["5.0 5.0 0.0 4.0", "5.0 5.0 4.0 -1.0", "50.0 5.0 4.0 4.0", "5.0 -9.0 4.0 4.0"])
-def test_impossible_box(folder: Path, box: str) -> None:
+@pytest.mark.parametrize(
+    ("box", "problem"),
+    [
+        ("5.5 5.0 0.0 4.0", "has no area"),
+        ("5.0 5.0 4.0 -1.0", "has no area"),
+        ("50.0 5.0 4.0 4.0", "lies outside of it"),
+        ("5.0 -9.0 4.0 4.0", "lies outside of it"),
+    ],
+)
+def test_impossible_box(folder: Path, box: str, problem: str) -> None:
     change(folder / cub.BOXES, "8 ", f"8 {box}")
     text = message(folder.parent, crop="box")
     assert f"Cannot crop the image '{folder / 'images' / FILES[7]}'" in text
+    assert problem in text
     assert "bounding_boxes.txt" in text
     assert load("cub", folder.parent, image_size=8).classes  # of no interest without the crop
 
