@@ -139,7 +139,7 @@ def _panel(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    annotation = str(RunConfig.model_fields[name].annotation)
+    annotation = "" if choices(name) else str(RunConfig.model_fields[name].annotation)
     words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
     return next((words[word] for word in words if word in annotation), "TEXT")
 

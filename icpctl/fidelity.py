@@ -18,6 +18,7 @@ import http.client
 import io
 import json
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -120,6 +121,18 @@ class Extractor:
     """Equal exactly if the features are."""
 
 
+def check(weights: Path | None, classifier: Path | None) -> None:
+    """Refuse before the training what `distances` would refuse after it: files that are not there or something else.
+
+    Raises:
+        UserError: says which.
+    """
+    if classifier:
+        _trained_classifier(classifier, "cpu")
+    elif weights:
+        _verify(weights)
+
+
 def distances(
     real: Tensor,
     generated: Mapping[str, Tensor],
@@ -180,7 +193,7 @@ def _kid(features: Tensor, others: Tensor) -> float:
     return float(metric[metric_kid.KEY_METRIC_KID_MEAN])
 
 
-def _classifier(path: Path, device: torch.device) -> Extractor:
+def _trained_classifier(path: Path, device: torch.device | str) -> Trained:
     try:
         trained = load_trained(path, "last", str(device))
     except UserError as error:
@@ -191,6 +204,12 @@ def _classifier(path: Path, device: torch.device) -> Extractor:
             f"--fid-features {path}: the run {config.run_id} is a {config.model}, a generative model. Give the run of a "
             "classifier."
         )
+    return trained
+
+
+def _classifier(path: Path, device: torch.device) -> Extractor:
+    trained = _trained_classifier(path, device)
+    config = trained.config
     module = _create(CLASSIFIER, CLASSIFIER_LAYER, device, trained=trained)
     identity = _identity(module, config.model, config.stem, trained.image_size)
     return Extractor(module, config.run_id, f"_by_{config.run_id}", identity)
@@ -254,7 +273,8 @@ def _verify(weights: Path) -> None:
         UserError: the file cannot be read, or holds something else than tensors by name.
     """
     try:
-        content = torch.load(weights, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what it takes the file for
+            content = torch.load(weights, map_location="cpu", weights_only=True)
     except OSError as error:
         raise _wrong_weights(weights, error.strerror or str(error)) from error
     except Exception:  # there is no list of what a file of any content leads to

@@ -185,7 +185,9 @@ def summary_table(runs: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFr
         settings: the hyper-parameters to show beside model and dataset.
     """
     runs = runs.assign(difference=_difference(runs))
-    measures = list(dict.fromkeys(name for task in sorted(set(runs["task"])) or MEASURES for name in _measures(task, runs)))
+    measures = list(
+        dict.fromkeys(name for task in sorted(set(runs["task"])) or MEASURES for name in _measures(task, runs))
+    )
     runs = runs.reindex(columns=[*runs.columns, *(name for name in measures if name not in runs)])
     shown = list(dict.fromkeys(["task", "model", "dataset", *settings]))
     is_baseline = runs["optimizer"] == "none"

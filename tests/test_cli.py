@@ -65,7 +65,7 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
     evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "accuracy_top5" in evaluated.stdout
-    assert (run / "eval.csv").read_text().startswith("run_id,checkpoint,dataset,split,metric,value\n")
+    assert (run / "eval.csv").read_text().startswith("run_id,checkpoint,dataset,split,samples,metric,value\n")
     single = icpctl_command("eval", f"results/{run.name}/checkpoints/best.pt", "--split", "val", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
 
@@ -86,6 +86,50 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
             assert len(json.loads(output.stdout)) == 3
 
 
+def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
+    features = icpctl_command("train", *SMALL, "--optimizer", "none", "-o", "features", cwd=tmp_path)
+    assert features.returncode == 0, features.stderr
+    (classifier,) = (tmp_path / "features").iterdir()
+    ablated = icpctl_command(
+        "ablate",
+        "vae",
+        *SMALL[1:],
+        "--grid",
+        "optimizer=adam",
+        "--fid-features",
+        f"features/{classifier.name}",
+        cwd=tmp_path,
+    )
+    assert ablated.returncode == 0, ablated.stderr
+    assert "SSIM" in ablated.stdout
+    assert f"FID rec. by {classifier.name}" in " ".join(ablated.stdout.split())
+    run = next((tmp_path / "results").glob("vae-digits-adam*"))
+    recorded = {line.split(",")[3] for line in (run / "metrics.csv").read_text().splitlines()}
+    assert {
+        f"{kind}_{of}_by_{classifier.name}" for kind in ("fid", "kid") for of in ("prior", "reconstruction")
+    } <= recorded
+    assert "FID is biased" not in ablated.stderr  # 64 features, 360 images
+
+    evaluated = icpctl_command(
+        "eval", f"results/{run.name}", "--samples", "30", "--fid-features", f"features/{classifier.name}", cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "FID is biased" in evaluated.stderr
+    evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
+    assert "FID and KID are missing" in evaluated.stderr
+    rows = (tmp_path / "results" / run.name / "eval.csv").read_text()
+    assert rows.count(f",30,fid_prior_by_{classifier.name},") == 1
+    assert rows.count(",ssim,") == 2
+
+    reported = icpctl_command("report", "results", "--figures", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    drawn = {file.name for file in (tmp_path / "results" / "figures").iterdir()}
+    assert {"figure1.png", "figure1.svg", "figure1.csv"} <= drawn
+    assert any(name.startswith("figure3-digits-") and name.endswith(".png") for name in drawn)
+    again = icpctl_command("report", "results", cwd=tmp_path)
+    assert "figures" not in again.stderr  # they are no damaged run
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -102,6 +146,11 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
         (["train", "resnet20", "digits", "--train-size", "5000"], "1437"),
         (["train", "resnet20", "digits", "--config", "missing.toml"], "missing.toml"),
         (["train", "resnet20", "folder:nowhere"], "nowhere"),
+        (["train", "vae", "digits", "--image-size", "20"], "give one of 16, 32, 64"),
+        (["train", "vae", "digits", "--crop", "box"], "only cub has them"),
+        (["train", "vae", "digits", "--fid-features", "nowhere"], "--fid-features"),
+        (["train", "vae", "digits", "--fid-weights", "nowhere.pth"], "--fid-weights nowhere.pth"),
+        (["train", "vae", "digits", "--stem", "cifar"], "takes its own first layers"),
         (["ablate", "resnet20", "digits", "--grid", "steps"], "--grid steps"),
         (["ablate", "resnet20", "digits", "--grid", "stps=1,2"], "Did you mean 'steps'"),
         (["ablate", "resnet20", "digits", "--grid", "steps=1,0"], "steps=0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,8 @@ def naive_passes(model: VAE, x: Tensor, noise: Tensor | None) -> tuple[list[Tens
     return features, model.to_image(h), mean, log_variance
 
 
-def naive_loss(x: Tensor, reconstruction: Tensor, mean: Tensor, log_variance: Tensor, beta: float) -> Tensor:
+def naive_loss(x: Tensor, output: Sequence[Tensor], beta: float) -> Tensor:
+    reconstruction, mean, log_variance = output
     kl = 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance)
     return ((reconstruction - x) ** 2).mean() + beta * kl.sum(1).mean() / x[0].numel()
 
@@ -106,7 +109,7 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
     for t in range(1, steps + 1):
         x_t = x_t.detach().requires_grad_()
         _, *out = naive_passes(theirs, x_t, None)  # z = μ
-        (g,) = torch.autograd.grad(naive_loss(x, *out, beta), x_t)  # against the original image
+        (g,) = torch.autograd.grad(naive_loss(x, out, beta), x_t)  # against the original image
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         u = g if name == "sgd" else (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         x_t = (x_t - lr * u).detach()
@@ -120,7 +123,7 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
     count = len(student)
     weights = [np.cos(i / (count - 1) * np.pi / 4) for i in range(count)]
     distance = sum(w * ((s - t) ** 2).mean() for w, s, t in zip(weights, student, teacher, strict=True))
-    expected = a * naive_loss(x, *out, beta) + (1 - a) * distance
+    expected = a * naive_loss(x, out, beta) + (1 - a) * distance
     expected.backward()
 
     assert torch.allclose(log["x_icp"], x_t, rtol=0, atol=1e-12)
@@ -197,7 +200,7 @@ def test_perturbation_lowers_the_loss_of_a_trained_model_at_every_step(
     with torch.no_grad(), icp.eval_mode():
         losses.append(generation.loss(network.model(x_icp), x))
     values = [float(loss) for loss in losses]
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False)), values
+    assert all(later < earlier for earlier, later in itertools.pairwise(values)), values
 
 
 def test_ssim_and_psnr_are_means_over_the_images(trained: icpctl.Run, network: Network) -> None:

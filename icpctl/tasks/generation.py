@@ -29,9 +29,18 @@ SAMPLE_BATCH = 500  # latents that are drawn and decoded at once; the same ones 
 
 
 class Generation:
-    """Outputs are `VAEOutput`s, targets are the original inputs (B, 3, S, S)."""
+    """Outputs are `VAEOutput`s, targets are the original inputs (B, 3, S, S).
+
+    Args:
+        config: of the run.
+        samples: how many images are drawn for FID and KID; None: as many as they are compared with.
+
+    Raises:
+        UserError: the weights or the classifier of FID are not what they should be.
+    """
 
     def __init__(self, config: RunConfig, samples: int | None = None) -> None:
+        fidelity.check(config.fid_weights, config.fid_features)
         self.beta, self.config, self.samples = config.beta, config, samples
 
     def targets(self, x: Tensor, labels: Tensor) -> Tensor:
