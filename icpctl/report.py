@@ -5,6 +5,8 @@ Numbers in the tables are fractions in [0, 1]; the tables for people (Rich, Mark
 
 from __future__ import annotations
 
+import re
+import string
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -126,6 +128,8 @@ def build(folder: Path, only: Collection[str] | None = None) -> Report:
 
     groups = complete.drop_duplicates("group_id")["run_id"]
     settings, common = _settings([records[run_id].config for run_id in groups])
+    for classifier, letter in _feature_letters(complete).items():
+        common += f" FID and KID ({letter}): in the features of {classifier}."
     return Report(runs, summary_table(complete, settings), common, notes)
 
 
@@ -213,8 +217,8 @@ def rich_tables(summary: pd.DataFrame, width: int = 80) -> dict[str, Table]:
 def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
     """The summary of one task for a terminal `width` columns wide, accuracies in percent.
 
-    What all rows share of model, dataset and seeds stands above it. Where the room is short, deviations go below means;
-    where it still is, the settings share one column.
+    What all rows share of model, dataset and seeds stands above it. Where the room is short, deviations go below means
+    and headings are broken; where it still is, the settings share one column, and at last KID is left out, which is said.
     """
     people, numbers = _for_people(summary)
     above = {name: people[name].iloc[0] for name in ("model", "dataset", "seeds") if people[name].nunique() == 1}
@@ -222,11 +226,15 @@ def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
     gap = 2
 
     def too_wide(table: pd.DataFrame) -> bool:
-        lines = table.map(lambda text: max(map(len, text.split("\n"))))
-        return len(table) > 0 and int((lines.max().clip(lower=table.columns.str.len()) + gap).sum()) - gap > width
+        cells = [*table.itertuples(index=False), table.columns]
+        widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*cells, strict=True)]
+        return sum(widths) + gap * (len(widths) - 1) > width
 
     if too_wide(people):
         people = people.map(lambda text: text.replace(" ± ", "\n± "))
+    if too_wide(people):
+        people = people.rename(columns=lambda heading: heading.replace(" ", "\n"))
+        numbers = [str(heading).replace(" ", "\n") for heading in numbers]
     if too_wide(people):
         settings = [heading for heading in people if heading not in numbers]
         together = people[settings].apply(
@@ -234,9 +242,16 @@ def rich_table(summary: pd.DataFrame, width: int = 80) -> Table:
         )
         people = people.drop(columns=settings)
         people.insert(0, "settings", together)
+    caption = None
+    if too_wide(people):
+        left_out = [heading for heading in people if str(heading).startswith("KID")]
+        people = people.drop(columns=left_out)
+        caption = "No room for KID: --format csv has it." if left_out else None
     table = Table(
         title=Text(", ".join(f"{name} {value}" for name, value in above.items()), "bold"),
         title_justify="left",
+        caption=caption,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_lines="settings" in people,
         show_edge=False,
@@ -326,15 +341,24 @@ def _measures(task: str, columns: Iterable[Hashable]) -> dict[str, Measure]:
     measures = MEASURES[task]
     if task != "generation":
         return measures
-    found = [str(name).removesuffix("_mean") for name in columns]
+    letters = _feature_letters(columns)
+    names = dict.fromkeys(str(name).removesuffix("_mean") for name in columns)
     distances = {}
     for kind, measure in DISTANCES.items():
-        for name in dict.fromkeys(name for name in found if name == kind or name.startswith(f"{kind}_by_")):
-            if not name.endswith(("_best", "_std")):
-                by = name.removeprefix(kind).removeprefix("_by_")
-                distances[name] = replace(measure, heading=f"{measure.heading} by {by}" if by else measure.heading)
+        if kind in names:
+            distances[kind] = measure
+        for classifier, letter in letters.items():
+            if f"{kind}_by_{classifier}" in names:
+                distances[f"{kind}_by_{classifier}"] = replace(measure, heading=f"{measure.heading} ({letter})")
     best = ("ssim_best", "difference")
     return {name: m for name, m in measures.items() if name not in best} | distances | {n: measures[n] for n in best}
+
+
+def _feature_letters(columns: Iterable[Hashable]) -> dict[str, str]:
+    """The classifiers whose features FID and KID are in, and a letter for each."""
+    found = (re.fullmatch(r"[fk]id_[a-z]+_by_(.+?)(_best|_mean|_std)?", str(name)) for name in columns)
+    classifiers = sorted({match[1] for match in found if match})
+    return dict(zip(classifiers, string.ascii_lowercase, strict=False))
 
 
 def _by_task(summary: pd.DataFrame) -> list[pd.DataFrame]:

@@ -102,7 +102,8 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
     )
     assert ablated.returncode == 0, ablated.stderr
     assert "SSIM" in ablated.stdout
-    assert f"FID rec. by {classifier.name}" in " ".join(ablated.stdout.split())
+    assert "FID prior (a)" in ablated.stdout
+    assert f"FID and KID (a): in the features of {classifier.name}" in " ".join(ablated.stdout.split())
     run = next((tmp_path / "results").glob("vae-digits-adam*"))
     recorded = {line.split(",")[3] for line in (run / "metrics.csv").read_text().splitlines()}
     assert {

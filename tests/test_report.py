@@ -20,7 +20,7 @@ from rich.console import Console
 from icpctl.ablate import plan
 from icpctl.config import RunConfig, resolve
 from icpctl.errors import UserError
-from icpctl.report import Format, Report, build, render, rich_table, write_runs
+from icpctl.report import Format, Report, build, render, rich_table, rich_tables, write_runs
 from icpctl.results import RunFolder
 
 Curve = list[float]
@@ -315,7 +315,7 @@ def test_many_settings_share_a_column_in_80_characters(tmp_path: Path) -> None:
         write_run(tmp_path, config, [0.1, 0.5])
     lines = show(build(tmp_path).summary).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "settings" in lines[1] + lines[2]
+    assert "settings" in "".join(lines[1:4])
     assert any("layer_weights uniform" in line for line in lines)
 
 
@@ -325,3 +325,52 @@ def test_a_study_is_reported_alone(tmp_path: Path) -> None:
         write_run(tmp_path, config, [0.1, 0.5])
     assert len(build(tmp_path).summary) == 3
     assert len(build(tmp_path, [each.run_id for each in mine]).summary) == 2
+
+
+def write_vae(output: Path, config: RunConfig, ssim: Curve, **of_last: float) -> None:
+    folder = RunFolder(output, config)
+    folder.create()
+    folder.write_config(config, {}, {})
+    for epoch, value in enumerate(ssim):
+        test = {"ssim": value, "psnr": 100 * value, "loss": 1.0} | (of_last if epoch == len(ssim) - 1 else {})
+        folder.append_metrics(epoch, {"train": {"loss": 1.0}, "val": {"ssim": 1 - value}, "test": test})
+    folder.write_status("finished", notes=["FID is biased."])
+
+
+def test_generation_has_measures_of_its_own_and_kinds_of_fid_stay_apart(tmp_path: Path) -> None:
+    common: dict[str, object] = {"model": "vae", "dataset": "digits", "epochs": 2}
+    for seed in (0, 1):
+        for optimizer, gain in (("none", 0.0), ("adam", 0.02), ("sgd", 0.03)):
+            kind = "_by_resnet20-x" if optimizer == "adam" else ""
+            distances = {
+                f"{name}_{of}{kind}": 7.0 + seed for name in ("fid", "kid") for of in ("prior", "reconstruction")
+            }
+            config = resolve({**common, "optimizer": optimizer, "seed": seed})
+            write_vae(tmp_path, config, [0.5 + seed / 10, 0.6 + seed / 10 + gain], **distances)
+    write_run(tmp_path, resolve({"epochs": 2, "optimizer": "none"}), [0.1, 0.2])
+
+    report = build(tmp_path)
+    summary = report.summary.set_index(["task", "optimizer"])
+    ours = summary.loc[("generation", "adam")]
+    assert ours["ssim_mean"] == pytest.approx(0.67)
+    assert ours["ssim_best_mean"] == pytest.approx(0.55)  # chosen by the held-out images
+    assert ours["difference_mean"] == pytest.approx(0.02)
+    assert ours["fid_prior_by_resnet20-x_mean"] == 7.5
+    assert pd.isna(ours["fid_prior_mean"])
+    assert pd.isna(summary.loc[("generation", "sgd")]["fid_prior_by_resnet20-x_mean"])
+    assert summary.loc[("classification", "none")]["accuracy_mean"] == 0.2
+    assert "FID and KID (a): in the features of resnet20-x." in report.common
+    assert report.notes[0] == "6 runs: FID is biased."
+
+    tables = rich_tables(report.summary, 200)
+    assert list(tables) == ["classification", "generation"]
+    headings = [str(column.header) for column in tables["generation"].columns]
+    assert {"SSIM", "FID prior", "FID prior (a)", "KID rec. (a)", "difference"} <= set(headings)
+    assert "accuracy %" not in headings
+    generation = report.summary[report.summary["task"] == "generation"]
+    narrow = show(generation, 80)
+    assert "No room for KID" in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    markdown = render(report, "markdown")
+    assert markdown.count("|:--") >= 2  # a table for each task
+    assert "0.6700 ± 0.0707" in markdown
