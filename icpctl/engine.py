@@ -162,9 +162,12 @@ class Session:
 
     def run(self) -> None:
         try:
+            noted = self.folder.status().get("notes", [])
             self._resume()
+            if self.epoch == self.config.epochs:  # killed after the last epoch was saved
+                self.notes = list(noted)
             self.folder.write_config(self.config, self._facts(), provenance(self.trainer.device))
-            self.folder.write_status("running", epoch=self.epoch)
+            self.folder.write_status("running", epoch=self.epoch, notes=self.notes)
             self.display.start(self.config, self.trainer.batches)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
@@ -304,6 +307,7 @@ class Session:
 
     def _note(self, message: str) -> None:
         self.notes.append(message)
+        self.folder.write_status("running", epoch=self.epoch, notes=self.notes)
         self.display.warn(message)
 
     def _warn(self, values: dict[str, float]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,6 +263,17 @@ def test_a_run_notes_that_fid_is_missing(trained: icpctl.Run) -> None:
     assert any("1 run: FID and KID are missing" in note for note in found.notes)
 
 
+def test_notes_outlive_a_kill_after_the_last_epoch(trained: icpctl.Run, tmp_path: Path) -> None:
+    folder = tmp_path / trained.path.name
+    shutil.copytree(trained.path, folder)
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished"
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    icpctl.train(trained.config, tmp_path)
+    assert json.loads((folder / "status.json").read_text()) == status
+    assert "FID and KID are missing" in status["notes"][0]
+
+
 def test_evaluation_on_another_data_set_needs_no_classes(trained: icpctl.Run) -> None:
     metrics = icpctl.evaluate(trained.path, "photos", device="cpu", warn=lambda message: None)
     assert 0 < metrics["ssim"] < 1
@@ -271,7 +285,7 @@ def test_settings_of_the_vae_mean_nothing_to_a_classifier() -> None:
     assert icpctl.RunConfig(model="vae", dataset="digits", beta=3.0).run_id != task().config.run_id
 
 
-def test_a_classifier_needs_two_classes_and_a_vae_one(tmp_path: Any) -> None:
+def test_a_classifier_needs_two_classes_and_a_vae_one(tmp_path: Path) -> None:
     from PIL import Image
 
     for split in ("train", "test"):
