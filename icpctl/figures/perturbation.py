@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,6 @@ DEVIATION = 0.35  # of a class along each axis
 SEED = 5
 EPOCHS, LEARNING_RATE = 20, 0.01  # full batch; more make the network too sure of itself to show a change
 
-SIDE = 1.3  # half the side of the square that is shown
 CLASS_COLOURS, CLASS_MARKERS = (SKY, ORANGE, PURPLE), ("o", "s", "^")
 
 
@@ -76,18 +76,18 @@ def perturbation_figure() -> tuple[Figure, pd.DataFrame]:
     problem = make_problem()
     data = perturbation_data(problem)
     with styled():
-        figure = Figure(figsize=(11, 4.5), dpi=DPI, layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.1)
+        figure = Figure(figsize=(11, 4.5), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.1))
         left, middle, right = figure.subplots(1, 3)
-        _draw_paths(left, problem, data, ICP, "(a) ICP: $x - ε \cdot \mathrm{sign}(g)$")
-        _draw_paths(middle, problem, data, FGSM, "(b) iterative FGSM: $x + ε \cdot \mathrm{sign}(g)$")
+        _draw_paths(left, problem, data, ICP, r"(a) ICP: $x - ε \cdot \mathrm{sign}(g)$")
+        _draw_paths(middle, problem, data, FGSM, r"(b) iterative FGSM: $x + ε \cdot \mathrm{sign}(g)$")
         middle.set_ylabel("")
         _draw_probability(right, data)
         figure.suptitle(
-            f"Points moved by {STEPS} steps of ε = {EPSILON:g}, each along its line from its marker; shaded: the class that the "
-            "network predicts", fontsize="medium"
+            f"Lines: {STEPS} steps of ε = {EPSILON:g} from each marker, g the gradient of the loss. Shaded: the class that the "
+            "network predicts.",
+            fontsize="medium",
         )
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(CENTRES))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(CENTRES))
     return figure, data
 
 
@@ -130,36 +130,51 @@ def _moved(problem: Problem, method: Method) -> pd.DataFrame:
     for _ in range(STEPS):
         path.append(icp.perturb(path[-1], loss, optimizer, steps=1, lr=EPSILON, direction=method.direction))
     places = torch.stack(path)  # (STEPS + 1, N, 2)
-    steps, points = (grid.flatten().numpy() for grid in torch.meshgrid(*map(torch.arange, places.shape[:2]), indexing="ij"))
-    labels = problem.labels.numpy()[points]
-    probability = _probabilities(problem.network, places.flatten(0, 1))[np.arange(len(points)), labels]
-    x1, x2 = places.flatten(0, 1).numpy().T
+    steps, points = np.indices(places.shape[:2])
+    labels = np.broadcast_to(problem.labels.numpy(), steps.shape)
+    probability = np.take_along_axis(_probabilities(problem.network, places), labels[..., None], axis=-1)
+    x1, x2 = places.unbind(-1)
+    columns = {"step": steps, "point": points, "label": labels, "x1": x1, "x2": x2, "probability": probability}
     return pd.DataFrame(
-        {"method": method.name, "step": steps, "point": points, "label": labels, "x1": x1, "x2": x2, "probability": probability}
+        {"method": method.name} | {name: np.asarray(column).ravel() for name, column in columns.items()}
     )
 
 
 def _probabilities(network: nn.Module, points: Tensor) -> NDArray[np.float32]:
-    """(N, classes) for points (N, 2)."""
+    """(…, classes) for points (…, 2)."""
     with torch.no_grad():
-        return np.asarray(network(points).softmax(dim=1).numpy())
+        return np.asarray(network(points).softmax(dim=-1).numpy())
 
 
 def _draw_paths(axes: Axes, problem: Problem, data: pd.DataFrame, method: Method, title: str) -> None:
     """Decision regions, and the way of every point from its marker to the end of its line."""
-    axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal")
-    ticks = torch.linspace(-SIDE, SIDE, 201)
-    grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).flatten(0, 1)
-    regions = _probabilities(problem.network, grid).reshape(len(ticks), len(ticks), -1)
+    low, high = data[["x1", "x2"]].min(), data[["x1", "x2"]].max()  # of all methods, so that the panels are alike
+    half = 0.53 * float((high - low).max())
+    horizontal, vertical = (np.linspace(middle - half, middle + half, 201) for middle in (low + high) / 2)
+    axes.set(
+        title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=horizontal[[0, -1]], ylim=vertical[[0, -1]], aspect="equal"
+    )
+    grid = np.stack(np.meshgrid(horizontal, vertical), axis=-1)
+    regions = _probabilities(problem.network, torch.from_numpy(grid).float())
     for label, colour in enumerate(CLASS_COLOURS):
         lead = regions[..., label] - np.delete(regions, label, axis=2).max(axis=2)
-        axes.contourf(ticks, ticks, lead, levels=[0, 1], colors=[colour], alpha=0.18)
+        axes.contourf(horizontal, vertical, lead, levels=[0, 1], colors=[colour], alpha=0.18)
     moved = data[data["method"] == method.name]
     ways = moved.sort_values(["point", "step"])[["x1", "x2"]].to_numpy().reshape(-1, STEPS + 1, 2)
-    axes.add_collection(LineCollection(ways, colors=method.colour, linewidths=1.2))
+    axes.add_collection(LineCollection(list(ways), colors=method.colour, linewidths=1.2))
     for label, (colour, marker) in enumerate(zip(CLASS_COLOURS, CLASS_MARKERS, strict=True)):
-        of_class = problem.points[problem.labels == label]
-        axes.scatter(*of_class.T, s=22, c=colour, marker=marker, edgecolors="black", linewidths=0.6, zorder=3, label=f"class {label + 1}")
+        x1, x2 = problem.points[problem.labels == label].T
+        axes.scatter(
+            x1,
+            x2,
+            s=22,
+            c=colour,
+            marker=marker,
+            edgecolors="black",
+            linewidths=0.6,
+            zorder=3,
+            label=f"class {label + 1}",
+        )
 
 
 def _draw_probability(axes: Axes, data: pd.DataFrame) -> None:
@@ -168,6 +183,15 @@ def _draw_probability(axes: Axes, data: pd.DataFrame) -> None:
         mean = by_step.mean()
         axes.plot(mean.index, mean, color=method.colour, linestyle=method.line, linewidth=2, label=method.label)
         if method is not ADAM_ICP:
-            axes.fill_between(mean.index, by_step.quantile(0.25), by_step.quantile(0.75), color=method.colour, alpha=0.2, linewidth=0)
-    axes.set(title="(c) probability of the true class", xlabel="step", ylabel="mean; band: middle half of the points", xlim=(0, STEPS), ylim=(0, 1), box_aspect=1)
+            axes.fill_between(
+                mean.index, by_step.quantile(0.25), by_step.quantile(0.75), color=method.colour, alpha=0.2, linewidth=0
+            )
+    axes.set(
+        title="(c) probability of the true class",
+        xlabel="step",
+        ylabel="mean; band: middle half of the points",
+        xlim=(0, STEPS),
+        ylim=(0, 1),
+        box_aspect=1,
+    )
     axes.legend()

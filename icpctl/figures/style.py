@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE, SKY, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7"
 """Colours that the colour-blind can tell apart (Okabe and Ito, 2008)."""
 
 KINDS = ("png", "svg")
 DPI = 300  # of printed matter
 
-_RC = {
+_RC: Any = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along
     "font.size": 10,
     "axes.titlesize": 11,
