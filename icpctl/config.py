@@ -95,8 +95,8 @@ class RunConfig(BaseModel):
     """One run: every hyper-parameter, resolved and checked.
 
     What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
-    the same are equal. With `optimizer="none"` (the baseline) the settings of the method mean nothing and are put at
-    their defaults: a baseline is one run however they were set.
+    the same are equal. Settings that mean nothing are put at their defaults: those of the method with
+    `optimizer="none"`, so that a baseline is one run however they were set; α with Adam; those of the VAE with a classifier.
 
     Raises:
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
@@ -284,6 +284,13 @@ class RunConfig(BaseModel):
             object.__setattr__(self, "steps", 0)
         elif self.steps == 0:
             raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
+        if self.fid_weights and self.fid_features:
+            raise ValueError(
+                "fid_weights and fid_features both say where the features of FID come from: give one of them"
+            )
+        for name in ("fid_weights", "fid_features"):  # found again from another working directory
+            if path := getattr(self, name):
+                object.__setattr__(self, name, path.expanduser().absolute())
         if self.crop == "box" and self.dataset != "cub":
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
         if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):

@@ -85,7 +85,7 @@ def feature_loss(
         ValueError: the three differ in length.
     """
     terms = [
-        weight * nn.functional.mse_loss(_at_least_float32(student), _at_least_float32(teacher.detach()))
+        weight * nn.functional.mse_loss(at_least_float32(student), at_least_float32(teacher.detach()))
         for student, teacher, weight in zip(student_features, teacher_features, weights, strict=True)
     ]
     return torch.stack(terms).sum()
@@ -295,7 +295,8 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
         raise ValueError(f"the model has no module {layer!r}") from None
 
 
-def _at_least_float32(feature: Tensor) -> Tensor:
+def at_least_float32(feature: Tensor) -> Tensor:
+    """Half precision as float32, for differences and squares; anything else as it is."""
     return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
 
 

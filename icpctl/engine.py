@@ -80,11 +80,12 @@ def check_data(configs: Iterable[RunConfig]) -> None:
     """
 
     def what_it_takes(config: RunConfig) -> tuple[object, ...]:
-        splitting = config.task, config.train_size, config.val_fraction
-        return config.dataset, config.data_dir, config.image_size, config.crop, *splitting
+        task = config.task, config.fid_weights, config.fid_features, config.train_size, config.val_fraction
+        return config.dataset, config.data_dir, config.image_size, config.crop, *task
 
     for config in {what_it_takes(config): config for config in configs}.values():
-        _, images = tasks.build(config, _load(config))
+        task, images = tasks.build(config, _load(config))
+        task.check()
         data.split_train(images.train.labels, config.train_size, config.val_fraction)
 
 
@@ -125,7 +126,7 @@ def train(
     set_precision(config.precision)
     try:
         trainer = Trainer(config, _load(config), device)
-        trainer.check_shapes()
+        trainer.check()
         folder.create()
         with FileLock(folder.path / ".lock", timeout=0):
             if overwrite:
@@ -158,20 +159,17 @@ class Session:
         self.seconds = 0.0  # of the epoch at work, before it was resumed
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
-        self.notes: list[str] = []  # on the metrics of the last epoch
 
     def run(self) -> None:
         try:
-            noted = self.folder.status().get("notes", [])
             self._resume()
-            if self.epoch == self.config.epochs:  # killed after the last epoch was saved
-                self.notes = list(noted)
             self.folder.write_config(self.config, self._facts(), provenance(self.trainer.device))
-            self.folder.write_status("running", epoch=self.epoch, notes=self.notes)
+            self.folder.write_status("running", epoch=self.epoch)
             self.display.start(self.config, self.trainer.batches)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            self.folder.write_status("finished", epoch=self.config.epochs, notes=self.notes)
+            notes = self._measure_last()
+            self.folder.write_status("finished", epoch=self.config.epochs, notes=notes)
         except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
             self.folder.write_status("interrupted", epoch=self.epoch)
             raise
@@ -225,9 +223,6 @@ class Session:
                 raise self._not_finite("after its last batch")
         metrics["train"]["seconds"] = time.perf_counter() - started
         self._warn(metrics["train"])
-        if self.epoch == self.config.epochs - 1:
-            test = self.trainer.evaluation_sets["test"]
-            metrics["test"] |= task.evaluate_last(self.trainer.network, test, self.display.say, self._note)
         self.folder.append_metrics(self.epoch, metrics)
         self.display.epoch(self.epoch, metrics)
         improved = False
@@ -305,10 +300,30 @@ class Session:
         }
         self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
 
-    def _note(self, message: str) -> None:
-        self.notes.append(message)
-        self.folder.write_status("running", epoch=self.epoch, notes=self.notes)
-        self.display.warn(message)
+    def _measure_last(self) -> list[str]:
+        """Add the costly metrics to the last epoch, which is saved by now; returns what was said of them.
+
+        A run that is stopped or killed in here measures them anew.
+        """
+        notes: list[str] = []
+
+        def warn(message: str) -> None:
+            notes.append(message)
+            self.display.warn(message)
+
+        def pause() -> None:
+            if self.should_stop():
+                raise Interrupted
+
+        test = self.trainer.evaluation_sets["test"]
+        measured = self.trainer.task.evaluate_last(self.trainer.network, test, self.display.say, warn, pause)
+        last = self.config.epochs - 1
+        rows = read_metrics(self.folder.metrics_file)[0]
+        recorded = set(rows[(rows["epoch"] == last) & (rows["split"] == "test")]["metric"])
+        new = {name: value for name, value in measured.items() if name not in recorded}
+        if new:
+            self.folder.append_metrics(last, {"test": new})
+        return notes
 
     def _warn(self, values: dict[str, float]) -> None:
         """Say, once a run, that the perturbation does nothing or that rounding drowns it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from icpctl import data, tasks
+from icpctl.config import resolve
 from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
 from icpctl.network import load_trained, set_precision
@@ -46,13 +47,19 @@ def evaluate(
         Metrics by name; fractions in [0, 1].
 
     Raises:
-        UserError: no such run or split, a checkpoint that cannot be read, data that changed, classes that do not match.
+        UserError: no such run or split, a checkpoint that cannot be read, data that changed, classes that do not match,
+            fewer than 2 samples, weights or a classifier for FID that are not what they should be.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split '{split}'. It can be one of: {', '.join(SPLITS)}.")
     trained = load_trained(path, which, device)
-    given = {"fid_weights": fid_weights, "fid_features": fid_features, "data_dir": data_dir}
-    config = trained.config.model_copy(update={name: value for name, value in given.items() if value is not None})
+    config = trained.config
+    if data_dir is not None:
+        config = config.model_copy(update={"data_dir": data_dir})
+    if fid_weights or fid_features:  # in the place of the run's own, of whichever kind
+        config = resolve(config.model_dump() | {"fid_weights": fid_weights, "fid_features": fid_features})
+    if samples is not None and samples < 2:
+        raise UserError(f"{samples} samples cannot be compared with anything. Draw 2 or more.")
     if config.task != "generation" and (samples, fid_weights, fid_features) != (None, None, None):
         raise UserError(f"{trained.file} is a classifier: it draws no samples, and FID is not measured of it.")
     if dataset is None:
@@ -69,6 +76,8 @@ def evaluate(
         crop = config.crop if dataset == config.dataset else "none"
         images = data.load(dataset, config.data_dir, height if height == width else None, crop)
     task, images = tasks.build(config, images, samples)
+    if fid_weights or fid_features:
+        task.check()
     _check_classes(trained.classes, images.classes, config.dataset, images.name)
 
     set_precision(config.precision)
@@ -82,7 +91,7 @@ def evaluate(
             raise UserError(
                 f"The run held out no images (--val-fraction 0), so there is no split 'val' in {trained.file}."
             )
-    return task.evaluate(trained.network, part) | task.evaluate_last(trained.network, part, say, warn)
+    return task.evaluate(trained.network, part) | task.evaluate_last(trained.network, part, say, warn, lambda: None)
 
 
 def _check_classes(trained: tuple[str, ...], found: tuple[str, ...], trained_on: str, name: str) -> None:

@@ -51,6 +51,9 @@ CHUNK = 500
 BATCH = 50
 """Images in a pass; Inception enlarges them to 299×299 pixels."""
 
+ENOUGH = 10
+"""Images for each feature below which FID's bias, which falls with the number of images, is worth a warning."""
+
 KID_SUBSET = 1000  # images, torch-fidelity's default
 
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
@@ -128,50 +131,59 @@ def check(weights: Path | None, classifier: Path | None) -> None:
         UserError: says which.
     """
     if classifier:
-        _trained_classifier(classifier, "cpu")
+        _classifier(classifier, torch.device("cpu"))
     elif weights:
-        _verify(weights)
+        _inception(weights, torch.device("cpu"))
 
 
 def distances(
     real: Tensor,
-    generated: Mapping[str, Tensor],
+    generated: Mapping[str, Callable[[], Tensor]],
     *,
     weights: Path | None,
     classifier: Path | None,
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """FID and KID of generated images.
 
     Args:
         real: (N, 3, H, W) uint8, on the device that computes the features.
-        generated: the same of generated images, by name.
+        generated: what makes the same of generated images, by name; called if they can be measured.
         weights: file of the Inception weights; without it they are downloaded once.
         classifier: run folder or checkpoint of a classifier whose features stand in for Inception's.
         say: told what takes long.
         warn: told what is missing or not to be trusted, and why.
+        pause: called between pieces of the work; may raise to stop it.
 
     Returns:
         `fid_NAME` and `kid_NAME` for every name, in squared features and without a unit; with a classifier
-        `fid_NAME_by_RUN` and `kid_NAME_by_RUN`. Empty if the Inception weights cannot be had.
+        `fid_NAME_by_RUN` and `kid_NAME_by_RUN`, with other weights than the published ones `fid_NAME_by_inception-DIGEST`.
+        Empty if the Inception weights cannot be had.
 
     Raises:
         UserError: `weights` or `classifier` is not what it should be.
     """
-    fewest = min(len(images) for images in (real, *generated.values()))
+    if classifier:
+        extractor = _classifier(classifier, real.device)
+    else:
+        file = weights or _downloaded(say, warn)
+        if file is None:
+            return {}
+        extractor = _inception(file, real.device)
+    sets = [real, *(make() for make in generated.values())]
+    fewest = min(map(len, sets))
     if fewest < 2:
         warn(f"FID and KID are missing: they compare two images or more with two or more, and here is {fewest}.")
         return {}
-    extractor = _classifier(classifier, real.device) if classifier else _inception(weights, real.device, say, warn)
-    if extractor is None:
-        return {}
-    of_real, *of_generated = _features(extractor, [real, *generated.values()], say)
+    of_real, *of_generated = _features(extractor, sets, say, pause)
     dimensions = of_real.shape[1]
-    if fewest <= dimensions:  # the rank of a covariance is below the number of images
+    if fewest < ENOUGH * dimensions:
+        singular = ", whose covariance is singular" if fewest <= dimensions else ""
         warn(
-            f"FID is biased: the covariance of {dimensions:,} features is singular from {fewest:,} images. Take more than "
-            f"{dimensions:,} images, real and generated, or read KID, which has no bias."
+            f"FID is biased: {fewest:,} images are few for {dimensions:,} features{singular}, and fewer images give a larger "
+            "FID. Compare it at equal numbers of images alone, take more, or read KID, which has no bias."
         )
     metrics = {}
     for name, features in zip(generated, of_generated, strict=True):
@@ -193,7 +205,7 @@ def _kid(features: Tensor, others: Tensor) -> float:
     return float(metric[metric_kid.KEY_METRIC_KID_MEAN])
 
 
-def _trained_classifier(path: Path, device: torch.device | str) -> Trained:
+def _classifier(path: Path, device: torch.device) -> Extractor:
     try:
         trained = load_trained(path, "last", str(device))
     except UserError as error:
@@ -204,63 +216,58 @@ def _trained_classifier(path: Path, device: torch.device | str) -> Trained:
             f"--fid-features {path}: the run {config.run_id} is a {config.model}, a generative model. Give the run of a "
             "classifier."
         )
-    return trained
-
-
-def _classifier(path: Path, device: torch.device) -> Extractor:
-    trained = _trained_classifier(path, device)
-    config = trained.config
     module = _create(CLASSIFIER, CLASSIFIER_LAYER, device, trained=trained)
     identity = _identity(module, config.model, config.stem, trained.image_size)
     return Extractor(module, config.run_id, f"_by_{config.run_id}", identity)
 
 
-def _inception(
-    weights: Path | None, device: torch.device, say: Callable[[str], None], warn: Callable[[str], None]
-) -> Extractor | None:
-    """torch-fidelity's Inception; None, and a warning, if its weights cannot be downloaded."""
-    if weights is None:
-        try:
-            weights = _downloaded(say)
-        except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
-            warn(
-                f"FID and KID are missing: the Inception weights could not be downloaded from {_url()} ({error}). Give the "
-                "file with --fid-weights, or a trained classifier with --fid-features."
-            )
-            return None
+def _inception(weights: Path, device: torch.device) -> Extractor:
+    """torch-fidelity's Inception, with the published weights or, by another name, with others that fit."""
     _verify(weights)
     try:
         module = _create(INCEPTION, INCEPTION_LAYER, device, feature_extractor_weights_path=str(weights))
     except RuntimeError:
         raise _wrong_weights(weights, "its tensors are not those of the network") from None
-    return Extractor(module, "Inception", "", _identity(module))
+    digest = _sha256(weights)
+    suffix = "" if digest.startswith(_published()) else f"_by_inception-{digest[:8]}"
+    return Extractor(module, "Inception", suffix, _identity(module))
 
 
 def _url() -> str:
     return str(feature_extractor_inceptionv3.URL_INCEPTION_V3)
 
 
-def _downloaded(say: Callable[[str], None]) -> Path:
+def _published() -> str:
+    """The first digits of the SHA-256 of the published weights: they are in the file's name, as with torch's own."""
+    return _url().rpartition("-")[2].partition(".")[0]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _downloaded(say: Callable[[str], None], warn: Callable[[str], None]) -> Path | None:
     """The file with the Inception weights where torch-fidelity keeps it, downloaded if it is missing or damaged.
 
-    Raises:
-        OSError, HTTPException, RuntimeError, ValueError: what was wrong with the network, the answer or the disk.
+    None, and a warning, if it cannot be downloaded.
     """
     url = _url()
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    digest = file.stem.rpartition("-")[
-        2
-    ]  # the first digits of the file's SHA-256, as in the names of torch's own weights
-    if file.exists():
-        with file.open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest().startswith(digest):
-                return file
-    say(f"Downloading the Inception weights, 96 MB, to {file} …")
-    file.parent.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch's download has none of its own
     try:
-        torch.hub.download_url_to_file(url, str(file), digest, progress=False)
+        if file.exists() and _sha256(file).startswith(_published()):
+            return file
+        say(f"Downloading the Inception weights, 96 MB, to {file} …")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch's download has none of its own
+        torch.hub.download_url_to_file(url, str(file), _published(), progress=False)
+    except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
+        warn(
+            f"FID and KID are missing: the Inception weights could not be downloaded from {url} ({error}). Give the "
+            "file with --fid-weights, or a trained classifier with --fid-features."
+        )
+        return None
     finally:
         socket.setdefaulttimeout(timeout)
     return file
@@ -306,7 +313,9 @@ def _identity(module: Any, *settings: object) -> bytes:
     return digest.digest()
 
 
-def _features(extractor: Extractor, sets: Sequence[Tensor], say: Callable[[str], None]) -> list[Tensor]:
+def _features(
+    extractor: Extractor, sets: Sequence[Tensor], say: Callable[[str], None], pause: Callable[[], None]
+) -> list[Tensor]:
     """The features (N, D) of each set of images (N, 3, H, W) uint8, as float64 on the CPU.
 
     Raises:
@@ -326,6 +335,7 @@ def _features(extractor: Extractor, sets: Sequence[Tensor], say: Callable[[str],
         patience = ": this takes a while on a CPU" if device.type == "cpu" else ""
         say(f"{extractor.title} features of {number:,} images{patience} …")
     for key, chunk in missing.items():
+        pause()
         with _exact(chunk.device):
             parts = [extractor.module(batch)[0].float().cpu() for batch in chunk.split(BATCH)]
         found[key] = torch.cat(parts).numpy()

@@ -38,7 +38,8 @@ class Meter:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
-        self.records, self.first_bad = list(state["records"]), state["first_bad"]
+        records = state["records"] if "records" in state else state["outputs"]  # their name before there was a VAE
+        self.records, self.first_bad = list(records), state["first_bad"]
 
 
 def to_floats(values: dict[str, Tensor]) -> dict[str, float]:

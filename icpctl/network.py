@@ -43,6 +43,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def evaluation_batch(height: int, width: int) -> int:
+    """Images of this size to pass through a network at once without gradients."""
+    return max(1, EVALUATION_BATCH * 32**2 // max(32**2, height * width))
+
+
 @dataclass(frozen=True)
 class Network:
     """A model on its device, with the mean and standard deviation, (3, 1, 1) in [0, 1], of what it was trained on."""
@@ -70,8 +75,7 @@ class Network:
 
     def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """The normalised inputs and the outputs in eval mode for uint8 images, batch by batch, without gradients."""
-        side = images.shape[-2] * images.shape[-1]
-        for batch in images.split(max(1, EVALUATION_BATCH * 32**2 // max(32**2, side))):
+        for batch in images.split(evaluation_batch(*images.shape[-2:])):
             x = self.normalise(batch)
             with torch.no_grad(), icp.eval_mode(), self.autocast():
                 output = self.model(x)
@@ -115,7 +119,12 @@ def load_trained(path: str | Path, which: str = "last", device: str = "auto") ->
     config = resolve(saved["config"], str(file))
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
         model = build_model(config, len(saved["classes"]), target)
-    model.load_state_dict(saved["model"])
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError:
+        raise UserError(
+            f"The weights in {file} do not fit the model {config.model} of this version. Train it anew with --overwrite."
+        ) from None
     height, width = saved["image_size"]
     return Trained(
         file,

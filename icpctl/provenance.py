@@ -13,7 +13,17 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("icpctl", "torch", "torchvision", "torchmetrics", "numpy", "scikit-learn")
+PACKAGES = (
+    "icpctl",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "torch-fidelity",
+    "numpy",
+    "scikit-image",
+    "scikit-learn",
+    "scipy",
+)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -395,7 +395,7 @@ def _settings(configs: Sequence[RunConfig]) -> tuple[list[str], str]:
             apart.append(name)
         else:
             value = values.pop()
-            shared.append(f"{name} {'+'.join(value) if isinstance(value, tuple) else _text(value)}")
+            shared.append(f"{name} {value_text(value)}")
     if not shared:
         return apart, "Settings that are not in the table have their defaults."
     return apart, f"The same in all rows: {', '.join(shared)}. Other settings have their defaults."
@@ -403,7 +403,7 @@ def _settings(configs: Sequence[RunConfig]) -> tuple[list[str], str]:
 
 def _for_people(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[Hashable]]:
     """The summary as text, and the headings of the columns that hold numbers. A measure that no row has is left out."""
-    described = summary.loc[:, :"seeds"].drop(columns=["group_id", "task"]).astype(object).map(_text)
+    described = summary.loc[:, :"seeds"].drop(columns=["group_id", "task"]).astype(object).map(value_text)
     measures = {
         measure.heading: _numbers(summary[f"{name}_mean"], summary.get(f"{name}_std"), measure, name == "difference")
         for name, measure in _measures(_task(summary), summary).items()
@@ -422,7 +422,10 @@ def _numbers(means: pd.Series, deviations: pd.Series | None, measure: Measure, s
     ]
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value of a table or of a setting, for people."""
+    if isinstance(value, tuple):
+        return "+".join(value)
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool):

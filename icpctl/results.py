@@ -56,7 +56,7 @@ def not_writable(path: Path, error: OSError) -> UserError:
             "and give the same command again: the run goes on from its last checkpoint."
         )
     return UserError(
-        f"Cannot write {path}: {error.strerror or error}. Make that folder writable, or work in another results folder."
+        f"Cannot write {path}: {error.strerror or error}. Make that folder writable, or take another results folder, with --output."
     )
 
 

@@ -44,12 +44,13 @@ class Trainer:
         # The rest of an epoch that does not fill a batch is left out: another one each time, as the order is random.
         self.batches = len(self.train_set) // self.batch_size
 
-    def check_shapes(self) -> None:
-        """Refuse a model that cannot take these images, and taps that give no features.
+    def check(self) -> None:
+        """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
 
         Raises:
             UserError: what the model says of it.
         """
+        self.task.check()
         if self.batch_size < 2:
             raise UserError(
                 f"There is {len(self.train_set)} image to train on, and batch norm needs two in a batch. Give more images."

@@ -102,22 +102,26 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
     )
     assert ablated.returncode == 0, ablated.stderr
     assert "SSIM" in ablated.stdout
-    assert "FID prior (a)" in ablated.stdout
     assert f"FID and KID (a): in the features of {classifier.name}" in " ".join(ablated.stdout.split())
     run = next((tmp_path / "results").glob("vae-digits-adam*"))
     recorded = {line.split(",")[3] for line in (run / "metrics.csv").read_text().splitlines()}
     assert {
         f"{kind}_{of}_by_{classifier.name}" for kind in ("fid", "kid") for of in ("prior", "reconstruction")
     } <= recorded
-    assert "FID is biased" not in ablated.stderr  # 64 features, 360 images
+    assert "FID is biased" in ablated.stdout + ablated.stderr  # 64 features, 360 images
 
     evaluated = icpctl_command(
         "eval", f"results/{run.name}", "--samples", "30", "--fid-features", f"features/{classifier.name}", cwd=tmp_path
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "FID is biased" in evaluated.stderr
+    assert "whose covariance is singular" in evaluated.stderr
+    (tmp_path / "features").rename(tmp_path / "elsewhere")
     evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
-    assert "FID and KID are missing" in evaluated.stderr
+    assert evaluated.returncode == 0
+    assert "FID and KID are missing. --fid-features" in evaluated.stderr  # the run's own are gone
+    assert "missing.pth: No such file" in refused(
+        "eval", f"results/{run.name}", "--fid-weights", "missing.pth", cwd=tmp_path
+    )
     rows = (tmp_path / "results" / run.name / "eval.csv").read_text()
     assert rows.count(f",30,fid_prior_by_{classifier.name},") == 1
     assert rows.count(",ssim,") == 2
@@ -150,7 +154,8 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         (["train", "vae", "digits", "--image-size", "20"], "give one of 16, 32, 64"),
         (["train", "vae", "digits", "--crop", "box"], "only cub has them"),
         (["train", "vae", "digits", "--fid-features", "nowhere"], "--fid-features"),
-        (["train", "vae", "digits", "--fid-weights", "nowhere.pth"], "--fid-weights nowhere.pth"),
+        (["train", "vae", "digits", "--fid-weights", "nowhere.pth"], "nowhere.pth: No such file"),
+        (["train", "vae", "digits", "--fid-weights", "a.pth", "--fid-features", "b"], "give one of them"),
         (["train", "vae", "digits", "--stem", "cifar"], "takes its own first layers"),
         (["ablate", "resnet20", "digits", "--grid", "steps"], "--grid steps"),
         (["ablate", "resnet20", "digits", "--grid", "stps=1,2"], "Did you mean 'steps'"),

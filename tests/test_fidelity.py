@@ -44,7 +44,8 @@ class Asked:
     def __call__(
         self, real: Tensor, weights: Path | None = None, classifier: Path | None = None, **generated: Tensor
     ) -> dict[str, float]:
-        return fidelity.distances(real, generated, weights=weights, classifier=classifier, **self.told)
+        made: dict[str, Callable[[], Tensor]] = {name: partial(torch.clone, x) for name, x in generated.items()}
+        return fidelity.distances(real, made, weights=weights, classifier=classifier, **self.told)
 
 
 @pytest.fixture
@@ -172,7 +173,10 @@ def own(generated: Tensor, real: Tensor, **options: Any) -> dict[str, float]:
     return torch_fidelity.calculate_metrics(input1=one, input2=other, **names, **options)  # type: ignore[no-any-return]
 
 
-def test_inception_equals_torch_fidelitys(ask: Asked, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_inception_equals_torch_fidelitys(
+    ask: Asked, weights: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inception, "URL_INCEPTION_V3", f"http://127.0.0.1:9/{weights.name}")  # it is the published file
     real, generated = images(3, 0, 16), images(2, 1, 16) // 2
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -180,12 +184,18 @@ def test_inception_equals_torch_fidelitys(ask: Asked, weights: Path, capfd: pyte
     assert torch.equal(torch.random.get_rng_state(), before)
     assert ask.said == ["Inception features of 5 images: this takes a while on a CPU …"]
     assert len(ask.warned) == 1
-    assert "FID is biased: the covariance of 2,048 features is singular from 2 images" in ask.warned[0]
+    assert "FID is biased: 2 images are few for 2,048 features, whose covariance is singular" in ask.warned[0]
     assert capfd.readouterr() == ("", "")
     expected = own(generated, real, kid_subset_size=2, feature_extractor_weights_path=str(weights))
     assert metrics.keys() == {"fid_prior", "kid_prior"}
     assert metrics["fid_prior"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
     assert metrics["kid_prior"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)  # of float32
+
+    monkeypatch.setattr(
+        inception, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-00000000.pth"
+    )  # now it is another one
+    own_name = f"_by_inception-{weights.stem.removeprefix('weights-')}"
+    assert ask(real, weights, prior=generated) == {f"{name}{own_name}": value for name, value in metrics.items()}
 
 
 def test_weights_that_are_code_are_refused_and_not_run(ask: Asked, tmp_path: Path) -> None:
@@ -322,7 +332,8 @@ def test_a_classifiers_features_make_metrics_of_their_own_name(ask: Asked, tmp_p
     trained = load_trained(folder, device="cpu")
     real, generated = images(80), images(70, 1) // 2
     metrics = ask(real, classifier=folder, prior=generated, reconstruction=real)
-    assert not ask.warned
+    assert len(ask.warned) == 1
+    assert "70 images are few for 64 features, and fewer" in ask.warned[0]  # not singular
     name = trained.config.run_id
     assert ask.said == [f"{name} features of 150 images: this takes a while on a CPU …"]
     short = ("fid_prior", "kid_prior", "fid_reconstruction", "kid_reconstruction")
@@ -399,9 +410,36 @@ def test_few_images(ask: Asked, tmp_path: Path) -> None:
     assert np.isfinite(list(ask(images(2), classifier=folder, prior=images(2, 1)).values())).all()
     ask(images(65), classifier=folder, prior=images(64, 1), reconstruction=images(65, 2))
     assert len(ask.warned) == 4  # once, whatever the number of sets
-    assert "singular from 64 images" in ask.warned[-1]
+    assert "64 images are few for 64 features, whose covariance is singular" in ask.warned[-1]
     ask(images(65), classifier=folder, prior=images(65, 1))
-    assert len(ask.warned) == 4
+    assert "singular" not in ask.warned[-1]
+    assert len(ask.warned) == 5
+    ask(images(640), classifier=folder, prior=images(640, 1))
+    assert len(ask.warned) == 5
+
+
+def test_images_are_not_made_where_they_cannot_be_measured(ask: Asked) -> None:
+    never = Mock(side_effect=AssertionError)
+    assert fidelity.distances(images(2), {"prior": never}, weights=None, classifier=None, **ask.told) == {}
+
+
+def test_it_can_be_stopped_between_pieces(ask: Asked, tmp_path: Path) -> None:
+    folder, pause = run(tmp_path / "run"), Mock(side_effect=[None, KeyboardInterrupt])
+    made: dict[str, Callable[[], Tensor]] = {"prior": lambda: images(600, 1, 4)}
+    options: dict[str, Any] = {"weights": None, "classifier": folder} | ask.told
+    with pytest.raises(KeyboardInterrupt):
+        fidelity.distances(images(3, 0, 4), made, **options, pause=pause)
+    assert len(files()) == 1  # what was done is kept
+
+
+def test_what_could_not_be_measured_is_refused_at_once(weights: Path, tmp_path: Path) -> None:
+    fidelity.check(None, None)
+    fidelity.check(None, run(tmp_path / "run"))
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="its tensors are not those of the network"):
+        fidelity.check(tmp_path / "other.pth", None)
+    with pytest.raises(UserError, match="--fid-features: There is no run folder"):
+        fidelity.check(None, tmp_path / "nowhere")
 
 
 # ── the cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from icpctl.distill import tap
 from icpctl.engine import check_data
 from icpctl.models import VAE, VAEOutput
 from icpctl.network import Network, load_trained
+from icpctl.results import TIMINGS, RunFolder
 from icpctl.tasks.generation import SAMPLE_BATCH, Generation, image_quality, sample
 
 SIZE = 16
@@ -263,15 +265,72 @@ def test_a_run_notes_that_fid_is_missing(trained: icpctl.Run) -> None:
     assert any("1 run: FID and KID are missing" in note for note in found.notes)
 
 
-def test_notes_outlive_a_kill_after_the_last_epoch(trained: icpctl.Run, tmp_path: Path) -> None:
-    folder = tmp_path / trained.path.name
-    shutil.copytree(trained.path, folder)
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "finished"
-    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
-    icpctl.train(trained.config, tmp_path)
-    assert json.loads((folder / "status.json").read_text()) == status
-    assert "FID and KID are missing" in status["notes"][0]
+def test_killed_after_the_last_epoch_it_measures_what_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classifier: Path
+) -> None:
+    config = icpctl.RunConfig(
+        model="vae", dataset="digits", optimizer="none", epochs=1, train_size=60, fid_features=classifier, seed=4
+    )
+    undisturbed = icpctl.train(config, tmp_path / "undisturbed")
+    for name in ("append_metrics", "write_status"):  # the last of each, before and after the rows are written
+        original = getattr(RunFolder, name)
+
+        def killed(*given: Any, original: Any = original, **more: Any) -> None:
+            if given[1] == "finished" or (len(given) > 2 and "fid_prior" in str(given[2])):
+                raise SystemExit
+            original(*given, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, name, killed)
+            with pytest.raises(SystemExit):
+                icpctl.train(config, tmp_path / name)
+        again = icpctl.train(config, tmp_path / name)
+        assert untimed(again.metrics).equals(untimed(undisturbed.metrics))
+        status = json.loads((again.path / "status.json").read_text())
+        assert status["state"] == "finished"
+        assert "FID is biased" in status["notes"][0]
+
+
+def untimed(metrics: pd.DataFrame) -> pd.DataFrame:
+    return metrics[~metrics["metric"].isin(TIMINGS)].reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = icpctl.RunConfig(model="resnet20", dataset="digits", optimizer="none", epochs=1, train_size=100)
+    return icpctl.train(config, tmp_path_factory.mktemp("features")).path
+
+
+def test_recorded_fid_is_of_independently_decoded_images(
+    trained: icpctl.Run, network: Network, classifier: Path
+) -> None:
+    metrics = icpctl.evaluate(
+        trained.path, samples=30, fid_features=classifier, device="cpu", warn=lambda message: None
+    )
+    originals = images(360)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((3, 0)).generate_state(1, np.uint64)[0]))
+    z = torch.randn(SAMPLE_BATCH, 128, generator=generator)[:30]
+    with torch.no_grad(), icp.eval_mode():
+        of_mean = network.model.decode(network.model.encode(network.normalise(originals))[0])  # type: ignore[operator]
+        of_prior = network.model.decode(z)  # type: ignore[operator]
+    judge = load_trained(classifier, device="cpu").network
+    judge.model.fc = nn.Identity()
+
+    def features(pixels: Tensor) -> Any:
+        small = nn.functional.interpolate(pixels.float(), (8, 8), mode="bilinear", antialias=True)
+        with torch.no_grad(), icp.eval_mode():
+            return judge.model(judge.normalise(small)).double().numpy()
+
+    def frechet(a: Any, b: Any) -> float:
+        one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+        root = scipy.linalg.sqrtm(one @ other + 1e-12 * np.eye(len(one))).real
+        return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + other - 2 * root))
+
+    real = features(originals)
+    for name, x in (("reconstruction", of_mean), ("prior", of_prior)):
+        expected = frechet(features(network.pixels(x)), real)
+        (value,) = (metrics[key] for key in metrics if key.startswith(f"fid_{name}_by_"))
+        assert value == pytest.approx(expected, rel=1e-3), name
 
 
 def test_evaluation_on_another_data_set_needs_no_classes(trained: icpctl.Run) -> None:

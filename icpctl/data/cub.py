@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tarfile
 import zlib
@@ -134,6 +135,11 @@ def _fetch(data_dir: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     folder, archive = data_dir / FOLDER, data_dir / ARCHIVE
+    if archive.is_file() and not os.access(data_dir, os.W_OK):
+        raise UserError(
+            f"'{archive}' is there, but '{data_dir}' cannot be written to, so it cannot be unpacked there. Unpack it elsewhere, "
+            "and name that folder with --data-dir or ICPCTL_DATA_DIR."
+        )
     try:
         with alone(data_dir, "cub"):
             if not folder.is_dir():  # another process may have unpacked it while this one waited

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
+from icpctl.config import choices
 from icpctl.data.cache import ImageData, decoded
 from icpctl.data.folders import class_folders
 from icpctl.data.named import NAMED, find
@@ -15,7 +16,7 @@ from icpctl.errors import UserError, unknown
 DATASETS = NAMED
 """The data sets that need no path; `folder:PATH` is the other form of a name."""
 
-CROPS = ("none", "box")
+CROPS = choices("crop")
 """What is cut out of an image before the resize: nothing, or the square around the object's bounding box."""
 
 _FOLDER = "folder:"

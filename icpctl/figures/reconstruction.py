@@ -26,7 +26,7 @@ from icpctl.errors import UserError
 from icpctl.figures.style import DPI, styled
 from icpctl.models.vae import VAE
 from icpctl.network import Network, load_trained
-from icpctl.report import METHOD
+from icpctl.report import METHOD, value_text
 from icpctl.results import RunRecord
 
 IMAGES = 4  # of the test split
@@ -101,9 +101,6 @@ def reconstruction_figure(runs: Mapping[str, RunRecord]) -> tuple[Figure | None,
                 raise UserError(f"The data set {config.dataset} is not what they were trained on. Restore it.")
         except UserError as error:
             left_out[str(error)].append(run_id)
-        except RuntimeError:  # of load_state_dict
-            why = "The weights in their last checkpoints do not fit the model of this version. Train them anew."
-            left_out[why].append(run_id)
         else:
             indices = _spread(len(images.test.images))
             chosen = torch.from_numpy(np.array(images.test.images[indices]))
@@ -126,7 +123,7 @@ def row_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
         if config.direction != "descend":
             parts.append(config.direction)
         if config.optimizer != "none":
-            parts += [f"{name} {_text(getattr(config, name))}" for name in apart if _means(config, name, active)]
+            parts += [f"{name} {value_text(getattr(config, name))}" for name in apart if _means(config, name, active)]
         return parts
 
     def rank(config: RunConfig) -> tuple[Any, ...]:
@@ -243,7 +240,7 @@ def _header(config: RunConfig, seed: int) -> str:
             continue
         value = getattr(config, name)
         if value != field.get_default(call_default_factory=True, validated_data=config.__dict__):
-            shared.append(f"{name} {_text(value)}")
+            shared.append(f"{name} {value_text(value)}")
     size = f"{config.image_size} × {config.image_size} pixels"
     return ", ".join([_short(config.dataset), size, f"seed {seed}", f"{config.epochs} epochs", *shared])
 
@@ -257,14 +254,6 @@ def _short(dataset: str) -> str:
 def _slug(dataset: str) -> str:
     """The same as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", _short(dataset)).strip("-")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "+".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _fold(labels: Sequence[str]) -> tuple[list[str], float]:

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from icpctl.defaults import CIFAR_RESNETS
+from icpctl.defaults import CIFAR_RESNETS, VAE_SIZES
 from icpctl.errors import UserError, unknown
 from icpctl.models.cifar_resnet import CifarResNet
 from icpctl.models.vae import VAE, VAEOutput
@@ -36,7 +36,7 @@ def build(
         image_size, latent_dim: of the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`; 64 by default.
 
     Raises:
-        UserError: an unknown name, or a stem for a model that is no torchvision ResNet.
+        UserError: an unknown name, a stem for a model that is no torchvision ResNet, or a size that the VAE cannot take.
     """
     check_name(name)
     if stem == "cifar" and (name in (*CIFAR_RESNETS, "vae") or not name.startswith(_STEM_FAMILIES)):
@@ -44,6 +44,8 @@ def build(
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], num_classes)
     if name == "vae":
+        if image_size not in (None, *VAE_SIZES):
+            raise UserError(f"The VAE takes images of {', '.join(map(str, VAE_SIZES))} pixels, not {image_size}.")
         return VAE(image_size or 64, latent_dim)
 
     import torchvision

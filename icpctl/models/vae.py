@@ -41,7 +41,7 @@ class VAE(nn.Module):
     def __init__(self, image_size: int, latent_dim: int) -> None:
         super().__init__()
         widths = [min(CHANNELS << stage, MOST_CHANNELS) for stage in range(vae_stages(image_size))]
-        self.latent_dim = latent_dim
+        self.image_size, self.latent_dim = image_size, latent_dim
         self.encoder = nn.Sequential(*map(_down, [3, *widths], widths))
         self.to_posterior = nn.Linear(widths[-1] * VAE_BOTTLENECK**2, 2 * latent_dim)
         self.from_latent = nn.Linear(latent_dim, widths[-1] * VAE_BOTTLENECK**2)

@@ -32,12 +32,25 @@ class Task(Protocol):
     def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
         """The metrics of a split in eval mode; `loss` and the configuration's `selection` are among them."""
 
+    def check(self) -> None:
+        """Refuse settings with which `evaluate_last` could not measure what it should.
+
+        Raises:
+            UserError: says which.
+        """
+
     def evaluate_last(
-        self, network: Network, split: DeviceSplit, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        network: Network,
+        split: DeviceSplit,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        pause: Callable[[], None],
     ) -> dict[str, float]:
         """Metrics that are too costly for every epoch: of the test split after the last one, and of `icpctl eval`.
 
-        What takes long is told to `say`; what is missing or not to be trusted, and why, to `warn`.
+        What takes long is told to `say`; what is missing or not to be trusted, and why, to `warn`. `pause` is called
+        between pieces of the work, and may raise to stop it.
         """
 
 

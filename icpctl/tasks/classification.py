@@ -46,8 +46,16 @@ class Classification:
         outputs = torch.cat([output for _, output in network.batches(split.images)])
         return self.metrics(outputs, split.labels)
 
+    def check(self) -> None:
+        """Nothing can be wrong."""
+
     def evaluate_last(
-        self, network: Network, split: DeviceSplit, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        network: Network,
+        split: DeviceSplit,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        pause: Callable[[], None],
     ) -> dict[str, float]:
         """Nothing: every metric is cheap."""
         return {}

@@ -20,12 +20,14 @@ from torch import Tensor
 from icpctl import fidelity, icp
 from icpctl.config import RunConfig
 from icpctl.data.device import DeviceSplit
+from icpctl.distill import at_least_float32
+from icpctl.errors import UserError
 from icpctl.meter import to_floats
 from icpctl.models.vae import VAE, VAEOutput
-from icpctl.network import Network
+from icpctl.network import Network, evaluation_batch
 from icpctl.seeds import derived_seed
 
-SAMPLE_BATCH = 500  # latents that are drawn and decoded at once; the same ones for every number of samples
+SAMPLE_BATCH = 500  # latents that are drawn from one seed, so that fewer samples are the first of more
 
 
 class Generation:
@@ -34,13 +36,9 @@ class Generation:
     Args:
         config: of the run.
         samples: how many images are drawn for FID and KID; None: as many as they are compared with.
-
-    Raises:
-        UserError: the weights or the classifier of FID are not what they should be.
     """
 
     def __init__(self, config: RunConfig, samples: int | None = None) -> None:
-        fidelity.check(config.fid_weights, config.fid_features)
         self.beta, self.config, self.samples = config.beta, config, samples
 
     def targets(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -69,27 +67,47 @@ class Generation:
         ssim, psnr = np.mean(quality, axis=0)
         return self.metrics(torch.cat(records), split.labels) | {"ssim": float(ssim), "psnr": float(psnr)}
 
+    def check(self) -> None:
+        """Refuse weights or a classifier for FID that are not what they should be.
+
+        Raises:
+            UserError: says which.
+        """
+        fidelity.check(self.config.fid_weights, self.config.fid_features)
+
     def evaluate_last(
-        self, network: Network, split: DeviceSplit, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        network: Network,
+        split: DeviceSplit,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        pause: Callable[[], None],
     ) -> dict[str, float]:
         """FID and KID of the split's reconstructions (z = μ) and of samples from the prior, against the split."""
-        reconstructions = [network.pixels(output.reconstruction) for _, output in network.batches(split.images)]
-        generated = {
-            "reconstruction": torch.cat(reconstructions),
-            "prior": sample(network, self.samples or len(split), self.config.seed),
-        }
-        return fidelity.distances(
-            split.images,
-            generated,
-            weights=self.config.fid_weights,
-            classifier=self.config.fid_features,
-            say=say,
-            warn=warn,
-        )
+
+        def reconstructed() -> Tensor:
+            return torch.cat([network.pixels(output.reconstruction) for _, output in network.batches(split.images)])
+
+        def sampled() -> Tensor:
+            return sample(network, self.samples or len(split), self.config.seed)
+
+        try:
+            return fidelity.distances(
+                split.images,
+                {"reconstruction": reconstructed, "prior": sampled},
+                weights=self.config.fid_weights,
+                classifier=self.config.fid_features,
+                say=say,
+                warn=warn,
+                pause=pause,
+            )
+        except UserError as error:  # of files that were in order when the run began
+            warn(f"FID and KID are missing. {error}")
+            return {}
 
     def _terms(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
         """(B, 3): of each image L_task, ‖x̂ − x‖²/D and KL."""
-        reconstruction, mean, log_variance = (_at_least_float32(tensor) for tensor in outputs)
+        reconstruction, mean, log_variance = map(at_least_float32, outputs)
         reconstruction_loss = (reconstruction - targets).square().flatten(1).mean(dim=1)
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
         loss = reconstruction_loss + self.beta * kl / targets[0].numel()
@@ -113,14 +131,11 @@ def image_quality(images: Tensor, others: Tensor) -> list[tuple[float, float]]:
 def sample(network: Network, number: int, seed: int) -> Tensor:
     """Images (N, 3, S, S) uint8 decoded from latents of the prior N(0, 1); fewer are the first ones of more."""
     assert isinstance(network.model, VAE)
-    images = []
+    latents = []
     for batch in range(math.ceil(number / SAMPLE_BATCH)):
         generator = torch.Generator().manual_seed(derived_seed(seed, batch))
-        z = torch.randn(SAMPLE_BATCH, network.model.latent_dim, generator=generator).to(network.device)
-        with torch.no_grad(), icp.eval_mode(), network.autocast():
-            images.append(network.pixels(network.model.decode(z)))
-    return torch.cat(images)[:number]
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        latents.append(torch.randn(SAMPLE_BATCH, network.model.latent_dim, generator=generator))
+    z = torch.cat(latents)[:number].to(network.device)
+    with torch.no_grad(), icp.eval_mode(), network.autocast():
+        parts = z.split(evaluation_batch(network.model.image_size, network.model.image_size))
+        return torch.cat([network.pixels(network.model.decode(part)) for part in parts])
