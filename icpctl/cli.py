@@ -179,7 +179,7 @@ def train(
             run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
         )
     if run.skipped:
-        _say(f"{run.path} is finished already; --overwrite trains it anew.")
+        _say(f"{run.path} is finished already; --overwrite trains it anew, `icpctl eval` measures it again.")
     metrics = run.metrics
     last = metrics[metrics["epoch"] == metrics["epoch"].max()]
     splits = {

@@ -52,6 +52,7 @@ class ConsoleDisplay(Display):
     def start(self, config: RunConfig, batches: int) -> None:
         self.epochs, self.batches, self.selection = config.epochs, batches, config.selection
         self.console.print(f"Run [bold]{escape(config.run_id)}[/]", highlight=False)
+        self.console.print(f"val, test: {config.selection}; share: of the task in the loss", highlight=False)
         if self.live:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -96,9 +97,7 @@ class ConsoleDisplay(Display):
         for split in ("val", "test"):
             if split in metrics:
                 value = metrics[split][self.selection]
-                parts.append(
-                    f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {self.selection} {value:.3f}"
-                )
+                parts.append(f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {value:.3f}")
         parts.append(f"{train['images_per_second']:,.0f}/s")
         gap = "  " if self.console.width > 85 or not self.live else " "
         self.console.print(gap.join(parts), highlight=False, soft_wrap=not self.live)
@@ -119,7 +118,7 @@ def duration(seconds: float) -> str:
 def metrics_table(metrics: Metrics) -> Table:
     """The metrics of a run or an evaluation: a row for each metric, a column for each split."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     for split in metrics:
         table.add_column(split, justify="right")
     names = dict.fromkeys(name for values in metrics.values() for name in values)

@@ -159,6 +159,7 @@ class Session:
         self.seconds = 0.0  # of the epoch at work, before it was resumed
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
+        self.notes: list[str] = []  # what the report says of the run
 
     def run(self) -> None:
         try:
@@ -168,8 +169,8 @@ class Session:
             self.display.start(self.config, self.trainer.batches)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            notes = self._measure_last()
-            self.folder.write_status("finished", epoch=self.config.epochs, notes=notes)
+            self._measure_last()
+            self.folder.write_status("finished", epoch=self.config.epochs, notes=self.notes)
         except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
             self.folder.write_status("interrupted", epoch=self.epoch)
             raise
@@ -300,15 +301,15 @@ class Session:
         }
         self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
 
-    def _measure_last(self) -> list[str]:
-        """Add the costly metrics to the last epoch, which is saved by now; returns what was said of them.
+    def _measure_last(self) -> None:
+        """Add the costly metrics to the last epoch, which is saved by now.
 
         A run that is stopped or killed in here measures them anew.
         """
-        notes: list[str] = []
+        self.display.stop()
 
         def warn(message: str) -> None:
-            notes.append(message)
+            self.notes.append(message)
             self.display.warn(message)
 
         def pause() -> None:
@@ -323,7 +324,6 @@ class Session:
         new = {name: value for name, value in measured.items() if name not in recorded}
         if new:
             self.folder.append_metrics(last, {"test": new})
-        return notes
 
     def _warn(self, values: dict[str, float]) -> None:
         """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
@@ -334,6 +334,10 @@ class Session:
             )
             if abs(after - before) <= NO_OP * abs(before) and shift <= NO_OP:
                 self.warned.add("no-op")
+                self.notes.append(
+                    "The perturbation does nothing. What sets such a run apart from its baseline is the falling task weight, "
+                    f"and the teacher's own update of the batch-norm statistics ({option('teacher_statistics')})."
+                )
                 self.display.warn(
                     f"the perturbation does nothing: loss {before:.6f} before, {after:.6f} after, the largest change of "
                     f"an input value is {values['delta_linf']:.1e}, the largest feature shift {shift:.1e}. Raise "
@@ -343,6 +347,7 @@ class Session:
         errors = [value for name, value in values.items() if name.startswith("feature_shift_error_")]
         if errors and max(errors) > NOISE_FLOOR and "noise" not in self.warned:
             self.warned.add("noise")
+            self.notes.append(f"The feature shift is under the noise floor of {self.config.precision}.")
             self.display.warn(
                 f"the feature shift is under the noise floor of {self.config.precision}: rounding makes up "
                 f"{max(errors):.0%} of it (measured against float64). Raise {option('icp_lr')} or {option('steps')}"

@@ -61,7 +61,10 @@ def evaluate(
     if samples is not None and samples < 2:
         raise UserError(f"{samples} samples cannot be compared with anything. Draw 2 or more.")
     if config.task != "generation" and (samples, fid_weights, fid_features) != (None, None, None):
-        raise UserError(f"{trained.file} is a classifier: it draws no samples, and FID is not measured of it.")
+        raise UserError(
+            f"{trained.file} is of the classifier {config.model}: --samples, --fid-weights and --fid-features are for runs of "
+            "the VAE. Leave them out."
+        )
     if dataset is None:
         images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
         if images.fingerprint != trained.fingerprint:

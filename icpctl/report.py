@@ -44,7 +44,7 @@ MEASURES = {
     "generation": {
         "ssim": Measure("SSIM", decimals=4),
         "psnr": Measure("PSNR dB"),
-        "ssim_best": Measure("best epoch", decimals=4),
+        "ssim_best": Measure("SSIM, best epoch", decimals=4),
         "difference": Measure("difference", decimals=4),
     },
 }
@@ -277,7 +277,8 @@ def render(report: Report, format: Format) -> str:
         case "json":
             return summary.to_json(orient="records", indent=2, double_precision=15) + "\n"
         case "markdown":
-            return "\n\n".join([*map(_markdown, _by_task(summary)), report.common]) + "\n"
+            parts = [f"{_markdown(part)}\n\n{EXPLANATION[_task(part)]}" for part in _by_task(summary)]
+            return "\n\n".join([*parts, report.common]) + "\n"
         case "latex":
             return f"% {report.common}\n" + "\n".join(map(_latex, _by_task(summary)))
         case _:

@@ -297,8 +297,9 @@ def test_the_last_good_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_perturbation_that_does_nothing_is_warned_about(tmp_path: Path) -> None:
     said = Recorder()
-    icpctl.train(small(optimizer="sgd", icp_lr=1e-6), tmp_path, display=said)
+    run = icpctl.train(small(optimizer="sgd", icp_lr=1e-6), tmp_path, display=said)
     assert sum("does nothing" in message for message in said.messages) == 1
+    assert "--teacher-statistics" in json.loads((run.path / "status.json").read_text())["notes"][0]  # for the report
     quiet = Recorder()
     icpctl.train(small(), tmp_path, display=quiet)
     assert not quiet.messages

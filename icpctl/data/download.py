@@ -31,10 +31,15 @@ def unavailable(
     """`places` were looked at, `target` is where a download belongs, `files` are all files with their MD5 sums."""
     looked = ", ".join(f"'{place}'" for place in places)
     broken = ", ".join(f"'{path}'" for path, md5 in files.items() if path.exists() and not intact(path, md5))
+    if broken:
+        return UserError(
+            f"The data set {name} cannot be read. Damaged (wrong MD5 sum) or unreadable: {broken}. Downloading it again from {url} "
+            f"failed: {problem}. Replace what is damaged, or name the folder that has the data set with --data-dir or "
+            "ICPCTL_DATA_DIR."
+        )
     return UserError(
         f"The data set {name} is neither at {looked} nor in class folders like "
         f"'{places[0].with_name(name) / 'train' / 'CLASS'}', and downloading it from {url} failed: {problem}. "
-        + (f"Damaged (wrong MD5 sum) or unreadable: {broken}. " if broken else "")
-        + f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "
+        f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "
         "ICPCTL_DATA_DIR."
     )
