@@ -318,6 +318,8 @@ class Session:
 
         test = self.trainer.evaluation_sets["test"]
         measured = self.trainer.task.evaluate_last(self.trainer.network, test, self.display.say, warn, pause)
+        if not measured:
+            return
         last = self.config.epochs - 1
         rows = read_metrics(self.folder.metrics_file)[0]
         recorded = set(rows[(rows["epoch"] == last) & (rows["split"] == "test")]["metric"])

@@ -363,8 +363,8 @@ def _feature_letters(columns: Iterable[Hashable]) -> dict[str, str]:
 
 
 def _by_task(summary: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each task, without the measures that none of them has."""
-    return [rows.dropna(axis="columns", how="all") for _, rows in summary.groupby("task")] or [summary]
+    """The rows of each task."""
+    return [rows for _, rows in summary.groupby("task")] or [summary]
 
 
 def _task(summary: pd.DataFrame) -> str:
@@ -404,18 +404,19 @@ def _settings(configs: Sequence[RunConfig]) -> tuple[list[str], str]:
 
 def _for_people(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[Hashable]]:
     """The summary as text, and the headings of the columns that hold numbers. A measure that no row has is left out."""
-    described = summary.loc[:, :"seeds"].drop(columns=["group_id", "task"]).astype(object).map(value_text)
+    described = summary.loc[:, :"seeds"].drop(columns=["group_id", "task"])
+    if len(summary):
+        described = described.dropna(axis="columns", how="all")  # settings of the other task
+    described = described.astype(object).map(value_text)
     measures = {
-        measure.heading: _numbers(summary[f"{name}_mean"], summary.get(f"{name}_std"), measure, name == "difference")
+        measure.heading: _numbers(summary[f"{name}_mean"], summary[f"{name}_std"], measure, name == "difference")
         for name, measure in _measures(_task(summary), summary).items()
-        if f"{name}_mean" in summary and summary[f"{name}_mean"].notna().any()
+        if summary[f"{name}_mean"].notna().any()
     }
     return described.assign(**measures), ["seeds", *measures]
 
 
-def _numbers(means: pd.Series, deviations: pd.Series | None, measure: Measure, signed: bool) -> list[str]:
-    if deviations is None:  # one seed everywhere
-        deviations = pd.Series(float("nan"), index=means.index)
+def _numbers(means: pd.Series, deviations: pd.Series, measure: Measure, signed: bool) -> list[str]:
     sign, digits = "+" if signed else "", measure.decimals
     return [
         "–" if pd.isna(mean) else f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")

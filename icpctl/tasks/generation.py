@@ -39,7 +39,7 @@ class Generation:
     """
 
     def __init__(self, config: RunConfig, samples: int | None = None) -> None:
-        self.beta, self.config, self.samples = config.beta, config, samples
+        self.config, self.samples = config, samples
 
     def targets(self, x: Tensor, labels: Tensor) -> Tensor:
         """The inputs themselves: the loss of a perturbed input is against the original one."""
@@ -110,7 +110,7 @@ class Generation:
         reconstruction, mean, log_variance = map(at_least_float32, outputs)
         reconstruction_loss = (reconstruction - targets).square().flatten(1).mean(dim=1)
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
-        loss = reconstruction_loss + self.beta * kl / targets[0].numel()
+        loss = reconstruction_loss + self.config.beta * kl / targets[0].numel()
         return torch.stack([loss, reconstruction_loss, kl], dim=1)
 
 
