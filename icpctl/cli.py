@@ -44,6 +44,7 @@ console = Console()
 errors = Console(stderr=True)
 
 POSITIONAL = ("model", "dataset")
+GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
@@ -247,51 +248,100 @@ def evaluate(
 def ablate(
     settings: dict[str, object],
     grid: Annotated[
-        list[str],
+        list[str] | None,
+        typer.Option("--grid", "-g", metavar="KEY=VALUES", help=GRID_HELP, rich_help_panel="Study"),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
         typer.Option(
-            "--grid",
-            "-g",
-            metavar="KEY=A,B,…",
-            help="Values of a hyper-parameter; repeat for a product.",
+            metavar="CONDITION", help="Leave out combinations for which it is false.", rich_help_panel="Study"
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LIST",
+            help="So many seeds, or which: 5, or 0,3,7, or 0..4.",
+            show_default="1",
             rich_help_panel="Study",
         ),
-    ],
-    seeds: Annotated[int, typer.Option(help="Seeds per configuration.", min=1, rich_help_panel="Study")] = 1,
-    output: Output = Path("results"),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Add ascending and random directions.", rich_help_panel="Study")
+    ] = False,
+    compute_matched: Annotated[
+        bool,
+        typer.Option(
+            "--compute-matched", help="Add baselines of as many passes as the runs with ICP.", rich_help_panel="Study"
+        ),
+    ] = False,
+    study: Annotated[
+        Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Go on with all studies of a results folder.", rich_help_panel="Study"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and what they cost; run nothing.", rich_help_panel="Study")
+    ] = False,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"] | None,
+        typer.Option(help="What runs them.", show_default="local", rich_help_panel="Execution"),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at once.", show_default="one a GPU; on a CPU one a core", min=1, rich_help_panel="Execution"
+        ),
+    ] = None,
+    jobs_per_gpu: Annotated[
+        int | None, typer.Option(help="Runs that share a GPU.", show_default="1", min=1, rich_help_panel="Execution")
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            help="How often a failed run is tried again.", show_default="1", min=0, rich_help_panel="Execution"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, HOST:PORT.", rich_help_panel="Execution")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="A parameter of the Slurm jobs, by submitit's name.", rich_help_panel="Execution"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The results folder.", show_default="results", rich_help_panel="Results"),
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Run a grid of settings with its baseline, and report.
+    """Run a study: a grid of settings with its baselines, over seeds; and report.
 
-    Finished runs are skipped, so the same command goes on with an ablation that was stopped.
+    The definition is kept in study.toml of the results folder. Finished runs are not run again, so the same command, or
+    --resume, goes on with a study that was stopped; several may work on one folder.
 
     Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
     """
-    from icpctl import ablate as ablation
+    from icpctl.ablate import command
 
-    configs = ablation.plan(settings, grid, seeds)
-    from icpctl.display import ConsoleDisplay
-    from icpctl.engine import check, check_data
-    from icpctl.engine import train as train_run
-
-    for each in configs:
-        check(each)
-    check_data(configs)
-
-    def announce(number: int, count: int, each: RunConfig, state: str) -> None:
-        _say(f"{number}/{count} {each.run_id}: {state}")
-
-    with _stoppable() as should_stop:
-        outcomes = ablation.run(
-            configs,
-            output,
-            lambda each: train_run(each, output, display=ConsoleDisplay(console), should_stop=should_stop),
-            announce,
-        )
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    for outcome in failed:
-        _complain("[bold red]Failed:[/]", f"{outcome.config.run_id}: {outcome.error}")
-    if len(failed) < len(outcomes):
-        _summarise(output, only=[each.run_id for each in configs])
+    if resume is not None and output is not None:
+        raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
+    folder = resume or output or Path("results")
+    definition = command.define(settings, grid or [], where or [], seeds, controls, compute_matched, study, resume)
+    options = {"executor": executor, "jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "retries": retries, "address": address}
+    definition = command.executed_by(definition, options, slurm or [])
+    if dry_run:
+        command.dry_run(definition, folder, _say)
+        return
+    with _stoppable(f"`icpctl ablate --resume {folder}` goes on from here.") as should_stop:
+        failed = command.execute(definition, folder, console, should_stop)
+    for run_id, error in failed.items():
+        _complain("[bold red]Failed:[/]", f"{run_id}: {error}")
+    _summarise(folder, only=[run.config.run_id for run in definition.runs()])
     if failed:
         raise typer.Exit(1)
 
@@ -345,7 +395,7 @@ def _summarise(
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM let the batch end, save, and leave with 130 or 143; a second time, leave at once."""
     received: list[int] = []
 
@@ -358,7 +408,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     except KeyboardInterrupt:
-        errors.print("Saved. The same command goes on from here.")
+        _complain("Saved.", way_on)
         sys.exit(128 + received[0])
     finally:
         for number, handler in before.items():

@@ -266,10 +266,9 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, values: Any) -> Any:
-        """`steps = true` is a slip, though Python counts it as 1."""
         for name, value in dict(values).items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"{option(name)} got {str(value).lower()}, which is no value for it")
+            if message := _truth_for_number(name, value):
+                raise ValueError(message)
         return values
 
     @model_validator(mode="after")
@@ -353,6 +352,14 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def _truth_for_number(name: str, value: object) -> str:
+    """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
+    field = RunConfig.model_fields.get(name)
+    if not isinstance(value, bool) or field is None or field.annotation is bool:
+        return ""
+    return f"{option(name)} got {str(value).lower()}, which is no value for it"
+
+
 def _unused(optimizer: str, task: str) -> list[str]:
     """The settings that mean nothing with this input optimizer, or for this task."""
     generation = [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
@@ -427,27 +434,45 @@ def read_toml(path: Path) -> dict[str, object]:
     """Hyper-parameters from a TOML file of the same names; `icp-lr` and `icp_lr` are the same.
 
     Raises:
-        UserError: the file cannot be read or is not TOML, a name is unknown or given twice, or a value is out of range.
-            Whether the values fit together is checked by `resolve`.
+        UserError: the file cannot be read or is not TOML; and as `typed_settings`.
+    """
+    return typed_settings(load_toml(path), str(path))
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        UserError: the file cannot be read or is not TOML.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}. Write lines such as `steps = 5`.") from None
+
+
+def typed_settings(values: Mapping[str, object], where: str) -> dict[str, object]:
+    """Hyper-parameters by name, each of its own type; `icp-lr` and `icp_lr` are the same.
+
+    Raises:
+        UserError: a name is unknown or given twice, or a value is out of range; with the place. Whether the values fit
+            together is checked by `resolve`.
+    """
     settings: dict[str, object] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in RunConfig.model_fields:
-            raise UserError(f"{path}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
+            raise UserError(f"{where}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
         if name in settings:
-            raise UserError(f"{path}: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
+            raise UserError(f"{where}: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
         field = RunConfig.model_fields[name]
+        if message := _truth_for_number(name, value):
+            raise UserError(f"{where}: {message}.")
         try:
-            TypeAdapter(field.rebuild_annotation()).validate_python(value)
+            settings[name] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
-            raise UserError(f"{path}: {_sentence({**fault, 'loc': (name,)})}") from None
-        settings[name] = value
+            raise UserError(f"{where}: {_sentence({**fault, 'loc': (name,)})}") from None
     return settings

@@ -35,6 +35,10 @@ NO_OP = 1e-3  # relative change of the loss and of the features up to which a pe
 NOISE_FLOOR = 0.1  # error of the feature shift above which rounding drowns it
 
 
+class BusyError(UserError):
+    """Another process is training the run."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, has saved its state, and goes on from there when it is started again."""
 
@@ -78,15 +82,16 @@ def check_data(configs: Iterable[RunConfig]) -> None:
     Raises:
         UserError: as `icpctl.data.load`, `icpctl.tasks.build` and `split_train`.
     """
-
-    def what_it_takes(config: RunConfig) -> tuple[object, ...]:
-        task = config.task, config.fid_weights, config.fid_features, config.train_size, config.val_fraction
-        return config.dataset, config.data_dir, config.image_size, config.crop, *task
-
-    for config in {what_it_takes(config): config for config in configs}.values():
+    for config in {data_needs(config): config for config in configs}.values():
         task, images = tasks.build(config, _load(config))
         task.check()
         data.split_train(images.train.labels, config.train_size, config.val_fraction)
+
+
+def data_needs(config: RunConfig) -> tuple[object, ...]:
+    """What a run takes of its data; equal for runs that `check_data` need not tell apart."""
+    task = config.task, config.fid_weights, config.fid_features, config.train_size, config.val_fraction
+    return config.dataset, config.data_dir, config.image_size, config.crop, *task
 
 
 def _load(config: RunConfig) -> data.ImageData:
@@ -133,7 +138,7 @@ def train(
                 folder.clear()
             Session(config, folder, trainer, display, should_stop).run()
     except Timeout:
-        raise UserError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
+        raise BusyError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

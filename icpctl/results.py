@@ -246,6 +246,11 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
     return _frame(rows), problems
 
 
+def read_record(path: Path, config: RunConfig) -> RunRecord:
+    """A run whose configuration is known, and whose folder need not be there yet."""
+    return RunRecord(path, config, _read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0])
+
+
 def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     """Every run under a results folder (or the one run that the folder itself is), and a sentence for each fault.
 

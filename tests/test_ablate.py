@@ -1,208 +1,231 @@
-"""Ablations: which runs a grid means, in which order, and that one that fails does not stop the others."""
+"""Ablations by real processes: killed and resumed, shared by two, stopped, refused. Every run once, and equal to the bit."""
 
 from __future__ import annotations
 
+import json
 import os
-from contextlib import suppress
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+from filelock import FileLock
+from test_cli import icpctl_command, refused
 
-from icpctl.ablate import Outcome, parse_grid, plan, run
-from icpctl.config import RunConfig, declaration, resolve
-from icpctl.errors import UserError
-from icpctl.results import RunFolder
+import icpctl
+from icpctl import checkpoint
+from icpctl.ablate.claim import CLAIM_FILE, holder
+from icpctl.ablate.command import define
+from icpctl.ablate.study import STUDY_FILE, Definition
+from icpctl.results import TIMINGS, RunFolder, read_metrics
 
-values = st.text(st.characters(exclude_characters=",", exclude_categories=["Cs"]), min_size=1).map(str.strip)
-grids = st.dictionaries(
-    st.sampled_from([name for name in RunConfig.model_fields if declaration(name).identity]),
-    st.lists(values.filter(bool), min_size=1, unique=True),
-    max_size=4,
-)
-
-
-@given(grids, st.booleans())
-def test_a_grid_is_read_as_it_was_written(grid: dict[str, list[str]], dashes: bool) -> None:
-    keys = {name: name.replace("_", "-") if dashes else name for name in grid}
-    assert parse_grid([f"{keys[name]}={','.join(listed)}" for name, listed in grid.items()]) == grid
+SETTINGS = {"model": "resnet20", "dataset": "digits", "train_size": "100", "epochs": "4"}
+SMALL = ["resnet20", "digits", "--train-size", "100", "--epochs", "4"]
+TWELVE = ["--grid", "steps=1..5", "--seeds", "2"]
 
 
-@given(st.lists(st.text() | st.builds("{}={}".format, st.sampled_from([*RunConfig.model_fields]), st.text())))
-def test_any_grid_is_planned_or_refused(texts: list[str]) -> None:
-    with suppress(UserError):
-        assert plan({}, texts)
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The twelve runs, each trained undisturbed by itself."""
+    folder = tmp_path_factory.mktemp("twins")
+    runs = define(SETTINGS, ["steps=1..5"], seeds="2").runs()
+    return {run.config.run_id: icpctl.train(run.config, folder).path for run in runs}
 
 
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        (["steps"], "--grid steps: this is not a key"),
-        (["stpes=1,2"], "'steps'"),
-        (["=1,2"], "Unknown hyper-parameter"),
-        (["steps=1,,3"], "--grid steps=1,,3: a value is empty"),
-        (["steps="], "a value is empty"),
-        (["steps=1,3,1"], "a value is given twice"),
-        (["device=cpu,cuda"], "does not make another run"),
-        (["icp-lr=1", "icp_lr=2"], "--grid icp_lr=2: icp_lr is given twice"),
-    ],
-)
-def test_what_is_wrong_with_a_grid_is_said(texts: list[str], said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_grid(texts)
-    assert said in str(caught.value)
+def assert_each_once_and_equal(results: Path, twins: dict[str, Path]) -> None:
+    table = pd.read_csv(results / "study.csv")
+    assert sorted(table["run_id"]) == sorted(twins)
+    assert set(table["state"]) == {"finished"}
+    for run_id, twin in twins.items():
+        ours, theirs = (read_metrics(path / "metrics.csv")[0] for path in (results / run_id, twin))
+        ours, theirs = (rows[~rows["metric"].isin(TIMINGS)].reset_index(drop=True) for rows in (ours, theirs))
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+        models = [checkpoint.load(path / "checkpoints" / "last.pt")["model"] for path in (results / run_id, twin)]
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+        assert holder(results / run_id) is None
 
 
-def test_each_baseline_is_run_once_a_seed_and_one_seed_is_completed_before_the_next() -> None:
-    configs = plan({"epochs": 4}, ["steps=1,3", "lr=0.1,0.01"], seeds=2)
-    assert [(config.seed, config.steps, config.lr) for config in configs] == [
-        (seed, steps, lr)
-        for seed in (0, 1)
-        for steps, lr in ((0, 0.1), (1, 0.1), (0, 0.01), (1, 0.01), (3, 0.1), (3, 0.01))
-    ]
-    assert {config.epochs for config in configs} == {4}
+def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "icpctl", "ablate", *arguments]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_combinations_that_come_to_the_same_run_are_one() -> None:
-    configs = plan({}, ["optimizer=none,adam", "steps=1,2"])
-    assert [(config.optimizer, config.steps) for config in configs] == [("none", 0), ("adam", 1), ("adam", 2)]
-    assert len(plan({}, ["icp_lr=0.1,1e-1"])) == 2
+def at_work(results: Path) -> list[Path]:
+    return [file.parent for file in results.glob(f"*/{CLAIM_FILE}") if holder(file.parent) is not None]
 
 
-def test_layers_of_a_grid_are_joined_with_plus() -> None:
-    configs = plan({}, ["layers=layer1+layer2,layer3"])
-    assert [config.layers for config in configs[1:]] == [("layer1", "layer2"), ("layer3",)]
+def until_at_work(process: subprocess.Popen[str], results: Path, number: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while len(at_work(results)) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def test_seeds_count_up_from_the_given_one() -> None:
-    assert [config.seed for config in plan({"optimizer": "none", "seed": "5"}, [], seeds=3)] == [5, 6, 7]
-    assert [config.seed for config in plan({"optimizer": "none", "seed": 5}, [])] == [5]
-    assert [config.seed for config in plan({"optimizer": "none", "seed": 5}, ["seed=1,2"])] == [1, 2]
+@pytest.mark.timeout(600)
+def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twins: dict[str, Path]) -> None:
+    chance = random.Random(5)
+    results = tmp_path / "results"
+    process = begin(*SMALL, *TWELVE, "--jobs", "2", "--retries", "100", cwd=tmp_path)
+    for victim in ("worker", "worker", "parent", "worker", "parent"):
+        until_at_work(process, results)
+        time.sleep(chance.uniform(0, 1))
+        if victim == "worker":
+            while not (workers := psutil.Process(process.pid).children()):
+                time.sleep(0.02)  # what was at work is the last batch of a worker whose parent was killed
+            chance.choice(workers).kill()
+        else:
+            process.kill()
+            process.communicate()
+            process = begin("--resume", "results", cwd=tmp_path)
+    _, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, complaints
+    assert_each_once_and_equal(results, twins)
 
 
-@pytest.mark.parametrize(
-    ("settings", "texts", "seeds", "said"),
-    [
-        ({}, ["seed=1,2"], 2, "--seeds 2 and --grid seed"),
-        ({}, [], 0, "--seeds 0"),
-        ({"seed": "x"}, [], 2, "--seed got 'x'"),
-        ({"seed": 2**31 - 1}, [], 2, "--seed got"),
-        (
-            {"epochs": 4},
-            ["steps=1", "warmup-epochs=1,4"],
-            1,
-            "--grid steps=1 --grid warmup_epochs=4: warmup_epochs is 4",
-        ),
-        ({}, ["steps=3,0"], 1, "--grid steps=0: steps is 0"),
-    ],
-)
-def test_an_invalid_plan_is_refused(settings: dict[str, object], texts: list[str], seeds: int, said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        plan(settings, texts, seeds)
-    assert said in str(caught.value)
+@pytest.mark.timeout(600)
+def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twins: dict[str, Path]) -> None:
+    results = tmp_path / "results"
+    processes = [begin(*SMALL, *TWELVE, "--jobs", "1", cwd=tmp_path) for _ in range(2)]
+    for process in processes:
+        output, complaints = process.communicate(timeout=300)
+        assert process.returncode == 0, complaints
+        assert "difference" in output
+    assert_each_once_and_equal(results, twins)
+    for run_id in twins:
+        assert len(json.loads((results / run_id / "config.json").read_text())["sessions"]) == 1
+    assert len(Definition.read(results / STUDY_FILE).studies) == 1
 
 
-@pytest.fixture
-def configs() -> list[RunConfig]:
-    return plan({}, ["steps=1,2,3"])
+def test_changing_the_grid_adds_runs_and_nothing_is_run_again(tmp_path: Path) -> None:
+    first = icpctl_command("ablate", *SMALL, "--grid", "steps=1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    shown = icpctl_command("ablate", *SMALL, "--grid", "steps=1,2", "--dry-run", cwd=tmp_path)
+    assert "3 runs (1 baseline, 2 method): 2 finished, 1 to do" in shown.stdout
+    assert "from steps measured now with 1 thread" in shown.stdout
+    more = icpctl_command("ablate", *SMALL, "--grid", "steps=1,2", cwd=tmp_path)
+    assert more.stdout.count(": running") == 1
+    assert len(pd.read_csv(tmp_path / "results" / "study.csv")) == 3
+    again = icpctl_command("ablate", "--resume", "results", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert ": running" not in again.stdout
+    assert "difference" in again.stdout
+    assert len(pd.read_csv(tmp_path / "results" / "study.csv")) == 3
 
 
-def ignore(number: int, total: int, config: RunConfig, state: str) -> None:
-    """Announce to nobody."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_what_is_at_work(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    process = begin(*SMALL[:-1], "200", "--grid", "optimizer=adam", "--jobs", "2", cwd=tmp_path)
+    results = tmp_path / "results"
+    until_at_work(process, results, 2)
+    while not all((run / "checkpoints" / "last.pt").exists() for run in at_work(results)):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == status, complaints
+    assert "Saved. `icpctl ablate --resume results` goes on from here." in complaints
+    assert [json.loads(file.read_text())["state"] for file in results.glob("*/status.json")] == ["interrupted"] * 2
+    assert sorted(pd.read_csv(results / "study.csv")["state"]) == ["interrupted"] * 2
+    assert not at_work(results)
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path: Path, configs: list[RunConfig]) -> None:
-    announced: list[tuple[int, int, int, str]] = []
-
-    def train(config: RunConfig) -> None:
-        if config.steps == 1:
-            raise ValueError("the loss is NaN")
-        if config.steps == 2:
-            raise UserError("Out of memory. Give a smaller --batch-size.")
-
-    outcomes = run(
-        configs,
-        tmp_path,
-        train,
-        lambda number, total, config, state: announced.append((number, total, config.steps, state)),
-    )
-    assert outcomes == [
-        Outcome(configs[0], "finished"),
-        Outcome(configs[1], "failed", "ValueError: the loss is NaN"),
-        Outcome(configs[2], "failed", "Out of memory. Give a smaller --batch-size."),
-        Outcome(configs[3], "finished"),
-    ]
-    status = RunFolder(tmp_path, configs[1]).status()
-    assert (status["state"], status["error"]) == ("failed", "ValueError: the loss is NaN")
-    assert "in train" in status["traceback"]
-    assert RunFolder(tmp_path, configs[2]).status()["state"] == "failed"
-    assert announced[:4] == [(1, 4, 0, "running"), (1, 4, 0, "finished"), (2, 4, 1, "running"), (2, 4, 1, "failed")]
-    assert len(announced) == 8
+def test_a_failing_run_says_why_is_tried_again_and_stops_no_other(tmp_path: Path) -> None:
+    grid = ["--grid", "lr=1e30,1e-3", "--model-optimizer", "sgd", "--clip-grad-norm", "0", "--retries", "2"]
+    result = icpctl_command("ablate", *SMALL, *grid, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("Failed:") == 2  # the run and its baseline
+    assert result.stdout.count("to be tried again") == 4
+    states = [json.loads(file.read_text())["state"] for file in (tmp_path / "results").glob("*/status.json")]
+    assert sorted(states) == ["failed", "failed", "finished", "finished"]
+    table = pd.read_csv(tmp_path / "results" / "study.csv")
+    errors = table["error"][table["state"] == "failed"].astype(str)
+    assert errors.str.contains("The loss is not finite at epoch").all()
 
 
-def test_finished_runs_are_skipped_and_failed_ones_run_again(tmp_path: Path, configs: list[RunConfig]) -> None:
-    for config, state in zip(configs, ("finished", "failed", "running"), strict=False):
-        folder = RunFolder(tmp_path, config)
-        folder.create()
-        folder.write_status(state)
-    trained: list[RunConfig] = []
-    outcomes = run(configs, tmp_path, trained.append, ignore)
-    assert trained == configs[1:]
-    assert [outcome.state for outcome in outcomes] == ["skipped", "finished", "finished", "finished"]
-
-
-def test_a_run_in_the_hands_of_another_process_is_left_alone(tmp_path: Path, configs: list[RunConfig]) -> None:
-    folder = RunFolder(tmp_path, configs[0])
+def test_a_run_that_is_being_trained_by_hand_is_waited_for(tmp_path: Path) -> None:
+    config = define(SETTINGS, ["steps=1"]).runs()[0].config
+    folder = RunFolder(tmp_path / "results", config)
     folder.create()
-    folder.write_status("running")
-
-    def refuse(config: RunConfig) -> None:
-        raise UserError("Another process trains this run.")
-
-    assert run(configs[:1], tmp_path, refuse, ignore)[0].state == "failed"
-    assert folder.status() == {"state": "running"}
-
-
-def test_a_crash_while_running_is_recorded(tmp_path: Path, configs: list[RunConfig]) -> None:
-    def crash(config: RunConfig) -> None:
-        folder = RunFolder(tmp_path, config)
-        folder.create()
-        folder.write_status("running", epoch=3)
-        raise RuntimeError("CUDA error")
-
-    run(configs[:1], tmp_path, crash, ignore)
-    status = RunFolder(tmp_path, configs[0]).status()
-    assert (status["state"], status["epoch"], status["error"]) == ("failed", 3, "RuntimeError: CUDA error")
+    with FileLock(folder.path / ".lock"):  # as `icpctl train` holds it
+        process = begin(*SMALL, "--grid", "steps=1", cwd=tmp_path)
+        assert process.stdout is not None
+        assert any(f"{config.run_id}: in the hands of another process" in line for line in process.stdout)
+    output, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    assert f"{config.run_id}: finished" in output
 
 
-def test_what_stopped_a_run_is_kept_where_it_cannot_be_written(
-    tmp_path: Path, configs: list[RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "There is nothing to vary. Give --grid steps=1,3,5"),
+        (["resnet20", "digits", "--grid", "steps=1..x"], "--grid steps=1..x: 1..x is not a range"),
+        (["resnet20", "digits", "--grid", "steps=1,2", "--where", "stps < 2"], "Did you mean 'steps'"),
+        (["resnet20", "digits", "--grid", "steps=1,2", "--steps", "5"], "varied by the grid"),
+        (["--resume", "nowhere"], "there is no study.toml"),
+        (["--study", "nowhere.toml"], "Cannot read nowhere.toml"),
+        (["--resume", "a", "-o", "b"], "both name the results folder"),
+        (["resnet20", "digits", "--grid", "layers=layer1,layer9"], "has no module 'layer9'"),
+        (["resnet20", "digits", "--grid", "steps=1", "--train-size", "3"], "classes"),
+        (["resnet20", "folder:nowhere", "--grid", "steps=1"], "nowhere"),
+        (["resnet20", "digits", "--grid", "steps=1", "--device", "cuda:7"], "torch sees"),
+        (["resnet20", "digits", "--grid", "steps=1", "--jobs", "two"], "--jobs"),
+        (["resnet20", "digits", "--grid", "steps=1", "--address", "localhost:1"], "--executor ray"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_run(arguments: list[str], said: str, tmp_path: Path) -> None:
+    result = icpctl_command("ablate", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
 
-    def crash(config: RunConfig) -> None:
-        raise RuntimeError("what stopped it")
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert run(configs[:1], tmp_path, crash, ignore)[0].error == "RuntimeError: what stopped it"
-    (tmp_path / "file").write_text("")
-    assert run(configs[:1], tmp_path / "file", crash, ignore)[0].error == "RuntimeError: what stopped it"
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_ends_the_ablation(tmp_path: Path, configs: list[RunConfig], stop: type[BaseException]) -> None:
-    def interrupt(config: RunConfig) -> None:
-        raise stop
-
-    with pytest.raises(stop):
-        run(configs, tmp_path, interrupt, ignore)
-    assert not any(tmp_path.iterdir())
+def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / STUDY_FILE).write_text("[[study]]\nseeds = ")
+    assert "study.toml is not valid TOML" in refused("ablate", "--resume", "results", cwd=tmp_path)
+    assert "study.toml is not valid TOML" in refused("ablate", *SMALL, "--grid", "steps=1", cwd=tmp_path)
 
 
-def test_a_baseline_is_planned_for_every_configuration() -> None:
-    planned = plan({}, ["optimizer=sgd,adam", "epochs=4,8", "recipe=paper,strong"], seeds=2)
-    ids = {config.run_id for config in planned}
-    assert all(config.baseline().run_id in ids for config in planned)
-    assert resolve({"epochs": 8, "optimizer": "none", "seed": 1}).run_id in ids
+def test_a_worker_without_the_data_ends_the_study(tmp_path: Path) -> None:
+    """The data go away between the look at them and the first run, as on a machine that lacks them."""
+    import test_cli
+
+    test_cli.write_photos(tmp_path / "photos")
+    arguments = ["resnet20", "folder:photos", "--epochs", "1", "--grid", "steps=1", "--jobs", "1"]
+    arguments += ["--val-fraction", "0.25"]
+    code = (
+        "import shutil, sys; from icpctl.ablate import executors; build = executors.build\n"
+        "def gone(*a):\n shutil.rmtree('photos'); return build(*a)\n"
+        "executors.build = gone; from icpctl.cli import main; sys.argv[0] = 'icpctl'; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "ablate", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"On {os.uname().nodename}: " in " ".join(result.stderr.split())
+    assert "photos" in result.stderr
+
+
+def test_with_everything_finished_a_dry_run_needs_no_torch(tmp_path: Path) -> None:
+    for run in define(SETTINGS, ["steps=1..40"], seeds="10").runs():
+        folder = RunFolder(tmp_path / "results", run.config)
+        folder.path.mkdir(parents=True)
+        (folder.path / "status.json").write_text('{"state": "finished"}')
+    code = "import sys; from icpctl.cli import app\ntry:\n app()\nfinally:\n print('torch' in sys.modules)"
+    arguments = ["ablate", *SMALL, "--grid", "steps=1..40", "--seeds", "10", "--dry-run"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    *_, summary, blank, needed = result.stdout.splitlines() + [""] * (result.returncode != 0)
+    assert needed == "False"
+    assert "410 runs (10 baseline, 400 method): 410 finished, 0 to do" in result.stdout, (summary, blank)

@@ -71,8 +71,7 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
 
     ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
     assert ablated.returncode == 0, ablated.stderr
-    assert ablated.stdout.count(": finished") == 2  # steps=2 was there
-    assert ablated.stdout.count(": skipped") == 1
+    assert ablated.stdout.count(": running") == ablated.stdout.count(": finished") == 2  # steps=2 was there
     assert "difference" in ablated.stdout
 
     reported = icpctl_command("report", "results/", cwd=tmp_path)
@@ -212,25 +211,10 @@ def test_a_results_folder_that_is_a_file(tmp_path: Path) -> None:
     assert "--output" in refused("train", *SMALL, cwd=tmp_path)
 
 
-def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
-    grid = ["--grid", "lr=1e30,1e-3", "--model-optimizer", "sgd", "--clip-grad-norm", "0"]
-    result = icpctl_command("ablate", *SMALL, *grid, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert result.stderr.count("Failed:") == 2  # the run and its baseline
-    states = [json.loads(file.read_text())["state"] for file in (tmp_path / "results").glob("*/status.json")]
-    assert sorted(states) == ["failed", "failed", "finished", "finished"]
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("command", ["train", "ablate"])
-def test_a_signal_saves_and_the_same_command_goes_on(
-    number: signal.Signals, status: int, command: str, tmp_path: Path
-) -> None:
-    arguments = [command, *SMALL, "--epochs", "60"] + (["--grid", "optimizer=adam"] if command == "ablate" else [])
-
+def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, status: int, tmp_path: Path) -> None:
     def started() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "icpctl", *arguments]
+        command = [sys.executable, "-m", "icpctl", "train", *SMALL, "--epochs", "60"]
         return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def until(process: subprocess.Popen[str], text: str) -> str:

@@ -146,7 +146,7 @@ def test_every_hyper_parameter_is_documented() -> None:
 def test_toml_is_read_and_its_faults_said(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('icp-lr = 0.01\nlayers = ["layer1"]\n')
-    assert read_toml(file) == {"icp_lr": 0.01, "layers": ["layer1"]}
+    assert read_toml(file) == {"icp_lr": 0.01, "layers": ("layer1",)}
     file.write_text("steps: 5")
     with pytest.raises(UserError, match="not valid TOML"):
         read_toml(file)

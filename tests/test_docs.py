@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from icpctl.ablate import plan
+from icpctl.ablate.command import define
 from icpctl.cli import app
 from icpctl.config import GROUPS, RunConfig, declaration, option, read_toml, resolve
 
@@ -79,7 +79,11 @@ def test_readme_command_parses(line: str) -> None:
     if command == "train":
         resolve(settings)
     elif command == "ablate":
-        assert len(plan(settings, values["grid"], values["seeds"])) > 1
+        study = {
+            name: values[name] for name in ("grid", "where", "seeds", "controls", "compute_matched") if name in values
+        }
+        if not {"study", "resume"} & values.keys():
+            assert len(define(settings, **study).runs()) > 1
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

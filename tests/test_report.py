@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from icpctl.ablate import plan
+from icpctl.ablate.grid import parse_grid
+from icpctl.ablate.study import Study
 from icpctl.config import RunConfig, resolve
 from icpctl.errors import UserError
 from icpctl.report import Format, Report, build, render, rich_table, rich_tables, write_runs
@@ -54,7 +55,10 @@ def show(summary: pd.DataFrame, width: int = 80) -> str:
 
 
 def configs(grids: list[str], seeds: int = 1, **values: object) -> list[RunConfig]:
-    return plan({"epochs": 2, **values}, grids, seeds)
+    grid = parse_grid(grids)
+    shared = {name: value for name, value in {"epochs": 2, **values}.items() if name not in grid}
+    study = Study(shared, grid, seeds=range(seeds))
+    return [run.config for run in study.runs()]
 
 
 def test_a_run_is_one_row_of_last_and_best_epoch(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""What `icpctl ablate` does: puts the definition of a study together, shows what it costs, executes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from icpctl.ablate.claim import holder
+from icpctl.ablate.grid import EXAMPLE, parse_grid
+from icpctl.ablate.scheduler import Scheduler
+from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
+from icpctl.ablate.table import write_study_table
+from icpctl.config import RunConfig, declaration, option, typed_settings
+from icpctl.cost import passes
+from icpctl.errors import UserError
+
+IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
+"""Settings that a run's id shows."""
+
+
+def define(
+    settings: Mapping[str, object],
+    grid: Sequence[str] = (),
+    where: Sequence[str] = (),
+    seeds: str | None = None,
+    controls: bool = False,
+    compute_matched: bool = False,
+    study: Path | None = None,
+    resume: Path | None = None,
+) -> Definition:
+    """The definition that the options of the command line give, or a file with what they change in it.
+
+    Raises:
+        UserError: a fault in an option or in the file; options that contradict each other; nothing to study.
+    """
+    given = typed_settings({name: value for name, value in settings.items() if value is not None}, "settings")
+    data_dir = given.get("data_dir")
+    if isinstance(data_dir, Path):  # found again from another working directory
+        given["data_dir"] = data_dir.expanduser().absolute()
+    if resume is not None:
+        return _resumed(resume, given, bool(grid or where or seeds or controls or compute_matched or study))
+    if study is not None:
+        if grid:
+            raise UserError(
+                f"--study {study} and --grid both say what varies. Write the grid into the file, or leave out one."
+            )
+        definition = Definition.read(study)
+        first = given.pop("seed", None)
+        changes: dict[str, Any] = {"seeds": parse_seeds(seeds or "1", first)} if seeds or first is not None else {}
+        changes |= {"controls": True} if controls else {}
+        changes |= {"compute_matched": True} if compute_matched else {}
+        studies = [
+            replace(each, settings={**each.settings, **given}, where=[*each.where, *where], **changes)
+            for each in definition.studies
+        ]
+        return Definition(studies, definition.execution)
+    if not (grid or seeds or controls or compute_matched):
+        raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
+    values = parse_grid(grid)
+    # The two arguments have to be given before others; so a grid may vary what they set.
+    given = {name: value for name, value in given.items() if name not in values or name not in ("model", "dataset")}
+    if "seed" in values and (seeds is not None or "seed" in given):
+        raise UserError(
+            f"--grid seed=… and {'--seeds' if seeds else option('seed')} both say which seeds to run. Give one."
+        )
+    first = given.pop("seed", None)
+    return Definition([Study(given, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)])
+
+
+def _resumed(folder: Path, given: Mapping[str, object], more: bool) -> Definition:
+    file = folder / STUDY_FILE
+    if not file.exists():
+        raise UserError(f"--resume {folder}: there is no {STUDY_FILE}, so no study was begun there with icpctl ablate.")
+    identity = [option(name) for name in given if declaration(name).identity]
+    if identity or more:
+        what = ", ".join(identity) or "a grid"
+        raise UserError(
+            f"--resume {folder} takes the studies as they are, and {what} would change them. Leave out --resume, and give "
+            f"--output {folder} with the new settings: that adds runs to the folder."
+        )
+    definition = Definition.read(file)
+    studies = [replace(each, settings={**each.settings, **given}) for each in definition.studies]
+    return Definition(studies, definition.execution)
+
+
+def executed_by(definition: Definition, options: Mapping[str, object], slurm: Sequence[str]) -> Definition:
+    """The definition with the options of its execution that are given.
+
+    Raises:
+        UserError: an option that is none, or that another executor takes.
+    """
+    parameters: dict[str, str | int] = {}
+    for text in slurm:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--slurm {text}: write KEY=VALUE, for example --slurm slurm_partition=gpu.")
+        parameters[key] = int(value) if value.lstrip("-").isdigit() else value
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {"slurm": parameters} if parameters else {}
+    execution = Execution.model_validate(definition.execution.model_dump() | given)
+    for name, executor in (("address", "ray"), ("slurm", "slurm")):
+        if name in given and execution.executor != executor:
+            raise UserError(f"--{name} is for --executor {executor}, and the executor is {execution.executor}.")
+    return replace(definition, execution=execution)
+
+
+def execute(definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]) -> dict[str, str]:
+    """Train what is not finished of a study, and write study.csv.
+
+    Returns:
+        Run ids of those that failed, and why.
+
+    Raises:
+        UserError: something can be refused before the first run; or a machine that cannot do any of them.
+        Stopped: as asked by `should_stop`; what was at work is saved.
+    """
+    if (kept := output / STUDY_FILE).exists():
+        Definition.read(kept)  # a fault in it is said at once
+    planned = definition.runs()
+    scheduler = Scheduler(planned, output)
+    configs = scheduler.unfinished()
+    if not configs:
+        definition.keep(output)
+        write_study_table(planned, output)
+        return {}
+
+    from icpctl import engine
+    from icpctl.ablate import executors
+    from icpctl.ablate.progress import Progress
+
+    for config in configs:
+        engine.check(config)
+    engine.check_data(configs)
+    executor = executors.build(definition.execution, configs)
+    try:
+        definition.keep(output)
+        with Progress(console) as progress:
+            scheduler.run(executor, definition.execution.retries, progress, should_stop)
+    finally:
+        executor.close()
+        write_study_table(planned, output)
+    return {run_id: run.error for run_id, run in scheduler.runs.items() if run.state == "failed"}
+
+
+def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) -> None:
+    """Print every run, its state, its role and its passes; and how long the rest will take.
+
+    Raises:
+        UserError: as `execute`, before the first run.
+    """
+    planned = definition.runs()
+    scheduler = Scheduler(planned, output)
+    varied = _varied(planned)
+    say("state     role             passes  run")
+    for run in scheduler.runs.values():
+        state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
+        config = run.planned.config
+        settings = "".join(f" {name}={_text(getattr(config, name))}" for name in varied if _matters(name, config))
+        say(f"{state:<9} {run.planned.role:<15} {passes(config):>7g}  {run.folder.run_id}{settings}")
+    roles = Counter(run.role for run in planned)
+    configs = scheduler.unfinished()
+    say(
+        f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
+        f"{len(planned) - len(configs)} finished, {len(configs)} to do. Passes: of each training image through the network."
+    )
+    if configs:
+        say(_estimate(definition.execution, configs))
+
+
+def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
+    if holder(folder) is not None:
+        return "running"
+    state = str(status.get("state", "waiting"))
+    return "stopped" if state in ("running", "interrupted") else state
+
+
+def _varied(planned: Sequence[PlannedRun]) -> list[str]:
+    """The settings in which the runs differ, and that their ids do not show."""
+    values = {
+        name: {getattr(run.config, name) for run in planned if _matters(name, run.config)}
+        for name in RunConfig.model_fields
+    }
+    return [name for name in values if len(values[name]) > 1 and name not in IN_RUN_ID]
+
+
+def _matters(name: str, config: RunConfig) -> bool:
+    return config.optimizer != "none" or declaration(name).group not in ("perturbation", "distillation")
+
+
+def _text(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _estimate(execution: Execution, configs: Sequence[RunConfig]) -> str:
+    import torch
+
+    from icpctl import engine
+    from icpctl.ablate import estimate
+    from icpctl.ablate.executors.local import Local
+
+    for config in configs:
+        engine.check(config)
+    engine.check_data(configs)
+    if execution.executor == "local":
+        local = Local(execution, configs)
+        jobs, threads = len(local.processes), local.threads
+    else:
+        jobs, threads = 1, torch.get_num_threads()
+    hours = sum(estimate.seconds(configs, threads)) / 3600
+    figure = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    spread = f"{hours / jobs:.1f} hours" if hours / jobs >= 1 else f"{60 * hours / jobs:.0f} minutes"
+    return (
+        f"About {figure} on this machine if they run one at a time"
+        + (f", {spread} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
+        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}, without FID and KID."
+    )

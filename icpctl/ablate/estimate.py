@@ -1,0 +1,101 @@
+"""How long runs will take on this machine, from steps that are measured here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from icpctl import data
+from icpctl.config import RunConfig, declaration, resolve
+from icpctl.cost import step_passes
+from icpctl.data.device import DeviceSplit
+from icpctl.network import choose_device, set_precision
+from icpctl.trainer import Trainer
+
+MEASURED_SECONDS = 1.0
+"""How long each kind of step is measured, after one that is not counted."""
+EVALUATED_IMAGES = 500
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured, in seconds."""
+
+    batches: int
+    plain_step: float
+    icp_step: float
+    icp_passes: int
+    """Of the step that was measured."""
+    epoch: float
+    """Beside its steps: shuffling, augmentation, evaluation."""
+
+    def seconds(self, config: RunConfig) -> float:
+        """Of a whole run. The costly metrics after the last epoch (FID) are not counted."""
+        with_icp = 0 if config.optimizer == "none" else config.epochs - config.warmup_epochs
+        icp_step = self.icp_step * step_passes(config, icp=True) / self.icp_passes
+        steps = (config.epochs - with_icp) * self.plain_step + with_icp * icp_step
+        return steps * self.batches + config.epochs * self.epoch
+
+
+def seconds(configs: Sequence[RunConfig], threads: int) -> list[float]:
+    """The seconds of each run, one at a time with so many threads.
+
+    Raises:
+        UserError: a run cannot be trained here; as `icpctl.train`.
+    """
+    torch.set_num_threads(threads)
+    paces: dict[tuple[object, ...], Pace] = {}
+    for config in sorted(configs, key=lambda config: config.steps, reverse=True):
+        if _kind(config) not in paces:
+            paces[_kind(config)] = _measure(config)
+    return [paces[_kind(config)].seconds(config) for config in configs]
+
+
+def _kind(config: RunConfig) -> tuple[object, ...]:
+    """Equal for runs whose steps cost the same, but for those of the perturbation."""
+    apart = ("seed", "epochs", "lr", "weight_decay", "lr_schedule", "recipe")
+    groups = ("run", "training", "generation", "machine")
+    names = [n for n in RunConfig.model_fields if n not in apart and declaration(n).group in groups]
+    return tuple(getattr(config, name) for name in names)
+
+
+def _measure(config: RunConfig) -> Pace:
+    method = {"optimizer": "adam", "steps": 5} if config.optimizer == "none" else {}
+    config = resolve(config.model_dump() | method | {"epochs": 2, "warmup_epochs": 1})
+    set_precision(config.precision)
+    images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
+    trainer = Trainer(config, images, choose_device(config.device))
+    trainer.check()
+    began = time.perf_counter()
+    inputs, labels = trainer.begin_epoch(0)
+    prepared = time.perf_counter() - began
+    batch, targets = inputs[: trainer.batch_size], labels[: trainer.batch_size]
+    trainer.model.train()
+    # Batch 1, as the first one of an epoch and each tenth measure more.
+    plain = _time(lambda: trainer.step(0, 1, batch, targets), trainer.device)
+    icp = _time(lambda: trainer.step(1, 1, batch, targets), trainer.device)
+    part = DeviceSplit(images.test, trainer.device, np.arange(min(EVALUATED_IMAGES, len(images.test.labels))))
+    evaluated = _time(lambda: trainer.task.evaluate(trainer.network, part), trainer.device) / len(part)
+    evaluated *= sum(map(len, trainer.evaluation_sets.values()))
+    return Pace(trainer.batches, plain, icp, step_passes(config, icp=True), prepared + evaluated)
+
+
+def _time(work: Callable[[], object], device: torch.device) -> float:
+    """Mean seconds of a piece of work."""
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    work()
+    finish()
+    began, number = time.perf_counter(), 0
+    while number == 0 or time.perf_counter() - began < MEASURED_SECONDS:
+        work()
+        number += 1
+    finish()
+    return (time.perf_counter() - began) / number

@@ -1,0 +1,84 @@
+"""What a person sees of a study: a live table in a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from icpctl.ablate.scheduler import RunState, Scheduler
+from icpctl.cost import passes
+from icpctl.display import duration
+
+ROWS = 12
+"""Runs at work that the live table shows; the others are counted."""
+REFRESH = 1.0
+"""Seconds between two drawings of the live table, which reads the progress of each run that it shows."""
+
+
+class Progress:
+    """Shows a study go by; leaving the context ends the live table."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._passes_before: float | None = None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, study: Scheduler, changed: RunState | None) -> None:
+        """To be told of a run whose state has changed, and from time to time."""
+        if changed is not None and (changed.state in ("finished", "failed", "elsewhere") or self._live is None):
+            self._say(study, changed)
+        if self._live and time.monotonic() - self._drawn > REFRESH:
+            self._drawn = time.monotonic()
+            self._live.update(self._table(study), refresh=True)
+
+    def _say(self, study: Scheduler, run: RunState) -> None:
+        counts = study.counts()
+        ended = counts["finished"] + counts["failed"]
+        words = {"waiting": "to be tried again", "elsewhere": "in the hands of another process"}
+        state = words.get(run.state, run.state)
+        colour = {"failed": "red", "finished": "green"}.get(run.state)
+        text = f"[{colour}]{state}[/]" if colour else state
+        line = f"{ended}/{len(study.runs)} {run.folder.run_id}: {text}"
+        self.console.print(line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=True)
+
+    def _table(self, study: Scheduler) -> Group:
+        counts = study.counts()
+        done = study.passes_done()
+        if self._passes_before is None:
+            self._passes_before = done
+        total = sum(passes(run.planned.config) for run in study.runs.values() if run.state != "failed")
+        elapsed = time.monotonic() - self._started
+        rate = (done - self._passes_before) / elapsed
+        left = f"{duration((total - done) / rate)} left" if rate > 0 else "time left unknown yet"
+        parts = [f"{counts[state]} {state}" for state in ("running", "elsewhere") if counts[state]]
+        parts += [f"{counts['finished']} done", f"{counts['failed']} failed", f"{counts['waiting']} waiting", left]
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table.add_column("running", overflow="fold")
+        table.add_column("epoch", justify="right")
+        table.add_column("on")
+        at_work = [run for run in study.runs.values() if run.state in ("running", "elsewhere")]
+        for run in at_work[:ROWS]:
+            progress = run.progress()
+            epoch = f"{progress['epoch']:.1f}/{progress['epochs']}" if "epoch" in progress else "starting"
+            host = f"{progress['host']}{', another study' if run.state == 'elsewhere' else ''}"
+            table.add_row(run.folder.run_id, epoch, host)
+        if len(at_work) > ROWS:
+            table.add_row(f"and {len(at_work) - ROWS} more", "", "")
+        return Group(table, Text(", ".join(parts)))

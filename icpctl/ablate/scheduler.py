@@ -1,0 +1,184 @@
+"""The loop of a study: hands its runs to an executor, tries again what failed, and waits for what others are training."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from icpctl.ablate.claim import Claim, holder
+from icpctl.ablate.executors import Executor
+from icpctl.ablate.study import PlannedRun
+from icpctl.ablate.worker import Job, Outcome, record_failure
+from icpctl.config import RunConfig
+from icpctl.cost import passes
+from icpctl.errors import UserError
+from icpctl.results import RunFolder
+
+TICK = 0.5
+"""Seconds between two looks at the runs."""
+LOOK_ELSEWHERE = 2.0
+"""Seconds between two looks at the runs that other processes are training."""
+
+State = Literal["waiting", "running", "elsewhere", "finished", "failed"]
+
+
+class Stopped(KeyboardInterrupt):
+    """The study was asked to stop; the runs at work are saved."""
+
+
+@dataclass
+class RunState:
+    """A run of the study as the scheduler sees it."""
+
+    planned: PlannedRun
+    folder: RunFolder
+    state: State = "waiting"
+    error: str = ""
+    attempts: int = 0
+    done_before: bool = False
+    """Whether it was finished when the study began."""
+    status: dict[str, Any] = field(default_factory=dict)
+    """What status.json said when this study last had to do with the run."""
+
+    def progress(self) -> dict[str, Any]:
+        """What the process that trains it says: epoch, epochs, host; empty where none does."""
+        claim = holder(self.folder.path) or {}
+        return {"host": claim.get("host", ""), **claim.get("progress", {})}
+
+
+class Scheduler:
+    """The runs of a study and how far each is; `run` goes on until each is finished or has failed."""
+
+    def __init__(self, planned: Sequence[PlannedRun], output: Path) -> None:
+        self.output = output
+        self.runs = {run.config.run_id: RunState(run, RunFolder(output, run.config)) for run in planned}
+        for run in self.runs.values():
+            run.status = run.folder.status()
+            if run.status.get("state") == "finished":
+                run.state, run.done_before = "finished", True
+        self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
+        self._looked = 0.0
+
+    def unfinished(self) -> list[RunConfig]:
+        """The configurations of the runs that are not finished."""
+        return [run.planned.config for run in self.runs.values() if run.state != "finished"]
+
+    def counts(self) -> Counter[State]:
+        """How many runs are in each state."""
+        return Counter(run.state for run in self.runs.values())
+
+    def passes_done(self) -> float:
+        """Of all runs, as `icpctl.cost.passes` counts them; of those at work, what they have said so far."""
+        done = 0.0
+        for run in self.runs.values():
+            config = run.planned.config
+            if run.state == "finished":
+                done += passes(config)
+            elif run.state in ("running", "elsewhere"):
+                done += passes(config, run.progress().get("epoch", 0))
+        return done
+
+    def run(
+        self,
+        executor: Executor,
+        retries: int,
+        watch: Callable[[Scheduler, RunState | None], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Train what is not finished yet.
+
+        Args:
+            executor: trains the runs.
+            retries: how often a run that failed is tried again.
+            watch: told of every run whose state has changed; and at every look at the runs, with None.
+            should_stop: asked at every look; at True the runs at work are saved.
+
+        Raises:
+            Stopped: as asked.
+            UserError: a machine cannot do any such run; the others at work are saved.
+        """
+        self._watch = watch
+        refusal = ""
+        stopping = False
+        while self.waiting or self._any("running", "elsewhere"):
+            if (refusal or should_stop()) and not stopping:
+                stopping = True
+                executor.stop()
+            if stopping and not self._any("running"):
+                raise UserError(refusal) if refusal else Stopped
+            while not stopping and self.waiting and executor.room > 0:
+                self._hand_out(self.runs[self.waiting.popleft()], executor)
+            if self._any("running"):
+                ended = executor.wait(TICK)
+            else:
+                ended = []
+                time.sleep(TICK)
+            for job, outcome in ended:
+                run = self.runs[job.run_id]
+                if outcome.ending == "refused":
+                    refusal = refusal or outcome.error
+                self._end(run, outcome, retries)
+            self._look_elsewhere()
+            watch(self, None)
+
+    def _any(self, *states: State) -> bool:
+        return any(run.state in states for run in self.runs.values())
+
+    def _set(self, run: RunState, state: State, error: str = "") -> None:
+        run.state, run.error = state, error
+        self._watch(self, run)
+
+    def _hand_out(self, run: RunState, executor: Executor) -> None:
+        """Begin a run, unless another study has it, or has come to its end in the meantime."""
+        status = run.folder.status()
+        if status.get("state") == "finished":
+            self._set(run, "finished")
+        elif status.get("state") == "failed" and status != run.status:
+            self._set(run, "failed", str(status.get("error", "")))
+        elif holder(run.folder.path) is not None:
+            self._set(run, "elsewhere")
+        else:
+            run.attempts += 1
+            executor.submit(Job.of(run.planned.config, self.output))
+            self._set(run, "running")
+
+    def _end(self, run: RunState, outcome: Outcome, retries: int) -> None:
+        run.status = run.folder.status()
+        match outcome.ending:
+            case "finished":
+                self._set(run, "finished")
+            case "elsewhere":
+                run.attempts -= 1
+                self._set(run, "elsewhere")
+            case "interrupted" | "refused":
+                run.attempts -= 1
+                self.waiting.appendleft(run.planned.config.run_id)
+                self._set(run, "waiting")
+            case "failed" | "lost" if run.attempts <= retries:
+                self.waiting.appendleft(run.planned.config.run_id)
+                self._set(run, "waiting", outcome.error)
+            case "failed":
+                self._set(run, "failed", outcome.error)
+            case "lost":
+                claim = Claim.take(run.folder.path)
+                if claim is None:  # its machine may be cut off, and the run alive
+                    self._set(run, "elsewhere")
+                    return
+                with claim:
+                    record_failure(run.folder, outcome.error)
+                run.status = run.folder.status()
+                self._set(run, "failed", outcome.error)
+
+    def _look_elsewhere(self) -> None:
+        """Runs that others have let go: their end counts; what they left unfinished is ours to do."""
+        if time.monotonic() - self._looked < LOOK_ELSEWHERE:
+            return
+        self._looked = time.monotonic()
+        for run_id, run in self.runs.items():
+            if run.state == "elsewhere" and holder(run.folder.path) is None:
+                run.state = "waiting"
+                self.waiting.appendleft(run_id)

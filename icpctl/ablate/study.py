@@ -1,0 +1,290 @@
+"""A study: the runs that a grid of settings means, with their baselines and controls, over seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from icpctl.ablate.grid import grid_values, holds
+from icpctl.config import RunConfig, declaration, load_toml, option, resolve, typed_settings
+from icpctl.cost import compute_matched
+from icpctl.errors import UserError, unknown
+from icpctl.results import not_writable, write_atomic
+
+STUDY_FILE = "study.toml"
+LARGEST = 100_000
+"""Combinations that a study may have; more are a slip of the pen."""
+
+Role = Literal["baseline", "method", "control", "compute-matched"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study, and what it is there for.
+
+    The roles: `method`, a combination of the grid; `baseline`, the plain training beside it, as long in epochs;
+    `compute-matched`, plain training of as many passes; `control`, a perturbation that is not constructive.
+    """
+
+    config: RunConfig
+    role: Role
+
+
+@dataclass(frozen=True)
+class Study:
+    """The definition of a study; `runs` are the runs that it means.
+
+    Each combination of the grid is a run, with its baseline. Combinations that come to the same run are one: what
+    means nothing in a run (η in a baseline, α with Adam) does not multiply it.
+    """
+
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What the runs share."""
+    grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The values of each hyper-parameter that varies, as text, ranges written out."""
+    where: Sequence[str] = ()
+    """Conditions; a combination for which one is false is left out."""
+    seeds: Sequence[int] = (0,)
+    controls: bool = False
+    """Whether each run that descends has its counterparts that ascend and go in a random direction."""
+    compute_matched: bool = False
+    """Whether each run of the method has a baseline with as many passes of the network."""
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], where: str) -> Self:
+        """A study as a TOML file gives it: the tables `settings` and `grid`; `where`, `seeds`, `controls`, `compute-matched`.
+
+        Raises:
+            UserError: a fault in it, with the place.
+        """
+        known: dict[str, tuple[type, ...]] = {"settings": (dict,), "grid": (dict,), "where": (str, list)}
+        known |= {"seeds": (int, str, list), "controls": (bool,), "compute_matched": (bool,)}
+        given: dict[str, Any] = {}
+        for key, value in table.items():
+            name = key.replace("-", "_")
+            if name in RunConfig.model_fields:
+                raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
+            if name not in known:
+                raise UserError(f"{where}: {unknown('key', name, known)}")
+            kind = known[name]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
+                raise UserError(f"{where}: {key} cannot be {value!r}. docs/cli.md shows a study.")
+            given[name] = value
+        grid: dict[str, list[str]] = {}
+        for key, listed in given.get("grid", {}).items():
+            pieces = listed if isinstance(listed, list) else str(listed).split(",")
+            name, values = grid_values(key, pieces, f"{where}, [grid] {key}")
+            if name in grid:
+                raise UserError(f"{where}, [grid]: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
+            grid[name] = values
+        if "seed" in grid and "seeds" in given:
+            raise UserError(f"{where}: seeds and seed under [grid] both say which seeds to run. Give one of them.")
+        settings = typed_settings(given.get("settings", {}), f"{where}, [settings]")
+        conditions = given.get("where", [])
+        return cls(
+            settings,
+            grid,
+            (conditions,) if isinstance(conditions, str) else tuple(map(str, conditions)),
+            parse_seeds(given.get("seeds", 1), settings.pop("seed", None), f"{where}, seeds"),
+            given.get("controls", False),
+            given.get("compute_matched", False),
+        )
+
+    def to_table(self) -> dict[str, Any]:
+        """The study for a TOML file; `from_table` gives it back."""
+        table: dict[str, Any] = {} if "seed" in self.grid else {"seeds": list(self.seeds)}
+        table |= {"where": list(self.where)} if self.where else {}
+        table |= {"controls": True} if self.controls else {}
+        table |= {"compute-matched": True} if self.compute_matched else {}
+        settings = {name: _plain(value) for name, value in self.settings.items() if value is not None}
+        return table | {"settings": settings, "grid": {name: list(values) for name, values in self.grid.items()}}
+
+    def __post_init__(self) -> None:
+        for name in self.grid:
+            if name in self.settings:
+                raise UserError(
+                    f"{name} is set to {self.settings[name]} for all runs ({option(name)}), and varied by the grid. "
+                    "Leave out one of them."
+                )
+        if (count := math.prod(map(len, self.grid.values())) * len(self.seeds)) > LARGEST:
+            raise UserError(
+                f"The grid has {count:,} combinations, and may have {LARGEST:,}. Vary fewer things at once."
+            )
+
+    def runs(self) -> list[PlannedRun]:
+        """Every run, in order, all of one seed before those of the next: so a study that is cut short can be compared.
+
+        Raises:
+            UserError: a combination that is not a valid configuration; conditions that leave none; controls or
+                compute-matched baselines of nothing.
+        """
+        planned: dict[str, PlannedRun] = {}
+        for seed in self.seeds:
+            combinations = list(self._combinations(seed))
+            for config in combinations:
+                for run in self._with_companions(config):
+                    planned.setdefault(run.config.run_id, run)
+            if self.compute_matched:
+                for config in combinations:
+                    if config.optimizer != "none":
+                        matched = compute_matched(config)
+                        planned.setdefault(matched.run_id, PlannedRun(matched, "compute-matched"))
+        if not planned:
+            raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
+        roles = {run.role for run in planned.values()}
+        if self.controls and "method" not in roles:
+            raise UserError("--controls: there is no run with direction descend to compare them with.")
+        if self.compute_matched and roles == {"baseline"}:
+            raise UserError("--compute-matched: there is no run with a perturbation to match.")
+        return list(planned.values())
+
+    def _with_companions(self, config: RunConfig) -> Iterator[PlannedRun]:
+        yield PlannedRun(config.baseline(), "baseline")
+        if config.optimizer == "none":
+            return
+        constructive = config.direction == "descend"
+        yield PlannedRun(config, "method" if constructive else "control")
+        if self.controls and constructive:
+            for direction in ("ascend", "random"):
+                yield PlannedRun(RunConfig.model_validate(config.model_dump() | {"direction": direction}), "control")
+
+    def _combinations(self, seed: int) -> Iterator[RunConfig]:
+        for values in itertools.product(*self.grid.values()):
+            combination = dict(zip(self.grid, values, strict=True))
+            place = " ".join(f"--grid {name}={value}" for name, value in combination.items())
+            given = {**self.settings, "seed": seed, **combination}
+            try:
+                config = resolve(given, place)
+            except UserError as invalid:
+                try:  # a condition may be there to leave out just this
+                    kept = self._kept(typed_settings(given, place))
+                except UserError:
+                    raise invalid from None
+                if kept:
+                    raise
+                continue
+            if self._kept(dict(config)):
+                yield config
+
+    def _kept(self, settings: Mapping[str, object]) -> bool:
+        return all(holds(condition, settings, f"--where {condition!r}") for condition in self.where)
+
+
+def _plain(value: object) -> object:
+    """A setting as TOML can hold it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> tuple[int, ...]:
+    """Seeds from 5 (so many, counted up from `first`, or 0), from "0,3,7" or "0..4", or from a list.
+
+    Raises:
+        UserError: it is none of these, or a seed is out of range; with the place.
+    """
+    text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    if text.strip().isdigit() and not isinstance(given, list):
+        number, start = int(text), resolve({"seed": first or 0}).seed
+        if not 1 <= number <= LARGEST:
+            raise UserError(f"{where} {text}: give 1 to {LARGEST:,}, or a list such as 0,3,7.")
+        seeds = [str(seed) for seed in range(start, start + number)]
+    elif first is not None:
+        raise UserError(f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them.")
+    else:
+        _, seeds = grid_values("seed", text.split(","), f"{where} {text}")
+    return tuple(resolve({"seed": seed}, f"{where} {text}").seed for seed in seeds)
+
+
+class Execution(BaseModel):
+    """Where and how the runs of a study are executed; no result depends on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    jobs: int | None = Field(None, ge=1)
+    """Runs at once; None: as many as the executor has room for."""
+    jobs_per_gpu: int = Field(1, ge=1)
+    """Runs that share a CUDA device."""
+    retries: int = Field(1, ge=0)
+    """How often a run that failed is tried again."""
+    address: str | None = None
+    """Of the Ray cluster; None: the one that runs on this machine."""
+    slurm: dict[str, str | int] = {}
+    """Parameters of the Slurm jobs, by submitit's names: slurm_partition, timeout_min, gpus_per_node …"""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What study.toml holds: one study or several, and how their runs are executed."""
+
+    studies: Sequence[Study]
+    execution: Execution = field(default_factory=Execution)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """A definition from a TOML file: the keys of one study, or `[[study]]` tables; and `[execution]`.
+
+        Raises:
+            UserError: the file cannot be read, or a fault in it, with the place.
+        """
+        table = load_toml(file)
+        try:
+            execution = Execution.model_validate(
+                {key.replace("-", "_"): value for key, value in table.pop("execution", {}).items()}
+            )
+        except (ValidationError, AttributeError) as error:
+            fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            raise UserError(f"{file}, [execution] {'.'.join(map(str, fault['loc']))}: {fault['msg']}.") from None
+        tables = table.get("study", [table])
+        if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables) or not tables:
+            raise UserError(f"{file}: several studies are written as [[study]] tables.")
+        if "study" in table and (beside := set(table) - {"study"}):
+            raise UserError(f"{file}: {', '.join(sorted(beside))} stands beside [[study]]. Write it into each of them.")
+        places = [f"{file}" if len(tables) == 1 else f"{file}, study {i}" for i in range(1, len(tables) + 1)]
+        return cls([Study.from_table(each, place) for each, place in zip(tables, places, strict=True)], execution)
+
+    def keep(self, folder: Path) -> None:
+        """Add the studies to study.toml of a results folder, which has those that were run there before.
+
+        Raises:
+            UserError: it is damaged or cannot be written.
+        """
+        file = folder / STUDY_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{STUDY_FILE}.lock"):
+                before = Definition.read(file).studies if file.exists() else []
+                studies = {_meaning(study): study for study in (*before, *self.studies)}
+                execution = self.execution.model_dump(exclude_defaults=True)
+                content: dict[str, Any] = {"execution": execution} if execution else {}
+                content |= {"study": [study.to_table() for study in studies.values()]}
+                write_atomic(file, tomli_w.dumps(content).encode())
+        except OSError as error:
+            raise not_writable(file, error) from error
+
+    def runs(self) -> list[PlannedRun]:
+        """The runs of all studies, each once.
+
+        Raises:
+            UserError: as `Study.runs`.
+        """
+        planned: dict[str, PlannedRun] = {}
+        for study in self.studies:
+            for run in study.runs():
+                planned.setdefault(run.config.run_id, run)
+        return list(planned.values())
+
+
+def _meaning(study: Study) -> str:
+    """Equal for studies that mean the same runs in the same words, wherever their data are."""
+    settings = {name: value for name, value in study.settings.items() if declaration(name).identity}
+    return repr(replace(study, settings=settings).to_table())

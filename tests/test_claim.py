@@ -1,0 +1,149 @@
+"""Claims: one living holder at a time, whatever dies; by real processes where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from icpctl.ablate import claim as module
+from icpctl.ablate.claim import CLAIM_FILE, DEAD_AFTER, Claim, holder
+
+HOLD = "import sys, time; from icpctl.ablate.claim import Claim; from pathlib import Path; c = Claim.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+
+
+def holding_process(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def another_machine(folder: Path, seconds_ago: float = 0.0) -> None:
+    """Make the claim look as if a process of another machine had made it, and last shown a sign of life so long ago."""
+    file = folder / CLAIM_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": "another", "owner": "other"}))
+    beat = time.time() - seconds_ago
+    os.utime(file, (beat, beat))
+
+
+def test_a_claim_is_held_by_one_and_given_up(tmp_path: Path) -> None:
+    first = Claim.take(tmp_path / "run")
+    assert first is not None
+    with first:
+        assert Claim.take(tmp_path / "run") is None
+        held = holder(tmp_path / "run")
+        assert held is not None
+        assert held["pid"] == os.getpid()
+    assert holder(tmp_path / "run") is None
+    assert list((tmp_path / "run").iterdir()) == []
+    second = Claim.take(tmp_path / "run")
+    assert second is not None
+    with second:
+        pass
+
+
+def test_of_many_who_try_one_gets_it(tmp_path: Path) -> None:
+    got: list[Claim] = []
+    start = threading.Barrier(16)
+
+    def attempt() -> None:
+        start.wait()
+        if claim := Claim.take(tmp_path):
+            got.append(claim)
+
+    for dead in (False, True):  # and of a dead one's claim
+        if dead:
+            another_machine(tmp_path, 2 * DEAD_AFTER)
+        threads = [threading.Thread(target=attempt) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1 + dead
+    got[1].__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_claim_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    process = holding_process(tmp_path)
+    try:
+        assert Claim.take(tmp_path) is None
+        process.send_signal(signal.SIGSTOP)  # it stands still, and lives
+        assert holder(tmp_path) is not None
+        process.kill()
+        while holder(tmp_path) is not None:  # a moment until it is gone; it is not reaped yet
+            time.sleep(0.01)
+        claim = Claim.take(tmp_path)
+        assert claim is not None
+        with claim:
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_another_machine_is_alive_as_long_as_its_heart_beats(tmp_path: Path) -> None:
+    ours = Claim.take(tmp_path)
+    assert ours is not None
+    another_machine(tmp_path, DEAD_AFTER / 2)
+    assert Claim.take(tmp_path) is None
+    another_machine(tmp_path, DEAD_AFTER * 1.1)
+    assert holder(tmp_path) is None
+    after = Claim.take(tmp_path)
+    assert after is not None
+    with after:
+        assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == after.owner
+    ours.__exit__(None, None, None)
+
+
+def test_a_reused_process_id_is_another_process(tmp_path: Path) -> None:
+    ours = Claim.take(tmp_path)
+    assert ours is not None
+    with ours:
+        file = tmp_path / CLAIM_FILE
+        text = file.read_text()
+        file.write_text(json.dumps(json.loads(text) | {"started": 1.0}))
+        assert holder(tmp_path) is None
+        file.write_text(text)
+        assert holder(tmp_path) is not None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"owner": 3}'])
+def test_a_claim_that_cannot_be_read_is_judged_by_its_age(content: str, tmp_path: Path) -> None:
+    file = tmp_path / CLAIM_FILE
+    file.write_text(content)
+    assert holder(tmp_path) is not None
+    os.utime(file, (1, 1))
+    assert holder(tmp_path) is None
+
+
+def test_the_heart_beats_with_the_progress_and_a_lost_claim_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        claim.progress = {"epoch": 3}
+        os.utime(tmp_path / CLAIM_FILE, (1, 1))
+
+        def until(condition: object) -> None:
+            deadline = time.monotonic() + 10
+            while not condition():  # type: ignore[operator]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        until(lambda: (tmp_path / CLAIM_FILE).stat().st_mtime > 1)
+        until(lambda: (holder(tmp_path) or {}).get("progress") == {"epoch": 3})
+        assert not claim.lost
+        another_machine(tmp_path)
+        until(lambda: claim.lost)
+    assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == "other"  # not ours to remove

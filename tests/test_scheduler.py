@@ -1,0 +1,241 @@
+"""The loop of a study, with an executor that does as it is told: what is tried again, waited for, refused, stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from icpctl.ablate import scheduler as module
+from icpctl.ablate.claim import CLAIM_FILE, Claim
+from icpctl.ablate.grid import parse_grid
+from icpctl.ablate.scheduler import RunState, Scheduler, Stopped
+from icpctl.ablate.study import PlannedRun, Study
+from icpctl.ablate.table import study_table, write_study_table
+from icpctl.ablate.worker import Job, Outcome, record_failure
+from icpctl.errors import UserError
+from icpctl.results import RunFolder
+
+Behaviour = Callable[[Job], Outcome]
+
+
+class Fake:
+    """An executor of `size` jobs at once, each of which ends as `behaviour` says at the next wait."""
+
+    def __init__(self, behaviour: Behaviour, size: int = 2) -> None:
+        self.behaviour, self.size = behaviour, size
+        self.at_work: deque[Job] = deque()
+        self.submitted: list[str] = []
+        self.stopped = False
+
+    @property
+    def room(self) -> int:
+        return self.size - len(self.at_work)
+
+    def submit(self, job: Job) -> None:
+        assert self.room > 0
+        assert not self.stopped
+        self.submitted.append(job.run_id)
+        self.at_work.append(job)
+
+    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
+        job = self.at_work.popleft()
+        return [(job, Outcome("interrupted") if self.stopped else self.behaviour(job))]
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 0.001)
+    monkeypatch.setattr(module, "LOOK_ELSEWHERE", 0.0)
+
+
+@pytest.fixture
+def planned() -> list[PlannedRun]:
+    return Study({"epochs": 2}, parse_grid(["steps=1,2,3"])).runs()
+
+
+def finish(output: Path) -> Behaviour:
+    def behaviour(job: Job) -> Outcome:
+        write_status(output, job.run_id, state="finished")
+        return Outcome("finished")
+
+    return behaviour
+
+
+def write_status(output: Path, run_id: str, **status: object) -> None:
+    (output / run_id).mkdir(exist_ok=True, parents=True)
+    (output / run_id / "status.json").write_text(json.dumps(status))
+
+
+def run(
+    scheduler: Scheduler,
+    executor: Fake,
+    retries: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[tuple[str, str]]:
+    """Run the study; what was told of it."""
+    told: list[tuple[str, str]] = []
+
+    def watch(study: Scheduler, changed: RunState | None) -> None:
+        if changed is not None:
+            told.append((changed.folder.run_id, changed.state))
+
+    scheduler.run(executor, retries, watch, should_stop)
+    return told
+
+
+def ids(planned: list[PlannedRun]) -> list[str]:
+    return [each.config.run_id for each in planned]
+
+
+def test_every_run_is_handed_out_once_in_order(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    executor = Fake(finish(tmp_path))
+    told = run(Scheduler(planned, tmp_path), executor)
+    assert executor.submitted == ids(planned)
+    assert sorted(told) == sorted((run_id, state) for run_id in ids(planned) for state in ("running", "finished"))
+
+
+def test_finished_runs_are_not_run_and_failed_or_interrupted_ones_are(
+    tmp_path: Path, planned: list[PlannedRun]
+) -> None:
+    for each, state in zip(planned, ("finished", "failed", "interrupted", "running"), strict=True):
+        write_status(tmp_path, each.config.run_id, state=state)
+    executor = Fake(finish(tmp_path))
+    scheduler = Scheduler(planned, tmp_path)
+    assert scheduler.unfinished() == [each.config for each in planned[1:]]
+    run(scheduler, executor)
+    assert executor.submitted == ids(planned)[1:]
+    assert all(each.state == "finished" for each in scheduler.runs.values())
+
+
+def test_a_failing_run_is_tried_again_as_asked_and_stops_no_other(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    bad = ids(planned)[1]
+
+    def behaviour(job: Job) -> Outcome:
+        if job.run_id != bad:
+            return finish(tmp_path)(job)
+        record_failure(RunFolder(tmp_path, planned[1].config), "the loss is NaN")
+        return Outcome("failed", "the loss is NaN")
+
+    for retries in (0, 2):
+        executor = Fake(behaviour)
+        scheduler = Scheduler(planned, tmp_path)
+        run(scheduler, executor, retries)
+        assert executor.submitted.count(bad) == retries + 1
+        assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished", "finished"]
+        assert scheduler.runs[bad].error == "the loss is NaN"
+
+
+def test_a_run_that_fails_once_is_finished_at_the_second_attempt(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    seen: set[str] = set()
+
+    def behaviour(job: Job) -> Outcome:
+        if job.run_id in seen:
+            return finish(tmp_path)(job)
+        seen.add(job.run_id)
+        record_failure(RunFolder(tmp_path, next(p.config for p in planned if p.config.run_id == job.run_id)), "once")
+        return Outcome("failed", "once")
+
+    scheduler = Scheduler(planned, tmp_path)
+    run(scheduler, Fake(behaviour), retries=1)
+    assert all(each.state == "finished" for each in scheduler.runs.values())
+
+
+def test_a_lost_run_says_why_in_its_status(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    scheduler = Scheduler(planned, tmp_path)
+    executor = Fake(lambda job: Outcome("lost", "Its process was killed."))
+    run(scheduler, executor, retries=1)
+    assert len(executor.submitted) == 2 * len(planned)
+    for each in planned:
+        status = RunFolder(tmp_path, each.config).status()
+        assert (status["state"], status["error"]) == ("failed", "Its process was killed.")
+        assert not (tmp_path / each.config.run_id / CLAIM_FILE).exists()
+
+
+def test_a_run_of_another_study_is_waited_for_and_its_end_counts(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    claims = [Claim.take(tmp_path / run_id) for run_id in ids(planned)[:3]]
+    looks = 0
+
+    def behaviour(job: Job) -> Outcome:
+        return finish(tmp_path)(job)
+
+    def should_stop() -> bool:
+        """Not asked to stop: the moment at which the other study comes to an end with its runs."""
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            ends = ({"state": "finished"}, {"state": "failed", "error": "theirs"}, {"state": "interrupted"})
+            for run_id, claim, end in zip(ids(planned), claims, ends, strict=False):
+                write_status(tmp_path, run_id, **end)
+                assert claim is not None
+                claim.__exit__(None, None, None)
+        return False
+
+    executor = Fake(behaviour)
+    scheduler = Scheduler(planned, tmp_path)
+    run(scheduler, executor, should_stop=should_stop)
+    assert executor.submitted == [ids(planned)[3], ids(planned)[2]]  # the interrupted one is ours to do
+    assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished", "finished"]
+    assert scheduler.runs[ids(planned)[1]].error == "theirs"
+
+
+def test_a_worker_that_finds_the_run_taken_leaves_it(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    answers = iter([Outcome("elsewhere")])
+    scheduler = Scheduler(planned, tmp_path)
+    executor = Fake(lambda job: next(answers, None) or finish(tmp_path)(job))
+    run(scheduler, executor)
+    assert executor.submitted.count(ids(planned)[0]) == 2
+    assert all(each.state == "finished" for each in scheduler.runs.values())
+
+
+def test_a_machine_that_can_do_no_run_ends_the_study(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    executor = Fake(lambda job: Outcome("refused", "On host7: there is no data."))
+    scheduler = Scheduler(planned, tmp_path)
+    with pytest.raises(UserError, match="On host7: there is no data"):
+        run(scheduler, executor)
+    assert executor.stopped
+    assert len(executor.submitted) == 2
+    assert {each.state for each in scheduler.runs.values()} == {"waiting"}
+
+
+def test_a_stop_is_handed_on_and_waited_for(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    executor = Fake(finish(tmp_path))
+    scheduler = Scheduler(planned, tmp_path)
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        run(scheduler, executor, should_stop=lambda: next(asked, True))
+    assert executor.stopped
+    assert not executor.at_work
+    assert scheduler.counts() == {"finished": 1, "waiting": 3}
+
+
+def test_the_table_has_every_run_once_whatever_its_state(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    first, second, third, _ = planned
+    folder = RunFolder(tmp_path, first.config)
+    folder.create()
+    folder.append_metrics(0, {"train": {"seconds": 2.0}, "test": {"accuracy": 0.25}})
+    folder.append_metrics(1, {"train": {"seconds": 3.0}, "test": {"accuracy": 0.5}})
+    folder.write_status("finished")
+    record_failure(RunFolder(tmp_path, second.config), 'it said "no", and stopped')
+    write_status(tmp_path, third.config.run_id, state="interrupted")
+    write_study_table(planned, tmp_path)
+    table = pd.read_csv(tmp_path / "study.csv", keep_default_na=False)
+    assert list(table["run_id"]) == ids(planned)
+    assert list(table["role"]) == ["baseline", "method", "method", "method"]
+    assert list(table["state"]) == ["finished", "failed", "interrupted", "waiting"]
+    assert list(table["error"]) == ["", 'it said "no", and stopped', "", ""]
+    assert list(table["passes"]) == [6, 12, 16, 20]
+    assert (table["accuracy"][0], float(table["seconds"][0])) == ("0.5", 5.0)
+    assert list(table["steps"]) == [0, 1, 2, 3]
+    assert "data_dir" not in table
+    assert len(study_table(planned[3:], tmp_path)) == 1  # nothing has begun
