@@ -295,7 +295,7 @@ def _over_processes(
     totals = everyone[:, len(log) :].norm(dim=0)  # the norm over all parts
     for i, (shift, norm) in enumerate(totals.view(-1, 2), start=1):
         whole[f"feature_shift_{i}"] = shift / norm
-    return whole
+    return {name: value.to(log[name].dtype) for name, value in whole.items()}
 
 
 def feature_shift_errors(

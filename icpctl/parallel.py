@@ -7,6 +7,7 @@ writes and speaks. Without torchrun there is one process, and everything here gi
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,6 +139,7 @@ class Processes:
 
 
 ALONE = Processes()
+_RUNS = itertools.count()  # of one torchrun, whose store keeps the addresses of those before
 
 
 @contextmanager
@@ -155,10 +157,11 @@ def processes(config: RunConfig) -> Iterator[tuple[Processes, torch.device]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    store = PrefixStore(f"icpctl/{next(_RUNS)}", store)
     shared = Processes(rank, size, store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         yield shared, device
     except KeyboardInterrupt:  # all were asked to stop, and leave when the first one is done
         with suppress(RuntimeError):
@@ -172,7 +175,8 @@ def processes(config: RunConfig) -> Iterator[tuple[Processes, torch.device]]:
             store.set("reason", str(error))
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def own_device(name: str) -> torch.device:
