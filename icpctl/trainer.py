@@ -96,7 +96,7 @@ class Trainer:
     def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
         images, labels = self.processes.part(images), self.processes.part(labels)
-        # Batch 0 is the epoch's own. Processes draw different noise; the first one's is that of a single process.
+        # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
         torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1, self.processes.rank))
         x = self.network.normalise(images)
         y = self.task.targets(x, labels)
