@@ -40,8 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
+OTHER_PROCESS = os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this as one of several and another one, the first, speaks for all."""
+console = Console(quiet=OTHER_PROCESS)
+errors = Console(stderr=True, quiet=OTHER_PROCESS)
 
 POSITIONAL = ("model", "dataset")
 GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
@@ -84,8 +86,11 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None: ...
+) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        raise UserError("torchrun is for `icpctl train`: start the other commands without it.")
 
 
 def _hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
@@ -187,7 +192,7 @@ def train(
         split: dict(zip(rows["metric"], rows["value"], strict=True))
         for split, rows in last.groupby("split", sort=False)
     }
-    _say(f"\nLast epoch of {run_config.run_id}")
+    _say(f"\nLast epoch of {run.config.run_id}")
     console.print(metrics_table({str(split): values for split, values in splits.items()}))
     _say(f"Everything is in {run.path}")
 
@@ -409,7 +414,7 @@ def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[
         yield lambda: bool(received)
     except KeyboardInterrupt:
         _complain("Saved.", way_on)
-        sys.exit(128 + received[0])
+        sys.exit(128 + (received or [signal.SIGTERM])[0])  # none: another process of the run was asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

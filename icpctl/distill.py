@@ -16,7 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from icpctl.icp import SGD, eval_mode, make_optimizer, perturb
@@ -93,9 +95,14 @@ def feature_loss(
 
 def feature_shifts(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
     """The relative feature shift ‖F_i(x_T) − F_i(x)‖ / ‖F_i(x)‖ of each stage over the batch; scalars, detached."""
+    return [shift / norm for shift, norm in _shift_norms(student_features, teacher_features)]
+
+
+def _shift_norms(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """‖F_i(x_T) − F_i(x)‖ and ‖F_i(x)‖ of each stage."""
     with torch.no_grad():
         pairs = zip(student_features, teacher_features, strict=True)
-        return [(t.float() - s.float()).norm() / s.float().norm() for s, t in pairs]
+        return [((t.float() - s.float()).norm(), s.float().norm()) for s, t in pairs]
 
 
 @contextmanager
@@ -139,8 +146,9 @@ class SelfDistiller:
         loss.backward()
 
     Args:
-        model: maps inputs (B, …) to outputs.
-        layers: module paths of the stages F_1 … F_L.
+        model: maps inputs (B, …) to outputs. In a `DistributedDataParallel` model each process gives its part of a batch,
+            all of one size: the perturbation and the log are those of the whole batch.
+        layers: module paths of the stages F_1 … F_L, without the wrapper's `module.`.
         optimizer, steps, lr, direction, reduction: of the perturbation; see `icpctl.perturb`. An optimizer object
             instead of a name brings its own constants.
         carry_state: keep the input optimizer's state from batch to batch (all of one shape) instead of a fresh one.
@@ -174,9 +182,12 @@ class SelfDistiller:
     ) -> None:
         if isinstance(layers, str):
             raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
+        self.trained = model  # what the student's pass goes through
+        self.group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         for layer in layers:
-            _module(model, layer)
-        self.model, self.layers = model, tuple(layers)
+            _module(self.model, layer)
+        self.layers = tuple(layers)
         self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
         self.steps, self.lr, self.direction = steps, lr, direction
         self.reduction, self.carry_state = reduction, carry_state
@@ -211,15 +222,22 @@ class SelfDistiller:
         if not self.carry_state:
             self.optimizer.state = {}
         losses: list[Tensor] = []
+
+        def loss_fn(z: Tensor) -> Tensor:
+            loss = criterion(self.model(z), y)
+            losses.append(loss.detach())
+            if self.group is not None and self.reduction == "mean":  # over the whole batch
+                loss = loss / self.group.size()
+            return loss
+
         x_icp = perturb(
             x,
-            lambda z: criterion(self.model(z), y),
+            loss_fn,
             self.optimizer,
             self.steps,
             self.lr,
             self.direction,
             reduction=self.reduction,
-            losses=losses,
         )
         if icp_losses:  # before the passes below move the running statistics
             with torch.no_grad(), eval_mode():
@@ -231,7 +249,7 @@ class SelfDistiller:
                 with _frozen_statistics(self.model):
                     self.model(x_icp)
         with tap(self.model, self.layers) as student:
-            output = self.model(x)
+            output = self.trained(x)
         task_loss = criterion(output, y)
         features = feature_loss(student, teacher, self.weights)
         loss = task_weight * task_loss + (1 - task_weight) * features
@@ -240,18 +258,19 @@ class SelfDistiller:
         with torch.no_grad():
             delta = (x_icp - x).flatten(1)
             log = {
-                "output": tree_map_only(Tensor, Tensor.detach, output),
-                "x_icp": x_icp,
                 "task_loss": task_loss.detach(),
                 "feature_loss": features.detach(),
                 "delta_linf": delta.abs().max(),
                 "delta_l2": delta.norm(dim=1).mean(),
             }
-            for i, shift in enumerate(feature_shifts(student, teacher), start=1):
-                log[f"feature_shift_{i}"] = shift
+            norms = _shift_norms(student, teacher)
+            for i, (shift, norm) in enumerate(norms, start=1):
+                log[f"feature_shift_{i}"] = shift / norm
             if icp_losses:
                 log |= {"icp_loss_before": losses[0], "icp_loss_after": losses[-1]}
-        return loss, log
+            if self.group is not None:
+                log = _over_processes(log, norms, self.group)
+        return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "x_icp": x_icp, **log}
 
     def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """The task loss at x in eval mode, with its graph.
@@ -262,6 +281,21 @@ class SelfDistiller:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with eval_mode():
             return criterion(torch.func.functional_call(self.model, buffers, (x,)), y)
+
+
+def _over_processes(
+    log: dict[str, Tensor], norms: Sequence[tuple[Tensor, Tensor]], group: dist.ProcessGroup
+) -> dict[str, Tensor]:
+    """The log of the whole batch from that of each process's part, in one collective; `norms` as of `_shift_norms`."""
+    mine = torch.stack([*log.values(), *(norm for pair in norms for norm in pair)])
+    everyone = mine.new_empty(group.size(), len(mine))
+    dist.all_gather_into_tensor(everyone.view(-1), mine, group=group)
+    whole = dict(zip(log, everyone.mean(dim=0), strict=False))
+    whole["delta_linf"] = everyone[:, list(log).index("delta_linf")].max()
+    totals = everyone[:, len(log) :].norm(dim=0)  # the norm over all parts
+    for i, (shift, norm) in enumerate(totals.view(-1, 2), start=1):
+        whole[f"feature_shift_{i}"] = shift / norm
+    return {name: value.to(log[name].dtype) for name, value in whole.items()}
 
 
 def feature_shift_errors(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from icpctl.display import CostEstimate, Display, Throttle
 from icpctl.errors import UserError
 from icpctl.meter import Meter
 from icpctl.network import choose_device, set_precision
+from icpctl.parallel import processes
 from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
 from icpctl.trainer import Trainer
@@ -108,8 +109,10 @@ def train(
 ) -> Run:
     """Train one run, or go on with it where it was left.
 
+    Under torchrun the processes train it together. The batch of the run is then that of all of them.
+
     Args:
-        config: the run; its id, and so its folder, derives from it.
+        config: the run; its id, and so its folder, derives from it. The batch size is that of each process.
         output: the results folder.
         overwrite: start anew, also if the run is finished.
         display: sees the run go by; none shows nothing.
@@ -122,32 +125,45 @@ def train(
         UserError: the run cannot start or go on; what was saved stays.
         Interrupted: as asked by `should_stop`.
     """
-    display = display or Display()
     check(config)
-    folder = RunFolder(Path(output), config)
-    if folder.status().get("state") == "finished" and not overwrite:
-        return Run(config, folder.path, skipped=True)
-    device = choose_device(config.device)
-    set_precision(config.precision)
+    with processes(config) as (shared, device):
+        display = display if display is not None and shared.first else Display()
+        config = shared.whole_batch(config, display.say)
+        folder = RunFolder(Path(output), config)
+        if shared.lead(folder.status).get("state") == "finished" and not overwrite:
+            return Run(config, folder.path, skipped=True)
+        set_precision(config.precision)
+        try:
+            trainer = Trainer(config, _load(config), device, shared)
+            trainer.check()
+            with _sole_writer(folder) if shared.first else nullcontext():
+                if overwrite and shared.first:
+                    folder.clear()
+                Session(config, folder, trainer, display, should_stop).run()
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower "
+                f"{option('batch_size')} or {option('image_size')}, or take a smaller model. The same command goes on "
+                "from the last checkpoint if these stay as they are."
+            ) from error
+        return Run(config, folder.path)
+
+
+@contextmanager
+def _sole_writer(folder: RunFolder) -> Iterator[None]:
+    """Make the folder and hold it."""
+    folder.create()
+    lock = FileLock(folder.path / ".lock", timeout=0)
     try:
-        trainer = Trainer(config, _load(config), device)
-        trainer.check()
-        folder.create()
-        with FileLock(folder.path / ".lock", timeout=0):
-            if overwrite:
-                folder.clear()
-            Session(config, folder, trainer, display, should_stop).run()
+        lock.acquire()
     except Timeout:
         raise BusyError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower {option('batch_size')} "
-            f"or {option('image_size')}, or take a smaller model. The same command goes on from the last checkpoint "
-            "if these stay as they are."
-        ) from error
-    return Run(config, folder.path)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Session:
@@ -157,6 +173,7 @@ class Session:
         self, config: RunConfig, folder: RunFolder, trainer: Trainer, display: Display, should_stop: Callable[[], bool]
     ) -> None:
         self.config, self.folder, self.trainer, self.display = config, folder, trainer, display
+        self.processes = trainer.processes
         self.should_stop = should_stop
         self.epoch = self.batch = 0
         self.meter = Meter()
@@ -169,22 +186,33 @@ class Session:
     def run(self) -> None:
         try:
             self._resume()
-            self.folder.write_config(self.config, self._facts(), provenance(self.trainer.device))
-            self.folder.write_status("running", epoch=self.epoch)
-            self.display.start(self.config, self.trainer.batches)
+            self.processes.lead(self._begin)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            self._measure_last()
-            self.folder.write_status("finished", epoch=self.config.epochs, notes=self.notes)
+            self.processes.lead(self._measure_last)
+            self._write_status("finished", epoch=self.config.epochs, notes=self.notes)
         except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
-            self.folder.write_status("interrupted", epoch=self.epoch)
+            self._write_status("interrupted", epoch=self.epoch)
             raise
         except Exception as error:
             with suppress(UserError):  # a full disk, say, which is what stopped the run
-                self.folder.write_status("failed", epoch=self.epoch, error=str(error))
+                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
             raise
         finally:
             self.display.stop()
+
+    def _begin(self) -> None:
+        session = provenance(self.trainer.device) | {"processes": self.processes.size}
+        self.folder.write_config(self.config, self._facts(), session)
+        self._write_status("running", epoch=self.epoch)
+        self.display.start(self.config, self.trainer.batches)
+
+    def _write_status(self, state: str, **details: Any) -> None:
+        if self.processes.first:
+            self.folder.write_status(state, **details)
+
+    def _asked_to_stop(self) -> bool:
+        return self.processes.any(self.should_stop())
 
     def _run_epoch(self) -> None:
         started = time.perf_counter() - self.seconds
@@ -203,17 +231,27 @@ class Session:
                 seconds = time.perf_counter() - started
                 self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / done)
                 self._show(done, done * size / seconds)
-            if done < self.trainer.batches and self.should_stop():
+            if done < self.trainer.batches and self._asked_to_stop():
+                self.meter = self.processes.whole_meter(self.meter)
                 self._check_finite()
                 self.batch, self.seconds = done, time.perf_counter() - started
                 self._save()
                 raise Interrupted
         self._finish_epoch(labels[: self.trainer.batches * size], started)
-        if self.epoch < self.config.epochs and self.should_stop():
+        if self.epoch < self.config.epochs and self._asked_to_stop():
             raise Interrupted
 
     def _finish_epoch(self, labels: Tensor, started: float) -> None:
+        self.meter = self.processes.whole_meter(self.meter)
         self._check_finite()  # waits for the device
+        improved = self.processes.lead(lambda: self._record_epoch(labels, started))
+        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
+        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
+            self._save("best")
+        self._save()
+
+    def _record_epoch(self, labels: Tensor, started: float) -> bool:
+        """Measure, record and show the epoch; whether it is the best so far."""
         seconds = time.perf_counter() - started
         self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
         task = self.trainer.task
@@ -237,17 +275,15 @@ class Session:
             improved = not self.best or value > self.best["value"]
             if improved:
                 self.best = {"epoch": self.epoch, "value": value}
-        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
-        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
-            self._save("best")
-        self._save()
+        return improved
 
     def _resume(self) -> None:
-        saved, faults = checkpoint.load_last(self.folder.checkpoints, self.trainer.device)
+        device = self.trainer.device
+        saved, faults = self.processes.lead(lambda: checkpoint.load_last(self.folder.checkpoints, device), device)
         if faults:
             self.display.warn(" ".join([*faults, "Going on from the one before it." if saved else "Starting anew."]))
         if saved is None:
-            self.folder.keep_metrics_before(0)
+            self.processes.lead(lambda: self.folder.keep_metrics_before(0))
             return
         if resolve(saved["config"], str(self.folder.checkpoints)).run_id != self.config.run_id:
             raise UserError(
@@ -260,9 +296,9 @@ class Session:
             )
         self.trainer.restore(saved)
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
-        self.meter.restore(saved["meter"])
+        self.meter.restore(saved["meter"], self.processes.part)
         self.seconds = saved["seconds"]
-        for fault in self.folder.keep_metrics_before(self.epoch):
+        for fault in self.processes.lead(lambda: self.folder.keep_metrics_before(self.epoch)):
             self.display.warn(fault)
         place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
         self.display.say(f"Resuming {self.config.run_id} at {place}.")
@@ -281,7 +317,8 @@ class Session:
             "meter": self.meter.state(),
             "seconds": self.seconds,
         }
-        checkpoint.save(self.folder.checkpoints, name, content | self.trainer.state())
+        content |= self.trainer.state()
+        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content))
 
     def _check_finite(self) -> None:
         bad = self.meter.first_bad
@@ -299,7 +336,8 @@ class Session:
         )
 
     def _show(self, done: int, images_per_second: float) -> None:
-        self._check_finite()
+        if self.processes.size == 1:  # several have to find it at the same batch: at the end of the epoch, or at a stop
+            self._check_finite()
         values = self.meter.means() | {
             "task_weight": self.trainer.weight(self.epoch),
             "images_per_second": images_per_second,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,13 +34,27 @@ class Meter:
         """The mean of each figure; waits for the device."""
         return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
+    def whole(self, gather: Callable[[Tensor], Tensor]) -> Meter:
+        """The figures of whole batches from those of every process's part; `gather` stacks the processes' tensors."""
+        meter = Meter()
+        means = gather(torch.stack([value.double() for value in self.sums.values()])).mean(dim=0)
+        meter.sums = {name: mean.to(self.sums[name].dtype) for name, mean in zip(self.sums, means, strict=True)}
+        meter.counts = self.counts
+        records = gather(torch.stack(self.records))  # (processes, batches, B, …)
+        meter.records = list(records.transpose(0, 1).flatten(1, 2))
+        assert self.first_bad is not None
+        bad = gather(self.first_bad)
+        meter.first_bad = bad[bad >= 0].min() if (bad >= 0).any() else bad[0]
+        return meter
+
     def state(self) -> dict[str, Any]:
         return {"sums": self.sums, "counts": self.counts, "records": self.records, "first_bad": self.first_bad}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
+        """Go on from a `state`; `part` is what this process takes of a whole batch's records."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
         records = state["records"] if "records" in state else state["outputs"]  # their name before there was a VAE
-        self.records, self.first_bad = list(records), state["first_bad"]
+        self.records, self.first_bad = [part(record) for record in records], state["first_bad"]
 
 
 def to_floats(values: dict[str, Tensor]) -> dict[str, float]:

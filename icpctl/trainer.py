@@ -16,6 +16,7 @@ from icpctl.data.device import DeviceSplit
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
 from icpctl.network import Network, build_model
+from icpctl.parallel import ALONE, Processes
 from icpctl.seeds import derived_seed
 
 ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
@@ -26,8 +27,10 @@ MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
 class Trainer:
     """Model, data and step of one run."""
 
-    def __init__(self, config: RunConfig, images: data.ImageData, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self, config: RunConfig, images: data.ImageData, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        self.config, self.device, self.processes = config, device, processes
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
@@ -39,7 +42,8 @@ class Trainer:
         self.model = build_model(config, len(self.classes), device)
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
         self.optimizer = _model_optimizer(config, self.model.parameters(), device)
-        self.distiller = _distiller(config, self.model) if config.optimizer != "none" else None
+        self.trained = processes.share(self.model)
+        self.distiller = _distiller(config, self.trained) if config.optimizer != "none" else None
         self.batch_size = min(config.batch_size, len(self.train_set))
         # The rest of an epoch that does not fill a batch is left out: another one each time, as the order is random.
         self.batches = len(self.train_set) // self.batch_size
@@ -54,6 +58,11 @@ class Trainer:
         if self.batch_size < 2:
             raise UserError(
                 f"There is {len(self.train_set)} image to train on, and batch norm needs two in a batch. Give more images."
+            )
+        if self.batch_size % self.processes.size:
+            raise UserError(
+                f"{self.processes.size} processes cannot share a batch of {self.batch_size} images, all that there are to "
+                f"train on, equally. Start fewer processes, or lower {option('batch_size')}."
             )
         x = self.network.normalise(self.train_set.images[:2])
         layers = self.config.layers if self.distiller is not None else ()
@@ -85,8 +94,10 @@ class Trainer:
         return self.distiller is not None and epoch >= self.config.warmup_epochs
 
     def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One update of the weights; the loss and the log stay on the device."""
-        torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1))  # 0 is the epoch's own
+        """One update of the weights for a whole batch; the loss and the log stay on the device."""
+        images, labels = self.processes.part(images), self.processes.part(labels)
+        # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
+        torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1, self.processes.rank))
         x = self.network.normalise(images)
         y = self.task.targets(x, labels)
         self._set_lr((epoch + batch / self.batches) / self.config.epochs)
@@ -96,7 +107,7 @@ class Trainer:
                 loss, log = self.distiller(x, y, self.weight(epoch), self.task.loss, icp_losses=measure)
                 x_icp = log.pop("x_icp")
             else:
-                output = self.model(x)
+                output = self.trained(x)
                 loss = self.task.loss(output, y)
                 log = {"output": output, "task_loss": loss.detach()}
         log["record"] = self.task.record(log.pop("output"), y)
@@ -110,7 +121,7 @@ class Trainer:
         return loss, log
 
     def _shift_errors(self, x: Tensor, x_icp: Tensor) -> dict[str, Tensor]:
-        x, x_icp = x[:SHIFT_ERROR_IMAGES], x_icp[:SHIFT_ERROR_IMAGES]
+        x, x_icp = (self.processes.whole(part)[:SHIFT_ERROR_IMAGES] for part in (x, x_icp))
         errors = feature_shift_errors(self.model, self.config.layers, x, x_icp, self.network.autocast())
         return {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
 
