@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -346,8 +347,8 @@ class RunConfig(BaseModel):
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if declaration(name).identity and name not in without
-            if value is not None and value != type(self).model_fields[name].default
+            if name in _identity() and name not in without
+            if value is not None and value != _identity()[name]
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -360,6 +361,13 @@ def _truth_for_number(name: str, value: object) -> str:
     return f"{option(name)} got {str(value).lower()}, which is no value for it"
 
 
+@cache
+def _identity() -> dict[str, Any]:
+    """The hyper-parameters that make a run what it is, with their fixed defaults."""
+    return {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+
+
+@cache
 def _unused(optimizer: str, task: str) -> list[str]:
     """The settings that mean nothing with this input optimizer, or for this task."""
     generation = [name for name in RunConfig.model_fields if declaration(name).group == "generation"]

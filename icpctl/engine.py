@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from icpctl import checkpoint, data, models, tasks
@@ -155,7 +155,7 @@ def train(
 def _sole_writer(folder: RunFolder) -> Iterator[None]:
     """Make the folder and hold it."""
     folder.create()
-    lock = FileLock(folder.path / ".lock", timeout=0)
+    lock = folder.lock()
     try:
         lock.acquire()
     except Timeout:

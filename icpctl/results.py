@@ -6,6 +6,7 @@
       status.json              running, finished, failed or interrupted, and why
       checkpoints/             last.pt, previous.pt, best.pt
     results/figures/           what `icpctl report --figures` draws
+    results/slurm/             what the jobs of `icpctl ablate --executor slurm` return and log
 
 A metric belongs to the split it was computed on; `train` also carries the diagnostics of the method and the cost.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
@@ -30,6 +32,8 @@ from icpctl.errors import UserError
 COLUMNS = ("run_id", "epoch", "split", "metric", "value")
 FIGURES = "figures"
 """The folder of the figures in a results folder; no run has this name."""
+SLURM = "slurm"
+"""The folder of what Slurm jobs read, return and log; no run has this name either."""
 TIMINGS = ("seconds", "images_per_second", "peak_memory")
 """Metrics of the machine rather than of the method: two equal runs differ in these alone."""
 
@@ -81,6 +85,20 @@ class RunFolder:
             raise not_writable(self.path, error) from error
         if not os.access(self.checkpoints, os.W_OK):
             raise not_writable(self.path, PermissionError(errno.EACCES, "permission denied"))
+
+    def lock(self) -> FileLock:
+        """What the process that trains the run holds."""
+        return FileLock(self.path / ".lock", timeout=0)
+
+    def is_locked(self) -> bool:
+        """Whether a process, of this machine at least, is training the run."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except Timeout:
+            return True
 
     def clear(self) -> None:
         """Remove what an earlier run left, to start anew; no longer finished from the first moment on.
@@ -260,7 +278,8 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     if not folder.is_dir():
         raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
     single = (folder / "config.json").exists()
-    paths = [folder] if single else sorted(path for path in folder.iterdir() if path.is_dir() and path.name != FIGURES)
+    folders = (path for path in folder.iterdir() if path.is_dir() and path.name not in (FIGURES, SLURM))
+    paths = [folder] if single else sorted(folders)
     records, problems = [], []
     for path in paths:
         try:

@@ -92,6 +92,12 @@ def test_readme_configuration_file_is_valid(text: str, tmp_path: Path) -> None:
     resolve(read_toml(tmp_path / "run.toml"))
 
 
+@pytest.mark.parametrize("text", blocks("toml study"))
+def test_readme_study_is_valid(text: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    assert len(define({}, study=tmp_path / "study.toml").runs()) > 100
+
+
 @pytest.mark.parametrize("snippet", blocks("python"))
 def test_readme_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a snippet writes results/

@@ -124,7 +124,7 @@ def test_a_failing_run_is_tried_again_as_asked_and_stops_no_other(tmp_path: Path
     def behaviour(job: Job) -> Outcome:
         if job.run_id != bad:
             return finish(tmp_path)(job)
-        record_failure(RunFolder(tmp_path, planned[1].config), "the loss is NaN")
+        record_failure(RunFolder(tmp_path, planned[1].config), planned[1].config, "the loss is NaN")
         return Outcome("failed", "the loss is NaN")
 
     for retries in (0, 2):
@@ -143,7 +143,8 @@ def test_a_run_that_fails_once_is_finished_at_the_second_attempt(tmp_path: Path,
         if job.run_id in seen:
             return finish(tmp_path)(job)
         seen.add(job.run_id)
-        record_failure(RunFolder(tmp_path, next(p.config for p in planned if p.config.run_id == job.run_id)), "once")
+        config = next(each.config for each in planned if each.config.run_id == job.run_id)
+        record_failure(RunFolder(tmp_path, config), config, "once")
         return Outcome("failed", "once")
 
     scheduler = Scheduler(planned, tmp_path)
@@ -226,7 +227,7 @@ def test_the_table_has_every_run_once_whatever_its_state(tmp_path: Path, planned
     folder.append_metrics(0, {"train": {"seconds": 2.0}, "test": {"accuracy": 0.25}})
     folder.append_metrics(1, {"train": {"seconds": 3.0}, "test": {"accuracy": 0.5}})
     folder.write_status("finished")
-    record_failure(RunFolder(tmp_path, second.config), 'it said "no", and stopped')
+    record_failure(RunFolder(tmp_path, second.config), second.config, 'it said "no", and stopped')
     write_status(tmp_path, third.config.run_id, state="interrupted")
     write_study_table(planned, tmp_path)
     table = pd.read_csv(tmp_path / "study.csv", keep_default_na=False)

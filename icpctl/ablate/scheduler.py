@@ -44,6 +44,10 @@ class RunState:
     status: dict[str, Any] = field(default_factory=dict)
     """What status.json said when this study last had to do with the run."""
 
+    def is_taken(self) -> bool:
+        """Whether a process is training it, of a study or by hand."""
+        return holder(self.folder.path) is not None or self.folder.is_locked()
+
     def progress(self) -> dict[str, Any]:
         """What the process that trains it says: epoch, epochs, host; empty where none does."""
         claim = holder(self.folder.path) or {}
@@ -139,7 +143,7 @@ class Scheduler:
             self._set(run, "finished")
         elif status.get("state") == "failed" and status != run.status:
             self._set(run, "failed", str(status.get("error", "")))
-        elif holder(run.folder.path) is not None:
+        elif run.is_taken():
             self._set(run, "elsewhere")
         else:
             run.attempts += 1
@@ -169,7 +173,7 @@ class Scheduler:
                     self._set(run, "elsewhere")
                     return
                 with claim:
-                    record_failure(run.folder, outcome.error)
+                    record_failure(run.folder, run.planned.config, outcome.error)
                 run.status = run.folder.status()
                 self._set(run, "failed", outcome.error)
 
@@ -179,6 +183,6 @@ class Scheduler:
             return
         self._looked = time.monotonic()
         for run_id, run in self.runs.items():
-            if run.state == "elsewhere" and holder(run.folder.path) is None:
+            if run.state == "elsewhere" and not run.is_taken():
                 run.state = "waiting"
                 self.waiting.appendleft(run_id)

@@ -30,6 +30,8 @@ from icpctl.errors import UserError
 from icpctl.results import RunFolder
 
 LOG_FILE = "log.txt"
+READY = "ready\n"
+"""The first line of a worker process: it has come up, and will answer."""
 
 _checked: set[tuple[object, ...]] = set()
 """The data that this process has found to be there."""
@@ -113,7 +115,7 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         except engine.BusyError:
             return Outcome("elsewhere")
         except Exception as error:
-            return _failed(folder, error)
+            return _failed(folder, config, error)
         finally:
             _release_memory()
     return Outcome("finished")
@@ -123,17 +125,19 @@ def _refused(why: str) -> Outcome:
     return Outcome("refused", f"On {socket.gethostname()}: {why}")
 
 
-def _failed(folder: RunFolder, error: Exception) -> Outcome:
+def _failed(folder: RunFolder, config: RunConfig, error: Exception) -> Outcome:
     known = isinstance(error, UserError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
-    record_failure(folder, message, traceback.format_exc())
+    record_failure(folder, config, message, traceback.format_exc())
     return Outcome("failed", message, crashed=not known)
 
 
-def record_failure(folder: RunFolder, error: str, trace: str = "") -> None:
-    """Write into status.json why a run failed, for the holder of its claim."""
+def record_failure(folder: RunFolder, config: RunConfig, error: str, trace: str = "") -> None:
+    """Write into status.json why a run failed; to be called by the holder of its claim."""
     with suppress(UserError):  # the folder cannot be written; what stopped the run matters more
         folder.create()
+        if not (folder.path / "config.json").exists():  # it failed before it began
+            folder.write_config(config, {}, {})
         details = {"state": "failed", "error": error} | ({"traceback": trace} if trace else {})
         folder.write_status(**folder.status() | details)
 
@@ -171,6 +175,7 @@ def main() -> None:
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever prints does not disturb the answers
+    answers.write(READY)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()

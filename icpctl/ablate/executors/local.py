@@ -9,6 +9,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import psutil
 import torch
 
 from icpctl.ablate.study import Execution
-from icpctl.ablate.worker import Job, Outcome
+from icpctl.ablate.worker import READY, Job, Outcome
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
 from icpctl.network import choose_device
@@ -66,7 +67,8 @@ class Local:
             for process in self.processes:
                 if process.job is not None:
                     selector.register(process.answers, selectors.EVENT_READ, process)
-            return [key.data.end() for key, _ in selector.select(seconds)]
+            ended = [key.data.end() for key, _ in selector.select(seconds)]
+            return [end for end in ended if end is not None]
 
     def stop(self) -> None:
         """Tell the processes to save and end."""
@@ -108,6 +110,7 @@ class _Process:
 
     def _started(self) -> IO[bytes]:
         if self._popen is None:
+            self._ready = False
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115, read when the process is gone
             # Its own session: Ctrl-C in the terminal is for the parent, which tells its workers.
             self._popen = subprocess.Popen(
@@ -122,29 +125,36 @@ class _Process:
         assert self._popen.stdin is not None
         return self._popen.stdin
 
-    def end(self) -> tuple[Job, Outcome]:
-        """The job and how it ended, once `answers` has something to read."""
+    def end(self) -> tuple[Job, Outcome] | None:
+        """The job and how it ended, or None if it goes on; once `answers` has something to read."""
         assert self.job is not None
         job, line = self.job, self.answers.readline()
+        if line.decode() == READY:
+            self._ready = True
+            return None
         self.job = None
         if not line.endswith(b"\n"):
-            return job, Outcome("lost", self._last_words())
+            status, words = self._last_words()
+            if not self._ready and status > 0:  # nor would the next one come up
+                return job, Outcome("refused", f"On {socket.gethostname()}: no worker process can be started. {words}")
+            return job, Outcome("lost", words)
         outcome = Outcome(**json.loads(line))
         if outcome.crashed or outcome.ending == "interrupted":
             # After a CUDA error, say, a process can do no more; one that was told to stop has ended.
             self.close()
         return job, outcome
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> tuple[int, str]:
+        """The status of a process that has ended, and how it did in words."""
         assert self._popen is not None
         status = self._popen.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         self.close()
         if status == -signal.SIGKILL:
-            return "Its process was killed (SIGKILL), as the system does when memory runs out."
+            return status, "Its process was killed (SIGKILL), as the system does when memory runs out."
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"Its process {how}." + (f" It said: {said[-1]}" if said else "")
+        return status, f"Its process {how}." + (f" It said: {said[-1]}" if said else "")
 
     def signal(self, number: signal.Signals) -> None:
         if self._popen is not None:
