@@ -163,6 +163,27 @@ def test_a_lost_run_says_why_in_its_status(tmp_path: Path, planned: list[Planned
         assert not (tmp_path / each.config.run_id / CLAIM_FILE).exists()
 
 
+def test_a_lost_run_whose_process_is_dying_still_is_no_more_than_lost(
+    tmp_path: Path, planned: list[PlannedRun]
+) -> None:
+    claim = Claim.take(tmp_path / ids(planned)[0])
+    looks = iter(range(100))
+
+    def should_stop() -> bool:
+        if next(looks) == 5:
+            assert claim is not None
+            claim.__exit__(None, None, None)
+        return False
+
+    scheduler = Scheduler(planned[:1], tmp_path)
+    lost = scheduler.runs[ids(planned)[0]]
+    lost.is_taken = lambda: False  # type: ignore[method-assign]  # it is claimed only after it was handed out
+    executor = Fake(lambda job: Outcome("lost", "Its node is gone."))
+    run(scheduler, executor, should_stop=should_stop)
+    assert executor.submitted == ids(planned)[:1]
+    assert lost.folder.status()["error"] == "Its node is gone."
+
+
 def test_a_run_of_another_study_is_waited_for_and_its_end_counts(tmp_path: Path, planned: list[PlannedRun]) -> None:
     claims = [Claim.take(tmp_path / run_id) for run_id in ids(planned)[:3]]
     looks = 0

@@ -126,7 +126,7 @@ class Scheduler:
                 if outcome.ending == "refused":
                     refusal = refusal or outcome.error
                 self._end(run, outcome, retries)
-            self._look_elsewhere()
+            self._look_elsewhere(retries)
             watch(self, None)
 
     def _any(self, *states: State) -> bool:
@@ -168,21 +168,33 @@ class Scheduler:
             case "failed":
                 self._set(run, "failed", outcome.error)
             case "lost":
-                claim = Claim.take(run.folder.path)
-                if claim is None:  # its machine may be cut off, and the run alive
-                    self._set(run, "elsewhere")
-                    return
-                with claim:
-                    record_failure(run.folder, run.planned.config, outcome.error)
-                run.status = run.folder.status()
-                self._set(run, "failed", outcome.error)
+                self._give_up(run, outcome.error)
 
-    def _look_elsewhere(self) -> None:
+    def _give_up(self, run: RunState, error: str) -> None:
+        """Record why a run was lost for the last time, once its process is gone for certain."""
+        claim = Claim.take(run.folder.path)
+        if claim is None:  # it is dying still; or its machine is cut off, and the run alive
+            self._set(run, "elsewhere", error)
+            return
+        with claim:
+            run.status = run.folder.status()
+            if run.status.get("state") == "finished":
+                self._set(run, "finished")
+                return
+            record_failure(run.folder, run.planned.config, error)
+        run.status = run.folder.status()
+        self._set(run, "failed", error)
+
+    def _look_elsewhere(self, retries: int) -> None:
         """Runs that others have let go: their end counts; what they left unfinished is ours to do."""
         if time.monotonic() - self._looked < LOOK_ELSEWHERE:
             return
         self._looked = time.monotonic()
         for run_id, run in self.runs.items():
-            if run.state == "elsewhere" and not run.is_taken():
+            if run.state != "elsewhere" or run.is_taken():
+                continue
+            if run.attempts > retries:
+                self._give_up(run, run.error)
+            else:
                 run.state = "waiting"
                 self.waiting.appendleft(run_id)

@@ -76,7 +76,7 @@ class Study:
                 raise UserError(f"{where}: {unknown('key', name, known)}")
             kind = known[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
-                raise UserError(f"{where}: {key} cannot be {value!r}. docs/cli.md shows a study.")
+                raise UserError(f"{where}: {key} cannot be {value!r}. The README shows a study.")
             given[name] = value
         grid: dict[str, list[str]] = {}
         for key, listed in given.get("grid", {}).items():
