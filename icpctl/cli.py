@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -40,9 +40,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-OTHER_PROCESS = os.environ.get("RANK", "0") != "0"
+OTHER_PROCESS = (os.environ.get("WORLD_SIZE") or "1") != "1" and (os.environ.get("RANK") or "0") != "0"
 """Whether torchrun started this as one of several and another one, the first, speaks for all."""
-console = Console(quiet=OTHER_PROCESS)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of the output went away: leave as other programs do then."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise SystemExit(128 + signal.SIGPIPE)
+
+
+console = _Console(quiet=OTHER_PROCESS)
 errors = Console(stderr=True, quiet=OTHER_PROCESS)
 
 POSITIONAL = ("model", "dataset")
@@ -89,7 +99,7 @@ def _root(
     context: typer.Context,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+    if (os.environ.get("WORLD_SIZE") or "1") != "1" and context.invoked_subcommand != "train":
         raise UserError("torchrun is for `icpctl train`: start the other commands without it.")
 
 
@@ -326,8 +336,7 @@ def ablate(
 ) -> None:
     """Run a study: a grid of settings with its baselines, over seeds; and report.
 
-    The definition is kept in study.toml of the results folder. Finished runs are not run again, so the same command, or
-    --resume, goes on with a study that was stopped; several may work on one folder.
+    The results folder keeps its definition. Finished runs are not run again: --resume goes on with what was stopped.
 
     Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
     """

@@ -480,6 +480,8 @@ def typed_settings(values: Mapping[str, object], where: str) -> dict[str, object
             raise UserError(f"{where}: {message}.")
         try:
             settings[name] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
+            if isinstance(path := settings[name], Path):  # found again from another working directory
+                settings[name] = path.expanduser().absolute()
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise UserError(f"{where}: {_sentence({**fault, 'loc': (name,)})}") from None

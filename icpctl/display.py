@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from icpctl.config import RunConfig
+from icpctl.cost import PLAIN_STEP, step_passes
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -146,9 +147,8 @@ class CostEstimate:
         self.seconds[icp_epoch] = seconds_per_batch
 
     def seconds_left(self, epoch: int, batch: int) -> float:
-        # Counting a forward pass as 1 and a backward pass as 1 for the inputs and 1 for the weights, a plain step is 3
-        # and an ICP step 2·T + 1 + 3; used for the kind of step that was not measured yet.
-        ratio = (2 * self.config.steps + 4) / 3
+        # For the kind of step that was not measured yet.
+        ratio = step_passes(self.config, icp=True) / PLAIN_STEP
         plain = self.seconds.get(False) or self.seconds[True] / ratio
         with_icp = self.seconds.get(True) or self.seconds[False] * ratio
         first = self.config.warmup_epochs if self.config.optimizer != "none" else self.config.epochs

@@ -149,10 +149,12 @@ def processes(config: RunConfig) -> Iterator[tuple[Processes, torch.device]]:
     Raises:
         UserError: a device that is not there, or one for all of them.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = int(os.environ.get("WORLD_SIZE") or 1)
     if size == 1:
         yield ALONE, choose_device(config.device)
         return
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(f"WORLD_SIZE is {size}, but {missing[0]} is not set. Start several processes with torchrun.")
     device = own_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -19,6 +19,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise not_writable(path, error) from error
 
 
@@ -282,6 +284,9 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     paths = [folder] if single else sorted(folders)
     records, problems = [], []
     for path in paths:
+        if not (path / "config.json").exists() and (path / "log.txt").exists():
+            problems.append(f"{path}: this run of a study has begun, and recorded nothing yet.")
+            continue
         try:
             config = read_config(path)
         except UserError as error:

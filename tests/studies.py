@@ -48,7 +48,7 @@ def execute(
         scheduler.run(executor, retries, watch_looks, should_stop)
     finally:
         executor.close()
-        write_study_table(definition.runs(), output)
+        write_study_table(output)
     return scheduler
 
 

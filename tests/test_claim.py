@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from icpctl.ablate import claim as module
-from icpctl.ablate.claim import CLAIM_FILE, DEAD_AFTER, Claim, holder
+from icpctl.ablate.claim import CLAIM_FILE, DEAD_AFTER, Claim, ClaimLostError, holder
 
 HOLD = "import sys, time; from icpctl.ablate.claim import Claim; from pathlib import Path; c = Claim.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
 
@@ -143,7 +143,57 @@ def test_the_heart_beats_with_the_progress_and_a_lost_claim_is_noticed(
 
         until(lambda: (tmp_path / CLAIM_FILE).stat().st_mtime > 1)
         until(lambda: (holder(tmp_path) or {}).get("progress") == {"epoch": 3})
-        assert not claim.lost
+        claim.check()
         another_machine(tmp_path)
-        until(lambda: claim.lost)
+        until(lambda: claim._lost)
+        with pytest.raises(ClaimLostError):
+            claim.check()
     assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == "other"  # not ours to remove
+
+
+def test_a_process_that_slept_for_long_looks_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        another_machine(tmp_path)
+        claim.check()  # the heart has beaten a moment ago
+        monkeypatch.setattr(time, "time", lambda: claim._beaten + 2 * DEAD_AFTER)
+        with pytest.raises(ClaimLostError):
+            claim.check()
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_no_lost_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_read", lambda path: {})
+            claim._beat()
+        claim.check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_comes_into_being_with_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nobody can take one that is just being made for an old and empty one."""
+    link, seen = os.link, []
+
+    def look(source: Path, target: Path) -> None:
+        seen.append(json.loads(source.read_text())["owner"])
+        link(source, target)
+        assert json.loads(target.read_text())["owner"] == seen[0]
+
+    monkeypatch.setattr(os, "link", look)
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        assert seen == [claim.owner]
+
+    def without_links(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", without_links)
+    with Claim.take(tmp_path) or pytest.fail():
+        assert Claim.take(tmp_path) is None
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,9 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ WORKER = """\
     #!{python}
     import json, os, signal, sys, time
     asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    print("something that prints when Python starts", flush=True)
     if os.environ.get("BROKEN"):
         sys.exit("ModuleNotFoundError: no module named icpctl")
     print("ready", flush=True)
@@ -36,8 +38,7 @@ WORKER = """\
         if name == "exits":
             sys.exit("something said last")
         if name == "waits":
-            while not asked:
-                time.sleep(0.01)
+            asked = [sys.stdin.readline() == ""]
         ending = {{"fails": "failed", "crashes": "failed", "waits": "interrupted"}}.get(name, "finished")
         answer = {{"ending": ending, "error": json.dumps(said), "crashed": name == "crashes"}}
         print(json.dumps(answer), flush=True)
@@ -56,7 +57,7 @@ def executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(name: str, device: str = "auto") -> Job:
-    return Job(name, {"device": device}, "results", ".")
+    return Job(name, {"device": device}, "results", ".", ["icpctl"])
 
 
 def configs(number: int, device: str = "auto") -> list[RunConfig]:
@@ -170,6 +171,8 @@ def test_jobs_share_the_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Local(Execution(), configs(9, "cuda:1")).room == 1
     assert Local(Execution(jobs_per_gpu=2), configs(3)).room == 3  # no more than there are runs
     assert Local(Execution(jobs=3, jobs_per_gpu=2), configs(9)).room == 3
+    two = Local(Execution(jobs_per_gpu=2), configs(2))
+    assert [process.device for process in two.processes] == ["cuda:0", "cuda:1"]  # none idles
     with pytest.raises(UserError, match=r"--jobs 3: there is room for 2 here, with --jobs-per-gpu 1"):
         Local(Execution(jobs=3), configs(9))
     with pytest.raises(UserError, match="torch sees 2 CUDA devices"):
@@ -187,3 +190,20 @@ def test_jobs_share_the_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ((_, outcome),) = ended(executor)
     assert said(outcome)["device"] == "cpu"
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "runs", "processes", "threads"),
+    [(None, 4, 9, 4, 1), (None, 4, 2, 2, 1), (2, 4, 9, 2, 2), (2, 4, 1, 1, 2), (8, 4, 9, 8, 1), (1, 4, 9, 1, 4)],
+)
+def test_threads_follow_from_the_jobs_asked_for_and_not_from_the_work_that_is_left(
+    jobs: int | None, cores: int, runs: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is resumed alone would not be equal to the bit with the threads of all."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+    executor = Local(Execution(jobs=jobs), configs(runs, "cpu"))
+    assert (len(executor.processes), executor.threads) == (processes, threads)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    executor = Local(Execution(jobs=jobs), configs(runs, "cpu"))
+    assert (len(executor.processes), executor.threads) == (processes if jobs else 1, threads)

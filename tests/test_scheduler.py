@@ -14,7 +14,7 @@ from icpctl.ablate import scheduler as module
 from icpctl.ablate.claim import CLAIM_FILE, Claim
 from icpctl.ablate.grid import parse_grid
 from icpctl.ablate.scheduler import RunState, Scheduler, Stopped
-from icpctl.ablate.study import PlannedRun, Study
+from icpctl.ablate.study import Definition, PlannedRun, Study
 from icpctl.ablate.table import study_table, write_study_table
 from icpctl.ablate.worker import Job, Outcome, record_failure
 from icpctl.errors import UserError
@@ -250,7 +250,8 @@ def test_the_table_has_every_run_once_whatever_its_state(tmp_path: Path, planned
     folder.write_status("finished")
     record_failure(RunFolder(tmp_path, second.config), second.config, 'it said "no", and stopped')
     write_status(tmp_path, third.config.run_id, state="interrupted")
-    write_study_table(planned, tmp_path)
+    Definition([Study({"epochs": 2}, parse_grid(["steps=1,2,3"]))]).keep(tmp_path)
+    write_study_table(tmp_path)
     table = pd.read_csv(tmp_path / "study.csv", keep_default_na=False)
     assert list(table["run_id"]) == ids(planned)
     assert list(table["role"]) == ["baseline", "method", "method", "method"]
@@ -260,4 +261,44 @@ def test_the_table_has_every_run_once_whatever_its_state(tmp_path: Path, planned
     assert (table["accuracy"][0], float(table["seconds"][0])) == ("0.5", 5.0)
     assert list(table["steps"]) == [0, 1, 2, 3]
     assert "data_dir" not in table
+    assert list(table["matched_id"]) == [""] * 4
     assert len(study_table(planned[3:], tmp_path)) == 1  # nothing has begun
+
+
+def test_the_table_names_the_baseline_of_as_many_passes(tmp_path: Path) -> None:
+    planned = Study({"epochs": 4, "warmup_epochs": 0}, parse_grid(["steps=1"]), compute_matched=True).runs()
+    table = study_table(planned, tmp_path).set_index("role")
+    assert table["matched_id"]["method"] == table["run_id"]["compute-matched"]
+    assert table["passes"]["method"] == table["passes"]["compute-matched"] == 2 * table["passes"]["baseline"]
+
+
+def test_what_was_finished_before_it_was_lost_is_finished(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    def behaviour(job: Job) -> Outcome:
+        write_status(tmp_path, job.run_id, state="finished")
+        return Outcome("lost", "Its process was killed.")
+
+    scheduler = Scheduler(planned, tmp_path)
+    run(scheduler, Fake(behaviour))
+    assert {each.state for each in scheduler.runs.values()} == {"finished"}
+    assert RunFolder(tmp_path, planned[0].config).status() == {"state": "finished"}
+
+
+def test_a_process_that_dies_of_the_stop_is_interrupted(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    class Dying(Fake):
+        def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
+            return [(self.at_work.popleft(), Outcome("lost", "Its process was killed by SIGTERM."))]
+
+    scheduler = Scheduler(planned, tmp_path)
+    executor = Dying(finish(tmp_path))
+    asked = iter([False])
+    with pytest.raises(Stopped):
+        run(scheduler, executor, retries=5, should_stop=lambda: next(asked, True))
+    assert {each.state for each in scheduler.runs.values()} == {"waiting"}
+
+
+def test_a_folder_that_cannot_be_used_costs_its_run_alone(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    (tmp_path / ids(planned)[1]).write_text("a file")
+    scheduler = Scheduler(planned, tmp_path)
+    bad = ids(planned)[1]
+    run(scheduler, Fake(lambda job: Outcome("lost", "Gone.") if job.run_id == bad else finish(tmp_path)(job)))
+    assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished", "finished"]

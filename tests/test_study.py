@@ -149,6 +149,7 @@ def test_seeds() -> None:
     [
         ({"seeds": "0"}, "--seeds 0"),
         ({"seeds": "x"}, "--seeds x: --seed got 'x'"),
+        ({"seeds": "²"}, "--seeds ²: --seed got '²'"),
         ({"seeds": "1,1"}, "a value is given twice"),
         ({"seeds": "0,1", "settings": {"seed": 3}}, "--seeds 0,1 and --seed 3 both"),
         ({"seeds": "2", "grid": ["seed=1,2"]}, "--grid seed=… and --seeds both"),
@@ -244,6 +245,8 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("[execution]\nexecutor = 'cloud'", "[execution] executor"),
         ("[execution]\nworkers = 3", "[execution] workers"),
         ("execution = 3", "[execution]"),
+        ("", "there is nothing to vary"),
+        ("[execution]\njobs = 2", "there is nothing to vary"),
         ("study = 3", "several studies are written as [[study]] tables"),
         ("seeds = 3\n[[study]]\n", "seeds stands beside [[study]]"),
         ("[[study]]\n[[study]]\nsedes = 3", "study 2: Unknown key 'sedes'"),
@@ -268,6 +271,20 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     assert executed_by(definition, {"jobs": 1}, []).execution == Execution(jobs=1, retries=2)
     with pytest.raises(UserError, match="both say what varies"):
         define({}, ["steps=1"], study=file)
+    file.write_text("[grid]\nseed = [1, 2]")
+    with pytest.raises(UserError, match=r"--seeds 2 and seed under \[grid\]"):
+        define({}, seeds="2", study=file)
+
+
+def test_where_the_data_are_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert define({"data_dir": "data"}, seeds="2").studies[0].settings == {"data_dir": tmp_path / "data"}
+    monkeypatch.setenv("ICPCTL_DATA_DIR", "elsewhere")
+    begun = define({}, seeds="2")
+    assert begun.studies[0].settings == {"data_dir": tmp_path / "elsewhere"}
+    begun.keep(tmp_path)
+    monkeypatch.delenv("ICPCTL_DATA_DIR")
+    assert define({}, resume=tmp_path) == begun
 
 
 def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:
@@ -288,6 +305,7 @@ def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:
         ({"address": "host:1"}, [], "--address is for --executor ray"),
         ({"executor": "ray"}, ["timeout_min=5"], "--slurm is for --executor slurm"),
         ({"executor": "slurm"}, ["timeout_min"], "write KEY=VALUE"),
+        ({"executor": "ray"}, ["a=--5"], "--slurm is for --executor slurm"),
     ],
 )
 def test_options_of_another_executor_are_refused(options: dict[str, object], slurm: list[str], said: str) -> None:

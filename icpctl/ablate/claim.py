@@ -1,16 +1,18 @@
 """Who trains a run: a claim file in its folder, kept alive by a heartbeat, so that machines share a results folder.
 
-A claim is made by creating the file, which succeeds for one process alone. Whose heartbeat has stopped, or whose
-process is gone from this machine, has lost it: the next one takes the run over. All ages are by the clock of the file
-system that holds the folder, so the clocks of the machines may differ.
+A claim is made by giving a written file its name, which succeeds for one process alone. Whose heartbeat has stopped, or
+whose process is gone from this machine, has lost it: the next one takes the run over. All ages are by the clock of the
+file system that holds the folder, so the clocks of the machines may differ.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,19 +29,24 @@ DEAD_AFTER = 60.0
 """Seconds without one after which a claimant on another machine counts as dead."""
 
 
+class ClaimLostError(BaseException):
+    """Another process has taken the run over: nothing of this one may be written any more, not even that it stopped."""
+
+
 class Claim:
     """The claim that this process has on a run; leaving the context gives it up.
 
     The file says who holds it and how far the run is; `progress` is written with each heartbeat.
     """
 
-    def __init__(self, path: Path, owner: str) -> None:
-        self.path, self.owner = path, owner
+    def __init__(self, path: Path) -> None:
+        self.path, self.owner = path, uuid.uuid4().hex
         self.progress: Mapping[str, Any] = {}
-        self.lost = False
-        """Whether another process has taken the run over, as this one was thought to be dead."""
+        self._temporary = path.with_name(f"{CLAIM_FILE}.{self.owner}")
+        self._lost = False
+        self._beaten = time.time()
         self._released = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._pulse = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     @classmethod
     def take(cls, folder: Path) -> Self | None:
@@ -49,18 +56,41 @@ class Claim:
             OSError: the folder cannot be written to.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        claim = cls(folder / CLAIM_FILE, uuid.uuid4().hex)
-        while True:
+        claim = cls(folder / CLAIM_FILE)
+        while not claim._create():
+            found = read_claim(folder)
+            if _is_alive(claim.path, found):
+                return None
+            claim._remove_dead(found)
+        claim._pulse.start()
+        return claim
+
+    def check(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            ClaimLostError: another process was told that this one is dead, as after a long sleep of the machine.
+        """
+        if time.time() - self._beaten > 2 * HEARTBEAT:
+            self._beat()
+        if self._lost:
+            raise ClaimLostError
+
+    def _create(self) -> bool:
+        try:
+            self._temporary.write_text(self._text(), encoding="utf-8")
             try:
-                with claim.path.open("x", encoding="utf-8") as file:
-                    file.write(claim._text())
-                claim._pulse.start()
-                return claim
-            except FileExistsError:
-                found = _read(claim.path)
-                if _is_alive(claim.path, found):
-                    return None
-                claim._remove_dead(found)
+                os.link(self._temporary, self.path)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                with self.path.open("x", encoding="utf-8") as file:  # a file system without hard links
+                    file.write(self._text())
+        except FileExistsError:
+            return False
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        return True
 
     def _text(self) -> str:
         process = psutil.Process()
@@ -69,24 +99,28 @@ class Claim:
 
     def _remove_dead(self, dead: dict[str, Any]) -> None:
         """Take the file of a dead claimant out of the way; of several who try, one does."""
-        grave = self.path.with_name(f"{CLAIM_FILE}.{self.owner}")
         with suppress(FileNotFoundError):
-            self.path.rename(grave)
-            if _read(grave) != dead:  # another one was faster, and this is its claim: give it back
+            self.path.rename(self._temporary)
+            if _read(self._temporary) != dead:  # another one was faster, and this is its claim: give it back
                 with suppress(FileExistsError):
-                    os.link(grave, self.path)
-            grave.unlink()
+                    os.link(self._temporary, self.path)
+            self._temporary.unlink()
+
+    def _beat_on(self) -> None:
+        while not self._lost and not self._released.wait(HEARTBEAT):
+            self._beat()
 
     def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT):
-            if _read(self.path).get("owner") != self.owner:
-                self.lost = True
-                return
-            with suppress(OSError):  # a full disk stops the run by itself
-                os.utime(self.path)
-                temporary = self.path.with_name(f"{CLAIM_FILE}.{self.owner}")
-                temporary.write_text(self._text(), encoding="utf-8")
-                temporary.replace(self.path)
+        found = read_claim(self.path.parent)
+        if found.get("owner", self.owner) != self.owner:
+            self._lost = True
+            return
+        # A file that cannot be read for a moment is no sign of another owner; and a full disk stops the run by itself.
+        with suppress(OSError):
+            os.utime(self.path)
+            self._temporary.write_text(self._text(), encoding="utf-8")
+            self._temporary.replace(self.path)
+        self._beaten = time.time()
 
     def __enter__(self) -> Self:
         return self
@@ -96,13 +130,18 @@ class Claim:
     ) -> None:
         self._released.set()
         self._pulse.join()
-        if not self.lost and _read(self.path).get("owner") == self.owner:
+        if read_claim(self.path.parent).get("owner") == self.owner:
             self.path.unlink(missing_ok=True)
 
 
+def read_claim(folder: Path) -> dict[str, Any]:
+    """What the claim on a run says, its holder dead or alive: host, pid, progress. Empty where it says nothing."""
+    return _read(folder / CLAIM_FILE)
+
+
 def holder(folder: Path) -> dict[str, Any] | None:
-    """What the claim on a run says of its living holder: host, pid, progress. None if nobody holds it."""
-    claim = _read(folder / CLAIM_FILE)
+    """What the claim on a run says of its living holder. None if nobody holds it."""
+    claim = read_claim(folder)
     return claim if _is_alive(folder / CLAIM_FILE, claim) else None
 
 
@@ -111,14 +150,16 @@ def _is_alive(path: Path, claim: dict[str, Any]) -> bool:
         return _is_running(claim["pid"], claim["started"])
     try:
         return _age(path) < DEAD_AFTER
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # it is there, and cannot be judged from here
+        return True
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # gone; or just created, and empty still
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

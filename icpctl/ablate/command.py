@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from rich.console import Console
 
 from icpctl.ablate.claim import holder
 from icpctl.ablate.grid import EXAMPLE, parse_grid
-from icpctl.ablate.scheduler import Scheduler
+from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, typed_settings
@@ -39,9 +43,8 @@ def define(
         UserError: a fault in an option or in the file; options that contradict each other; nothing to study.
     """
     given = typed_settings({name: value for name, value in settings.items() if value is not None}, "settings")
-    data_dir = given.get("data_dir")
-    if isinstance(data_dir, Path):  # found again from another working directory
-        given["data_dir"] = data_dir.expanduser().absolute()
+    environment = os.environ.get("ICPCTL_DATA_DIR")
+    found = typed_settings({"data_dir": environment} if environment else {}, "ICPCTL_DATA_DIR")  # kept for --resume
     if resume is not None:
         return _resumed(resume, given, bool(grid or where or seeds or controls or compute_matched or study))
     if study is not None:
@@ -50,12 +53,16 @@ def define(
                 f"--study {study} and --grid both say what varies. Write the grid into the file, or leave out one."
             )
         definition = Definition.read(study)
+        if seeds and any("seed" in each.grid for each in definition.studies):
+            raise UserError(
+                f"--seeds {seeds} and seed under [grid] of {study} both say which seeds to run. Give one of them."
+            )
         first = given.pop("seed", None)
         changes: dict[str, Any] = {"seeds": parse_seeds(seeds or "1", first)} if seeds or first is not None else {}
         changes |= {"controls": True} if controls else {}
         changes |= {"compute_matched": True} if compute_matched else {}
         studies = [
-            replace(each, settings={**each.settings, **given}, where=[*each.where, *where], **changes)
+            replace(each, settings={**found, **each.settings, **given}, where=[*each.where, *where], **changes)
             for each in definition.studies
         ]
         return Definition(studies, definition.execution)
@@ -69,7 +76,9 @@ def define(
             f"--grid seed=… and {'--seeds' if seeds else option('seed')} both say which seeds to run. Give one."
         )
     first = given.pop("seed", None)
-    return Definition([Study(given, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)])
+    return Definition(
+        [Study({**found, **given}, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)]
+    )
 
 
 def _resumed(folder: Path, given: Mapping[str, object], more: bool) -> Definition:
@@ -99,7 +108,7 @@ def executed_by(definition: Definition, options: Mapping[str, object], slurm: Se
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise UserError(f"--slurm {text}: write KEY=VALUE, for example --slurm slurm_partition=gpu.")
-        parameters[key] = int(value) if value.lstrip("-").isdigit() else value
+        parameters[key] = int(value) if re.fullmatch("-?[0-9]+", value) else value
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"slurm": parameters} if parameters else {}
     execution = Execution.model_validate(definition.execution.model_dump() | given)
@@ -119,14 +128,12 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
         UserError: something can be refused before the first run; or a machine that cannot do any of them.
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
-    if (kept := output / STUDY_FILE).exists():
-        Definition.read(kept)  # a fault in it is said at once
-    planned = definition.runs()
-    scheduler = Scheduler(planned, output)
+    _check_kept(output)
+    scheduler = Scheduler(definition.runs(), output)
     configs = scheduler.unfinished()
     if not configs:
         definition.keep(output)
-        write_study_table(planned, output)
+        write_study_table(output)
         return {}
 
     from icpctl import engine
@@ -141,9 +148,13 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
         definition.keep(output)
         with Progress(console) as progress:
             scheduler.run(executor, definition.execution.retries, progress, should_stop)
-    finally:
+    except BaseException:
         executor.close()
-        write_study_table(planned, output)
+        with suppress(UserError, OSError):  # what ended the study matters more
+            write_study_table(output)
+        raise
+    executor.close()
+    write_study_table(output)
     return {run_id: run.error for run_id, run in scheduler.runs.items() if run.state == "failed"}
 
 
@@ -153,6 +164,7 @@ def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) ->
     Raises:
         UserError: as `execute`, before the first run.
     """
+    _check_kept(output)
     planned = definition.runs()
     scheduler = Scheduler(planned, output)
     varied = _varied(planned)
@@ -160,7 +172,10 @@ def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) ->
     for run in scheduler.runs.values():
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
-        settings = "".join(f" {name}={_text(getattr(config, name))}" for name in varied if _matters(name, config))
+        shown = (
+            name for name in varied if _matters(name, config) and (name != "direction" or run.planned.role == "control")
+        )
+        settings = "".join(f" {name}={_text(getattr(config, name))}" for name in shown)
         say(f"{state:<9} {run.planned.role:<15} {passes(config):>7g}  {run.folder.run_id}{settings}")
     roles = Counter(run.role for run in planned)
     configs = scheduler.unfinished()
@@ -169,7 +184,19 @@ def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) ->
         f"{len(planned) - len(configs)} finished, {len(configs)} to do. Passes: of each training image through the network."
     )
     if configs:
-        say(_estimate(definition.execution, configs))
+        say(_estimate(definition.execution, [run for run in scheduler.runs.values() if run.state != "finished"]))
+
+
+def _rough(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _check_kept(output: Path) -> None:
+    """Say at once what is wrong with the study.toml that is in the results folder already."""
+    if (file := output / STUDY_FILE).exists():
+        Definition.read(file)
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
@@ -196,13 +223,15 @@ def _text(value: object) -> str:
     return "+".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _estimate(execution: Execution, configs: Sequence[RunConfig]) -> str:
+def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
+    """How long the runs will take, from where they are."""
     import torch
 
     from icpctl import engine
     from icpctl.ablate import estimate
     from icpctl.ablate.executors.local import Local
 
+    configs = [run.planned.config for run in runs]
     for config in configs:
         engine.check(config)
     engine.check_data(configs)
@@ -211,11 +240,10 @@ def _estimate(execution: Execution, configs: Sequence[RunConfig]) -> str:
         jobs, threads = len(local.processes), local.threads
     else:
         jobs, threads = 1, torch.get_num_threads()
-    hours = sum(estimate.seconds(configs, threads)) / 3600
-    figure = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    spread = f"{hours / jobs:.1f} hours" if hours / jobs >= 1 else f"{60 * hours / jobs:.0f} minutes"
+    left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
+    seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
     return (
-        f"About {figure} on this machine if they run one at a time"
-        + (f", {spread} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
+        f"About {_rough(seconds)} on this machine if they run one at a time"
+        + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}, without FID and KID."
     )

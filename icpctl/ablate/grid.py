@@ -108,7 +108,7 @@ def holds(condition: str, settings: Mapping[str, object], where: str) -> bool:
         UserError: it cannot be read, has a name that is not among the settings, or is neither true nor false.
     """
     try:
-        ast.parse(condition.strip(), mode="eval")  # an assignment is none
+        ast.parse(condition.strip(), mode="eval")  # an assignment is no condition
         truth = EvalWithCompoundTypes(names=dict(settings), functions={}).eval(condition.strip())
     except NameNotDefined as error:
         raise UserError(f"{where}: {unknown('hyper-parameter', str(error.name), settings)}") from None
@@ -116,7 +116,15 @@ def holds(condition: str, settings: Mapping[str, object], where: str) -> bool:
         raise UserError(
             f'{where}: this is not a condition. Write, for example, "steps < 5 or icp_lr == 0.01".'
         ) from None
-    except (InvalidExpression, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+    except (
+        InvalidExpression,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{where}: this cannot be evaluated: {error}.") from None
     if not isinstance(truth, bool):
         raise UserError(

@@ -51,7 +51,8 @@ class Progress:
     def _say(self, study: Scheduler, run: RunState) -> None:
         counts = study.counts()
         ended = counts["finished"] + counts["failed"]
-        words = {"waiting": "to be tried again", "elsewhere": "in the hands of another process"}
+        words = {"waiting": "to be tried again" if run.error else "stopped, and saved"}
+        words["elsewhere"] = "in the hands of another process"
         state = words.get(run.state, run.state)
         colour = {"failed": "red", "finished": "green"}.get(run.state)
         text = f"[{colour}]{state}[/]" if colour else state

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from icpctl.ablate.claim import Claim, holder
+from icpctl.ablate.claim import Claim, holder, read_claim
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.study import PlannedRun
 from icpctl.ablate.worker import Job, Outcome, record_failure
@@ -48,9 +48,13 @@ class RunState:
         """Whether a process is training it, of a study or by hand."""
         return holder(self.folder.path) is not None or self.folder.is_locked()
 
+    def epoch(self) -> float:
+        """The epoch from which it goes on, as status.json last said."""
+        return float(self.status.get("epoch", 0))
+
     def progress(self) -> dict[str, Any]:
         """What the process that trains it says: epoch, epochs, host; empty where none does."""
-        claim = holder(self.folder.path) or {}
+        claim = read_claim(self.folder.path)
         return {"host": claim.get("host", ""), **claim.get("progress", {})}
 
 
@@ -83,7 +87,9 @@ class Scheduler:
             if run.state == "finished":
                 done += passes(config)
             elif run.state in ("running", "elsewhere"):
-                done += passes(config, run.progress().get("epoch", 0))
+                done += passes(config, max(run.epoch(), run.progress().get("epoch", 0)))
+            elif run.state == "waiting":
+                done += passes(config, run.epoch())
         return done
 
     def run(
@@ -125,9 +131,14 @@ class Scheduler:
                 run = self.runs[job.run_id]
                 if outcome.ending == "refused":
                     refusal = refusal or outcome.error
+                if outcome.ending == "lost" and stopping:  # it was told to end before it could save
+                    outcome = Outcome("interrupted")
                 self._end(run, outcome, retries)
             self._look_elsewhere(retries)
             watch(self, None)
+        for run in self.runs.values():
+            if run.state == "failed" and run.folder.status().get("state") == "finished":
+                run.state = "finished"  # by another study, in the meantime
 
     def _any(self, *states: State) -> bool:
         return any(run.state in states for run in self.runs.values())
@@ -172,7 +183,11 @@ class Scheduler:
 
     def _give_up(self, run: RunState, error: str) -> None:
         """Record why a run was lost for the last time, once its process is gone for certain."""
-        claim = Claim.take(run.folder.path)
+        try:
+            claim = Claim.take(run.folder.path)
+        except OSError:  # nor can its folder be written
+            self._set(run, "failed", error)
+            return
         if claim is None:  # it is dying still; or its machine is cut off, and the run alive
             self._set(run, "elsewhere", error)
             return

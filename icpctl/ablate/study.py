@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ class Study:
             if name in grid:
                 raise UserError(f"{where}, [grid]: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
             grid[name] = values
+        if not given.keys() & {"grid", "seeds", "controls", "compute_matched"}:
+            raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
         if "seed" in grid and "seeds" in given:
             raise UserError(f"{where}: seeds and seed under [grid] both say which seeds to run. Give one of them.")
         settings = typed_settings(given.get("settings", {}), f"{where}, [settings]")
@@ -192,7 +195,7 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
         UserError: it is none of these, or a seed is out of range; with the place.
     """
     text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-    if text.strip().isdigit() and not isinstance(given, list):
+    if re.fullmatch(r"\s*[0-9]+\s*", text) and not isinstance(given, list):
         number, start = int(text), resolve({"seed": first or 0}).seed
         if not 1 <= number <= LARGEST:
             raise UserError(f"{where} {text}: give 1 to {LARGEST:,}, or a list such as 0,3,7.")
@@ -261,7 +264,7 @@ class Definition:
         file = folder / STUDY_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{STUDY_FILE}.lock"):
+            with study_lock(folder):
                 before = Definition.read(file).studies if file.exists() else []
                 studies = {_meaning(study): study for study in (*before, *self.studies)}
                 execution = self.execution.model_dump(exclude_defaults=True)
@@ -282,6 +285,11 @@ class Definition:
             for run in study.runs():
                 planned.setdefault(run.config.run_id, run)
         return list(planned.values())
+
+
+def study_lock(folder: Path) -> FileLock:
+    """What an ablation holds while it writes study.toml or study.csv of a results folder."""
+    return FileLock(folder / f".{STUDY_FILE}.lock")
 
 
 def _meaning(study: Study) -> str:

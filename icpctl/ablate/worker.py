@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from typing import Any, Literal, TextIO
 
 from rich.console import Console
 
-from icpctl.ablate.claim import Claim
+from icpctl.ablate.claim import Claim, ClaimLostError
 from icpctl.ablate.study import STUDY_FILE
 from icpctl.config import RunConfig
 from icpctl.display import ConsoleDisplay, Metrics
 from icpctl.errors import UserError
-from icpctl.results import RunFolder
+from icpctl.results import RunFolder, not_writable
 
 LOG_FILE = "log.txt"
 READY = "ready\n"
@@ -48,14 +48,13 @@ class Job:
     output: str
     cwd: str
     """Where relative paths, such as those of a data set, begin."""
+    command: Sequence[str]
+    """The command line of the study, for the provenance of the run."""
 
     @classmethod
     def of(cls, config: RunConfig, output: Path) -> Job:
         """The job of a run in a results folder."""
-        values = config.model_dump(mode="json")
-        if data_dir := values["data_dir"] or os.environ.get("ICPCTL_DATA_DIR"):
-            values["data_dir"] = str(Path(data_dir).expanduser().absolute())
-        return cls(config.run_id, values, str(output.absolute()), str(Path.cwd()))
+        return cls(config.run_id, config.model_dump(mode="json"), str(output.absolute()), str(Path.cwd()), sys.argv)
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,16 @@ class Outcome:
 
 def work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
     """Train a run, or go on with it, unless another process is doing so."""
-    try:
-        with chdir(job.cwd):
-            return _work(job, should_stop)
-    except FileNotFoundError:
+    if not Path(job.cwd).is_dir():
         return _refused(f"the working directory {job.cwd} is not there. Put it where every machine sees it")
+    with chdir(job.cwd):
+        return _work(job, should_stop)
 
 
 def _work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
     from icpctl import engine
 
+    sys.argv = list(job.command)
     config = RunConfig.model_validate(job.config)
     output = Path(job.output)
     if not (output / STUDY_FILE).exists():
@@ -100,19 +99,25 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
     try:
         claim = Claim.take(folder.path)
     except OSError as error:
-        return _refused(f"{folder.path} cannot be written: {error.strerror}")
+        message = str(not_writable(folder.path, error))
+        return Outcome("failed", message) if os.access(output, os.W_OK) else _refused(message)
     if claim is None:
         return Outcome("elsewhere")
     with claim:
         if folder.status().get("state") == "finished":
             return Outcome("finished")
+
+        def asked_to_stop() -> bool:
+            claim.check()
+            return should_stop()
+
         try:
             with (folder.path / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log:
                 display = _WorkerDisplay(log, claim)
-                engine.train(config, output, display=display, should_stop=lambda: should_stop() or claim.lost)
+                engine.train(config, output, display=display, should_stop=asked_to_stop)
         except engine.Interrupted:
-            return Outcome("elsewhere" if claim.lost else "interrupted")
-        except engine.BusyError:
+            return Outcome("interrupted")
+        except (engine.BusyError, ClaimLostError):
             return Outcome("elsewhere")
         except Exception as error:
             return _failed(folder, config, error)

@@ -37,7 +37,7 @@ class Local:
     """`icpctl.ablate.executors.Executor` on this machine."""
 
     def __init__(self, execution: Execution, configs: Sequence[RunConfig]) -> None:
-        devices = [device for device in _devices(configs) for _ in range(execution.jobs_per_gpu)]
+        devices = _devices(configs) * execution.jobs_per_gpu
         cores = torch.get_num_threads()
         if devices:
             if (execution.jobs or 1) > len(devices):
@@ -45,12 +45,16 @@ class Local:
                     f"--jobs {execution.jobs}: there is room for {len(devices)} here, with --jobs-per-gpu "
                     f"{execution.jobs_per_gpu}. Raise --jobs-per-gpu, or take fewer jobs."
                 )
-            jobs = min(execution.jobs or len(devices), len(configs))
+            jobs = room = execution.jobs or len(devices)
         else:
-            fit = int(psutil.virtual_memory().available // MEMORY_PER_JOB)
-            jobs = min(execution.jobs or max(1, min(cores, fit)), len(configs))
+            jobs = execution.jobs or cores
+            fit = max(1, int(psutil.virtual_memory().available // MEMORY_PER_JOB))
+            room = execution.jobs or min(cores, fit)
+        # By the jobs that were asked for, not by how many there is work or memory for: a run that is resumed is equal to
+        # the bit with the same number of threads alone.
         self.threads = max(1, cores // jobs)
-        self.processes = [_Process(devices[i] if devices else None, self.threads) for i in range(jobs)]
+        devices += [""] * (room - len(devices))
+        self.processes = [_Process(device, self.threads) for device in devices[: min(room, len(configs))]]
 
     @property
     def room(self) -> int:
@@ -73,7 +77,7 @@ class Local:
     def stop(self) -> None:
         """Tell the processes to save and end."""
         for process in self.processes:
-            process.signal(signal.SIGTERM)
+            process.stop()
 
     def close(self) -> None:
         """End the processes: idle ones at once, others by force."""
@@ -84,7 +88,7 @@ class Local:
 class _Process:
     """A worker process; started with its first job, and again if it has died."""
 
-    def __init__(self, device: str | None, threads: int) -> None:
+    def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
         self.job: Job | None = None
         self._popen: subprocess.Popen[bytes] | None = None
@@ -129,8 +133,8 @@ class _Process:
         """The job and how it ended, or None if it goes on; once `answers` has something to read."""
         assert self.job is not None
         job, line = self.job, self.answers.readline()
-        if line.decode() == READY:
-            self._ready = True
+        self._ready = self._ready or line == READY.encode()
+        if line.endswith(b"\n") and not line.startswith(b"{"):  # that it is ready, or what something else has printed
             return None
         self.job = None
         if not line.endswith(b"\n"):
@@ -156,9 +160,10 @@ class _Process:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return status, f"Its process {how}." + (f" It said: {said[-1]}" if said else "")
 
-    def signal(self, number: signal.Signals) -> None:
-        if self._popen is not None:
-            self._popen.send_signal(number)
+    def stop(self) -> None:
+        """End its standard input, at which it saves and ends."""
+        if self._popen is not None and self._popen.stdin is not None:
+            self._popen.stdin.close()
 
     def close(self) -> None:
         popen, self._popen, busy, self.job = self._popen, None, self.job is not None, None
