@@ -122,7 +122,7 @@ def test_conditions(condition: str, truth: bool) -> None:
         ("train_size < 5", "cannot be evaluated"),
         ("__import__('os').system('true') == 0", "cannot be evaluated"),
         ("layers[9] == 'layer1'", "cannot be evaluated"),
-        ("-" * 50_000 + "steps < 3", ""),
+        ("-" * 50_000 + "steps < 3", "this is not a condition"),
     ],
 )
 def test_what_is_wrong_with_a_condition_is_said(condition: str, said: str) -> None:

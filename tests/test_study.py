@@ -249,7 +249,7 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("[execution]\njobs = 2", "there is nothing to vary"),
         ("study = 3", "several studies are written as [[study]] tables"),
         ("seeds = 3\n[[study]]\n", "seeds stands beside [[study]]"),
-        ("[[study]]\n[[study]]\nsedes = 3", "study 2: Unknown key 'sedes'"),
+        ("[[study]]\nseeds = 2\n[[study]]\nsedes = 3", "study 2: Unknown key 'sedes'"),
     ],
 )
 def test_what_is_wrong_with_a_study_file_is_said(text: str, said: str, tmp_path: Path) -> None:

@@ -112,19 +112,11 @@ def holds(condition: str, settings: Mapping[str, object], where: str) -> bool:
         truth = EvalWithCompoundTypes(names=dict(settings), functions={}).eval(condition.strip())
     except NameNotDefined as error:
         raise UserError(f"{where}: {unknown('hyper-parameter', str(error.name), settings)}") from None
-    except SyntaxError:
+    except (SyntaxError, RecursionError, MemoryError):  # the latter two of one that is nested too deeply
         raise UserError(
             f'{where}: this is not a condition. Write, for example, "steps < 5 or icp_lr == 0.01".'
         ) from None
-    except (
-        InvalidExpression,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (InvalidExpression, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(f"{where}: this cannot be evaluated: {error}.") from None
     if not isinstance(truth, bool):
         raise UserError(

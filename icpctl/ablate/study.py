@@ -86,11 +86,11 @@ class Study:
             if name in grid:
                 raise UserError(f"{where}, [grid]: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
             grid[name] = values
-        if not given.keys() & {"grid", "seeds", "controls", "compute_matched"}:
-            raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
         if "seed" in grid and "seeds" in given:
             raise UserError(f"{where}: seeds and seed under [grid] both say which seeds to run. Give one of them.")
         settings = typed_settings(given.get("settings", {}), f"{where}, [settings]")
+        if not given.keys() & {"grid", "seeds", "controls", "compute_matched"}:
+            raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
         conditions = given.get("where", [])
         return cls(
             settings,
