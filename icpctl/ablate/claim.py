@@ -57,11 +57,12 @@ class Claim:
         """
         folder.mkdir(parents=True, exist_ok=True)
         claim = cls(folder / CLAIM_FILE)
-        while not claim._create():
+        while not claim._create(claim.path):
             found = read_claim(folder)
-            if _is_alive(claim.path, found):
-                return None
-            claim._remove_dead(found)
+            if _is_alive(claim.path, found) or claim._take_over(found):
+                break
+        if read_claim(folder).get("owner") != claim.owner:
+            return None
         claim._pulse.start()
         return claim
 
@@ -76,15 +77,16 @@ class Claim:
         if self._lost:
             raise ClaimLostError
 
-    def _create(self) -> bool:
+    def _create(self, path: Path) -> bool:
+        """Write the claim to a file that is not there yet, whole; whether this process was the one to do so."""
         try:
             self._temporary.write_text(self._text(), encoding="utf-8")
             try:
-                os.link(self._temporary, self.path)
+                os.link(self._temporary, path)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                     raise
-                with self.path.open("x", encoding="utf-8") as file:  # a file system without hard links
+                with path.open("x", encoding="utf-8") as file:  # a file system without hard links
                     file.write(self._text())
         except FileExistsError:
             return False
@@ -97,14 +99,25 @@ class Claim:
         who = {"owner": self.owner, "host": socket.gethostname(), "machine": _machine(), "pid": process.pid}
         return json.dumps(who | {"started": process.create_time(), "progress": self.progress})
 
-    def _remove_dead(self, dead: dict[str, Any]) -> None:
-        """Take the file of a dead claimant out of the way; of several who try, one does."""
-        with suppress(FileNotFoundError):
-            self.path.rename(self._temporary)
-            if _read(self._temporary) != dead:  # another one was faster, and this is its claim: give it back
-                with suppress(FileExistsError):
-                    os.link(self._temporary, self.path)
-            self._temporary.unlink()
+    def _take_over(self, dead: dict[str, Any]) -> bool:
+        """Put this claim in the place of a dead one, unless another process is doing so or has done it.
+
+        The right to it is a file named after the dead one's owner: one process at a time has it, and it looks again
+        before it acts. So a claim that has just taken the place of the dead one is never taken for it.
+        """
+        right = self.path.with_name(f"{CLAIM_FILE}.after.{dead.get('owner', 'nobody')}")
+        if not self._create(right):
+            with suppress(FileNotFoundError):
+                if _age(right) > DEAD_AFTER:  # who had it died with it
+                    right.unlink()
+            return True
+        try:
+            if read_claim(self.path.parent) != dead:
+                return False
+            right.replace(self.path)
+            return True
+        finally:
+            right.unlink(missing_ok=True)
 
     def _beat_on(self) -> None:
         while not self._lost and not self._released.wait(HEARTBEAT):
