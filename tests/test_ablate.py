@@ -109,7 +109,7 @@ def test_changing_the_grid_adds_runs_and_nothing_is_run_again(tmp_path: Path) ->
     shown = icpctl_command("ablate", *SMALL, "--grid", "steps=1,2", "--dry-run", cwd=tmp_path)
     assert "3 runs (1 baseline, 2 method): 2 finished, 1 to do" in shown.stdout
     assert "from steps measured now with 1 thread" in shown.stdout
-    more = icpctl_command("ablate", *SMALL, "--grid", "steps=1,2", cwd=tmp_path)
+    more = icpctl_command("ablate", *SMALL, "--grid", "steps=2", cwd=tmp_path)
     assert more.stdout.count(": running") == 1
     assert len(pd.read_csv(tmp_path / "results" / "study.csv")) == 3
     again = icpctl_command("ablate", "--resume", "results", cwd=tmp_path)
@@ -147,6 +147,28 @@ def test_a_failing_run_says_why_is_tried_again_and_stops_no_other(tmp_path: Path
     table = pd.read_csv(tmp_path / "results" / "study.csv")
     errors = table["error"][table["state"] == "failed"].astype(str)
     assert errors.str.contains("The loss is not finite at epoch").all()
+
+
+def test_where_no_run_could_begin_the_status_says_that_runs_failed(tmp_path: Path) -> None:
+    """The model takes larger images than these, which is found when it is built."""
+    arguments = [
+        "inception_v3",
+        "digits",
+        "--epochs",
+        "1",
+        "--train-size",
+        "100",
+        "--layers",
+        "Mixed_5b",
+        "--grid",
+        "steps=1",
+    ]
+    result = icpctl_command("ablate", *arguments, "--retries", "0", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("inception_v3 cannot be trained on images of 8×8 pixels") == 2
+    assert "Traceback" not in result.stderr
+    assert "No run in results is finished" in " ".join(result.stderr.split())
+    assert list(pd.read_csv(tmp_path / "results" / "study.csv")["state"]) == ["failed", "failed"]
 
 
 def test_a_run_that_is_being_trained_by_hand_is_waited_for(tmp_path: Path) -> None:

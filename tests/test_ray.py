@@ -111,7 +111,7 @@ def test_the_address_of_a_web_server_is_refused() -> None:
 
 
 def test_a_node_that_dies_loses_no_run(cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    definition = study(2, 1, 2)
+    definition = study(6, 1, 2)  # long enough to be killed at work
     node = cluster.add_node(num_cpus=1)
     executor = connect(cluster, definition)
     capfd.readouterr()

@@ -78,8 +78,8 @@ class Progress:
         for run in at_work[:ROWS]:
             progress = run.progress()
             epoch = f"{progress['epoch']:.1f}/{progress['epochs']}" if "epoch" in progress else "starting"
-            host = f"{progress['host']}{', another study' if run.state == 'elsewhere' else ''}"
-            table.add_row(run.folder.run_id, epoch, host)
+            where = [progress["host"], "another process" if run.state == "elsewhere" else ""]
+            table.add_row(run.folder.run_id, epoch, ", ".join(filter(None, where)))
         if len(at_work) > ROWS:
             table.add_row(f"and {len(at_work) - ROWS} more", "", "")
         return Group(table, Text(", ".join(parts)))
