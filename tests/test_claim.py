@@ -199,3 +199,14 @@ def test_a_claim_comes_into_being_with_its_content(tmp_path: Path, monkeypatch: 
     with again:
         assert Claim.take(tmp_path) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_has_just_taken_the_place_of_a_dead_one_is_not_replaced(tmp_path: Path) -> None:
+    """Two judge the same claim dead; the slower one comes to act when the faster one holds the run."""
+    fast = Claim.take(tmp_path)
+    assert fast is not None
+    with fast:
+        slow = Claim(tmp_path / CLAIM_FILE)
+        assert slow._take_over({"owner": "dead"}) is False
+        assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == fast.owner
+        assert [file.name for file in tmp_path.iterdir()] == [CLAIM_FILE]

@@ -292,7 +292,7 @@ def test_a_process_that_dies_of_the_stop_is_interrupted(tmp_path: Path, planned:
     executor = Dying(finish(tmp_path))
     asked = iter([False])
     with pytest.raises(Stopped):
-        run(scheduler, executor, retries=5, should_stop=lambda: next(asked, True))
+        run(scheduler, executor, should_stop=lambda: next(asked, True))
     assert {each.state for each in scheduler.runs.values()} == {"waiting"}
 
 

@@ -285,6 +285,10 @@ def test_where_the_data_are_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     begun.keep(tmp_path)
     monkeypatch.delenv("ICPCTL_DATA_DIR")
     assert define({}, resume=tmp_path) == begun
+    monkeypatch.setenv("ICPCTL_DATA_DIR", "another")
+    assert define({}, resume=tmp_path) == begun
+    (tmp_path / "mine.toml").write_text("seeds = 2\n[settings]\ndata-dir = '/data'")
+    assert define({}, study=tmp_path / "mine.toml").studies[0].settings == {"data_dir": Path("/data")}
 
 
 def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:

@@ -136,10 +136,8 @@ class Study:
                 for run in self._with_companions(config):
                     planned.setdefault(run.config.run_id, run)
             if self.compute_matched:
-                for config in combinations:
-                    if config.optimizer != "none":
-                        matched = compute_matched(config)
-                        planned.setdefault(matched.run_id, PlannedRun(matched, "compute-matched"))
+                for config in map(compute_matched, combinations):
+                    planned.setdefault(config.run_id, PlannedRun(config, "compute-matched"))
         if not planned:
             raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
         roles = {run.role for run in planned.values()}
