@@ -349,7 +349,7 @@ def ablate(
     options = {"executor": executor, "jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "retries": retries, "address": address}
     definition = command.executed_by(definition, options, slurm or [])
     if dry_run:
-        command.dry_run(definition, folder, _say)
+        command.dry_run(definition, folder, console)
         return
     with _stoppable(f"`icpctl ablate --resume {folder}` goes on from here.") as should_stop:
         failed = command.execute(definition, folder, console, should_stop)

@@ -18,7 +18,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +214,8 @@ class RunRecord:
     status: dict[str, Any]
     metrics: pd.DataFrame
     """Tidy: run_id, epoch, split, metric, value."""
+    sessions: Sequence[Mapping[str, Any]] = ()
+    """Where and when each part of it was run, as config.json says."""
 
 
 def read_config(path: Path) -> RunConfig:
@@ -268,7 +270,8 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def read_record(path: Path, config: RunConfig) -> RunRecord:
     """A run whose configuration is known, and whose folder need not be there yet."""
-    return RunRecord(path, config, _read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0])
+    sessions = _read_json(path / "config.json").get("sessions", [])
+    return RunRecord(path, config, _read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0], sessions)
 
 
 def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:

@@ -259,16 +259,22 @@ def test_the_table_has_every_run_once_whatever_its_state(tmp_path: Path, planned
     assert list(table["error"]) == ["", 'it said "no", and stopped', "", ""]
     assert list(table["passes"]) == [6, 12, 16, 20]
     assert (table["accuracy"][0], float(table["seconds"][0])) == ("0.5", 5.0)
-    assert list(table["steps"]) == [0, 1, 2, 3]
+    assert list(table["steps"]) == ["", 1, 2, 3] or list(table["steps"]) == ["", "1", "2", "3"]
     assert "data_dir" not in table
-    assert list(table["matched_id"]) == [""] * 4
+    assert list(table["baseline_run"]) == ["", *3 * [ids(planned)[0]]]
+    assert list(table["matched_run"]) == [""] * 4
     assert len(study_table(planned[3:], tmp_path)) == 1  # nothing has begun
 
 
 def test_the_table_names_the_baseline_of_as_many_passes(tmp_path: Path) -> None:
-    planned = Study({"epochs": 4, "warmup_epochs": 0}, parse_grid(["steps=1"]), compute_matched=True).runs()
-    table = study_table(planned, tmp_path).set_index("role")
-    assert table["matched_id"]["method"] == table["run_id"]["compute-matched"]
+    """And a control's row names the run that descends."""
+    settings = {"epochs": 4, "warmup_epochs": 0}
+    planned = Study(settings, parse_grid(["steps=1"]), controls=True, compute_matched=True).runs()
+    table = study_table(planned, tmp_path).drop_duplicates("role").set_index("role")
+    for role in ("method", "control"):
+        assert table["matched_run"][role] == table["run_id"]["compute-matched"]
+        assert table["baseline_run"][role] == table["run_id"]["baseline"]
+    assert (table["method_run"]["control"], table["method_run"]["method"]) == (table["run_id"]["method"], "")
     assert table["passes"]["method"] == table["passes"]["compute-matched"] == 2 * table["passes"]["baseline"]
 
 

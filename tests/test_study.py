@@ -36,8 +36,13 @@ def test_each_baseline_is_run_once_a_seed_and_one_seed_is_completed_before_the_n
 
 
 def test_combinations_that_come_to_the_same_run_are_one() -> None:
-    planned = study({}, ["optimizer=none,adam", "steps=1,2", "alpha=1,5"]).runs()
-    assert [(c.optimizer, c.steps) for c in configs(planned)] == [("none", 0), ("adam", 1), ("adam", 2)]
+    planned = study({}, ["optimizer=none,adam,ademamix", "steps=1,2", "alpha=1,5"]).runs()
+    assert sorted((c.optimizer, c.steps, c.alpha) for c in configs(planned)) == [
+        ("adam", 1, 5),
+        ("adam", 2, 5),
+        *(("ademamix", steps, alpha) for steps in (1, 2) for alpha in (1, 5)),
+        ("none", 0, 5),
+    ]
     assert len(study({}, ["icp_lr=0.1,1e-1"]).runs()) == 2
 
 
@@ -124,6 +129,7 @@ def test_a_condition_can_leave_out_what_is_no_configuration() -> None:
         ({}, ["steps=1,2"], {"where": ["steps > 5"]}, "no combination of the grid is left"),
         ({"direction": "ascend"}, ["steps=1,2"], {"controls": True}, "--controls: there is no run"),
         ({"optimizer": "none"}, ["lr=1,2"], {"compute_matched": True}, "--compute-matched: there is no run"),
+        ({"optimizer": "adam"}, ["alpha=1,5"], {}, "--grid alpha=1,5: this changes no run"),
         ({}, ["steps=1..1000", "lr=0.1..1:lin200"], {}, "The grid has 200,000 combinations"),
     ],
 )
@@ -148,13 +154,14 @@ def test_seeds() -> None:
     ("options", "said"),
     [
         ({"seeds": "0"}, "--seeds 0"),
-        ({"seeds": "x"}, "--seeds x: --seed got 'x'"),
-        ({"seeds": "²"}, "--seeds ²: --seed got '²'"),
-        ({"seeds": "1,1"}, "a value is given twice"),
+        ({"seeds": "x"}, "--seeds x: give how many seeds, 1 to 100,000, or which"),
+        ({"seeds": "²"}, "--seeds ²: give how many"),
+        ({"seeds": "1,1"}, "--seeds 1,1: give how many"),
+        ({"seeds": "1,,2"}, "--seeds 1,,2: give how many"),
         ({"seeds": "0,1", "settings": {"seed": 3}}, "--seeds 0,1 and --seed 3 both"),
         ({"seeds": "2", "grid": ["seed=1,2"]}, "--grid seed=… and --seeds both"),
         ({"grid": ["seed=1,2"], "settings": {"seed": 3}}, "--grid seed=… and --seed both"),
-        ({"seeds": "2", "settings": {"seed": 2**31 - 1}}, "--seed got"),
+        ({"seeds": "2", "settings": {"seed": 2**31 - 1}}, "A seed is a whole number"),
         ({}, "There is nothing to vary"),
         ({"settings": {"epochs": "many"}, "seeds": "2"}, "--epochs got 'many'"),
     ],
@@ -230,9 +237,11 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("seeds = ", "is not valid TOML"),
         ("steps = 5", "steps belongs under [settings], or with several values under [grid]"),
         ("sedes = 5", "Did you mean 'seeds'?"),
-        ("controls = 1", "controls cannot be 1"),
+        ("controls = 1", "controls cannot be 1. It is true or false."),
+        ("[study.execution]\njobs = 2", "several studies"),
+        ("[[study]]\nexecution = 2", "[execution] stands once in the file"),
         ("seeds = true", "seeds cannot be True"),
-        ("seeds = 0", "seeds 0: give 1 to"),
+        ("seeds = 0", "seeds 0: give how many"),
         ("grid = 5", "grid cannot be 5"),
         ("[settings]\nstpes = 5", "[settings]: Unknown hyper-parameter 'stpes'"),
         ("[settings]\nsteps = true", "--steps got true"),
@@ -243,7 +252,7 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("seeds = 2\n[grid]\nseed = [1, 2]", "both say which seeds"),
         ("seeds = [1, 2]\n[settings]\nseed = 3", "both say which seeds"),
         ("[execution]\nexecutor = 'cloud'", "[execution] executor"),
-        ("[execution]\nworkers = 3", "[execution] workers"),
+        ("[execution]\njobbs = 3", "[execution] jobbs: Unknown key 'jobbs'. Did you mean 'jobs'?"),
         ("execution = 3", "[execution]"),
         ("", "there is nothing to vary"),
         ("[execution]\njobs = 2", "there is nothing to vary"),
@@ -297,7 +306,8 @@ def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:
     assert define({}, resume=tmp_path) == Definition([begun], Execution(jobs=3))
     assert define({"device": "cpu"}, resume=tmp_path).studies[0].settings == {"epochs": 4, "device": "cpu"}
     for options in ({"settings": {"epochs": 5}}, {"grid": ["steps=1"]}, {"seeds": "3"}, {"controls": True}):
-        with pytest.raises(UserError, match="Leave out --resume, and give --output"):
+        said = ", ".join({"settings": "--epochs"}.get(name, f"--{name}") for name in options)
+        with pytest.raises(UserError, match=f"and {said} would change them. Leave out --resume, and give --output"):
             define(**{"settings": {}, "resume": tmp_path, **options})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"there is no study\.toml"):
         define({}, resume=tmp_path / "nothing")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from icpctl.ablate.claim import holder
@@ -46,7 +47,9 @@ def define(
     environment = os.environ.get("ICPCTL_DATA_DIR")
     found = typed_settings({"data_dir": environment} if environment else {}, "ICPCTL_DATA_DIR")  # kept for --resume
     if resume is not None:
-        return _resumed(resume, given, bool(grid or where or seeds or controls or compute_matched or study))
+        options = {"--grid": grid, "--where": where, "--seeds": seeds, "--controls": controls, "--study": study}
+        options["--compute-matched"] = compute_matched
+        return _resumed(resume, given, [name for name, value in options.items() if value])
     if study is not None:
         if grid:
             raise UserError(
@@ -81,15 +84,15 @@ def define(
     )
 
 
-def _resumed(folder: Path, given: Mapping[str, object], more: bool) -> Definition:
+def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) -> Definition:
     file = folder / STUDY_FILE
     if not file.exists():
         raise UserError(f"--resume {folder}: there is no {STUDY_FILE}, so no study was begun there with icpctl ablate.")
-    identity = [option(name) for name in given if declaration(name).identity]
-    if identity or more:
-        what = ", ".join(identity) or "a grid"
+    arguments = {"model": "MODEL", "dataset": "DATASET"}
+    identity = [arguments.get(name, option(name)) for name in given if declaration(name).identity]
+    if changes := [*identity, *options]:
         raise UserError(
-            f"--resume {folder} takes the studies as they are, and {what} would change them. Leave out --resume, and give "
+            f"--resume {folder} takes the studies as they are, and {', '.join(changes)} would change them. Leave out --resume, and give "
             f"--output {folder} with the new settings: that adds runs to the folder."
         )
     definition = Definition.read(file)
@@ -133,7 +136,7 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
     configs = scheduler.unfinished()
     if not configs:
         definition.keep(output)
-        write_study_table(output)
+        _note_threads(write_study_table(output), console)
         return {}
 
     from icpctl import engine
@@ -154,11 +157,21 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
             write_study_table(output)
         raise
     executor.close()
-    write_study_table(output)
+    _note_threads(write_study_table(output), console)
     return {run_id: run.error for run_id, run in scheduler.runs.items() if run.state == "failed"}
 
 
-def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) -> None:
+def _note_threads(table: pd.DataFrame, console: Console) -> None:
+    threads = sorted(set(table["threads"]) - {""})
+    if len(threads) > 1:
+        console.print(
+            f"[yellow]Note:[/] the runs were trained with {', '.join(threads)} threads (column threads of study.csv). Sums come "
+            "in another order then, so a part of their differences is rounding: give --jobs, or OMP_NUM_THREADS, the same.",
+            highlight=False,
+        )
+
+
+def dry_run(definition: Definition, output: Path, console: Console) -> None:
     """Print every run, its state, its role and its passes; and how long the rest will take.
 
     Raises:
@@ -168,7 +181,7 @@ def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) ->
     planned = definition.runs()
     scheduler = Scheduler(planned, output)
     varied = _varied(planned)
-    say("state     role             passes  run")
+    console.print("state     role            passes  run", highlight=False)
     for run in scheduler.runs.values():
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
@@ -176,20 +189,26 @@ def dry_run(definition: Definition, output: Path, say: Callable[[str], None]) ->
             name for name in varied if _matters(name, config) and (name != "direction" or run.planned.role == "control")
         )
         settings = "".join(f" {name}={_text(getattr(config, name))}" for name in shown)
-        say(f"{state:<9} {run.planned.role:<15} {passes(config):>7g}  {run.folder.run_id}{settings}")
+        line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
+        if len(line + settings) > console.width:
+            line += "\n" + 34 * " "
+        console.out(line + settings, highlight=False)
     roles = Counter(run.role for run in planned)
     configs = scheduler.unfinished()
-    say(
+    console.print(
         f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
-        f"{len(planned) - len(configs)} finished, {len(configs)} to do. Passes: of each training image through the network."
+        f"{len(planned) - len(configs)} finished, {len(configs)} to do. Passes: of each training image through the network.",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
     )
     if configs:
-        say(_estimate(definition.execution, [run for run in scheduler.runs.values() if run.state != "finished"]))
+        unfinished = [run for run in scheduler.runs.values() if run.state != "finished"]
+        console.print(_estimate(definition.execution, unfinished), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _rough(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
+    if seconds < 60:
+        return "less than a minute"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
@@ -243,7 +262,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
     seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
     return (
-        f"About {_rough(seconds)} on this machine if they run one at a time"
+        f"About {_rough(seconds)} of computing on this machine, if they run one at a time"
         + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
-        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}, without FID and KID."
+        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}. The start of the processes, some seconds, and FID and KID are not in it."
     )

@@ -111,13 +111,14 @@ def holds(condition: str, settings: Mapping[str, object], where: str) -> bool:
         ast.parse(condition.strip(), mode="eval")  # an assignment is no condition
         truth = EvalWithCompoundTypes(names=dict(settings), functions={}).eval(condition.strip())
     except NameNotDefined as error:
-        raise UserError(f"{where}: {unknown('hyper-parameter', str(error.name), settings)}") from None
+        message = unknown("hyper-parameter", str(error.name), settings)
+        raise UserError(f"{where}: {message} A text is written in quotes, as in optimizer == 'adam'.") from None
     except (SyntaxError, RecursionError, MemoryError):  # the latter two of one that is nested too deeply
         raise UserError(
-            f'{where}: this is not a condition. Write, for example, "steps < 5 or icp_lr == 0.01".'
+            f'{where}: this is not a condition. Compare with ==, !=, < or >, for example "steps < 5 or icp_lr == 0.01".'
         ) from None
     except (InvalidExpression, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise UserError(f"{where}: this cannot be evaluated: {error}.") from None
+        raise UserError(f"{where}: this cannot be evaluated: {str(error).rstrip('.')}.") from None
     if not isinstance(truth, bool):
         raise UserError(
             f"{where}: this is {truth!r}, neither true nor false. Compare it with something, as in steps < 5."

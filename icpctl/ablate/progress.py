@@ -57,7 +57,9 @@ class Progress:
         colour = {"failed": "red", "finished": "green"}.get(run.state)
         text = f"[{colour}]{state}[/]" if colour else state
         line = f"{ended}/{len(study.runs)} {run.folder.run_id}: {text}"
-        self.console.print(line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=True)
+        self.console.print(
+            line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=self._live is None
+        )
 
     def _table(self, study: Scheduler) -> Group:
         counts = study.counts()

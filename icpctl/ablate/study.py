@@ -24,6 +24,8 @@ STUDY_FILE = "study.toml"
 LARGEST = 100_000
 """Combinations that a study may have; more are a slip of the pen."""
 
+TOML_WORDS = {dict: "a table", str: "a text", list: "a list", int: "a number", bool: "true or false"}
+
 Role = Literal["baseline", "method", "control", "compute-matched"]
 
 
@@ -73,11 +75,14 @@ class Study:
             name = key.replace("-", "_")
             if name in RunConfig.model_fields:
                 raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
+            if name == "execution":
+                raise UserError(f"{where}: [execution] stands once in the file, beside the studies.")
             if name not in known:
                 raise UserError(f"{where}: {unknown('key', name, known)}")
             kind = known[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
-                raise UserError(f"{where}: {key} cannot be {value!r}. The README shows a study.")
+                words = " or ".join(TOML_WORDS[each] for each in kind)
+                raise UserError(f"{where}: {key} cannot be {value!r}. It is {words}.")
             given[name] = value
         grid: dict[str, list[str]] = {}
         for key, listed in given.get("grid", {}).items():
@@ -138,6 +143,12 @@ class Study:
             if self.compute_matched:
                 for config in map(compute_matched, combinations):
                     planned.setdefault(config.run_id, PlannedRun(config, "compute-matched"))
+        for name, values in self.grid.items():
+            if len(values) > 1 and not self.where and len({getattr(run.config, name) for run in planned.values()}) == 1:
+                raise UserError(
+                    f"--grid {name}={','.join(values)}: this changes no run, as {name} means nothing with the other settings. "
+                    "Leave it out, or change those."
+                )
         if not planned:
             raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
         roles = {run.role for run in planned.values()}
@@ -193,16 +204,25 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
         UserError: it is none of these, or a seed is out of range; with the place.
     """
     text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-    if re.fullmatch(r"\s*[0-9]+\s*", text) and not isinstance(given, list):
-        number, start = int(text), resolve({"seed": first or 0}).seed
-        if not 1 <= number <= LARGEST:
-            raise UserError(f"{where} {text}: give 1 to {LARGEST:,}, or a list such as 0,3,7.")
-        seeds = [str(seed) for seed in range(start, start + number)]
-    elif first is not None:
-        raise UserError(f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them.")
-    else:
-        _, seeds = grid_values("seed", text.split(","), f"{where} {text}")
-    return tuple(resolve({"seed": seed}, f"{where} {text}").seed for seed in seeds)
+    try:
+        if isinstance(given, list) or not re.fullmatch(r"\s*[0-9]+\s*", text):
+            if first is not None:
+                message = f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them."
+                raise UserError(message)
+            _, seeds = grid_values("seed", text.split(","), where)
+        elif 1 <= int(text) <= LARGEST:
+            start = resolve({"seed": first or 0}).seed
+            seeds = [str(seed) for seed in range(start, start + int(text))]
+        else:
+            raise UserError("It is too small or too large a number.")
+        return tuple(resolve({"seed": seed}).seed for seed in seeds)
+    except UserError as error:
+        if "both say" in str(error):
+            raise
+        raise UserError(
+            f"{where} {text}: give how many seeds, 1 to {LARGEST:,}, or which, such as 0,3,7 or 0..4. A seed is a whole number "
+            "from 0 to 2147483647, and is given once."
+        ) from None
 
 
 class Execution(BaseModel):
@@ -243,8 +263,14 @@ class Definition:
                 {key.replace("-", "_"): value for key, value in table.pop("execution", {}).items()}
             )
         except (ValidationError, AttributeError) as error:
-            fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            raise UserError(f"{file}, [execution] {'.'.join(map(str, fault['loc']))}: {fault['msg']}.") from None
+            fault: Any = (
+                error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is a table"}
+            )
+            name = ".".join(map(str, fault["loc"]))
+            message = f"{fault['msg']}."
+            if fault.get("type") == "extra_forbidden":
+                message = str(unknown("key", name, Execution.model_fields))
+            raise UserError(f"{file}, [execution] {name}: {message}") from None
         tables = table.get("study", [table])
         if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables) or not tables:
             raise UserError(f"{file}: several studies are written as [[study]] tables.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,18 +10,21 @@ import pandas as pd
 from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.cost import compute_matched, passes
-from icpctl.report import runs_table
+from icpctl.report import METHOD, runs_table
 from icpctl.results import read_record, write_atomic
 
 STUDY_TABLE = "study.csv"
+COMPARED = ("baseline_run", "matched_run", "method_run")
 
 
 def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     """One row a run of a study, in its order, those that have not begun included.
 
     Columns: run_id; role; state (waiting, running, finished, failed or interrupted); error; passes of a training image
-    through the network; seconds; matched_id, the run of plain training with as many passes, if it is in the study; then as in `icpctl.report.runs_table`: group_id, baseline_id, every hyper-parameter that
-    makes a run what it is, epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
+    through the network; seconds; threads and device, of all its starts; the run_id of what it is compared with, on the
+    same seed: baseline_run, matched_run (plain training of as many passes) and, of a control, method_run; then as in
+    `icpctl.report.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
+    means nothing), epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
     """
     records = [read_record(output / run.config.run_id, run.config) for run in planned]
     table = runs_table(records)
@@ -29,22 +32,34 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     table["role"] = [run.role for run in planned]
     table["error"] = [str(record.status.get("error", "")) for record in records]
     table["passes"] = [passes(run.config) for run in planned]
+    for fact in ("threads", "device"):
+        starts = [dict.fromkeys(str(session.get(fact, "")) for session in record.sessions) for record in records]
+        table[fact] = ["+".join(filter(None, values)) for values in starts]
     run_ids = set(table["run_id"])
-    table["matched_id"] = [_matched(run, run_ids) for run in planned]
-    first = ["run_id", "role", "state", "error", "passes", "seconds", "matched_id"]
-    machine = [name for name in RunConfig.model_fields if not declaration(name).identity]
+    compared = [{name: id for name, id in _compared_with(run.config).items() if id in run_ids} for run in planned]
+    for name in COMPARED:
+        table[name] = [runs.get(name, "") for runs in compared]
+    inert = [name for name in table if name in METHOD]
+    table[inert] = table[inert].mask(table["optimizer"] == "none")
+    first = ["run_id", "role", "state", "error", "passes", "seconds", "threads", "device", *COMPARED]
+    machine = [name for name in RunConfig.model_fields if not declaration(name).identity and name != "device"]
     return table[[*first, *(name for name in table if name not in (*first, *machine))]]
 
 
-def _matched(run: PlannedRun, run_ids: Set[str]) -> str:
-    if run.config.optimizer == "none":
-        return ""
-    matched = compute_matched(run.config).run_id
-    return matched if matched in run_ids else ""
+def _compared_with(config: RunConfig) -> dict[str, str]:
+    if config.optimizer == "none":
+        return {}
+    runs = {"baseline_run": config.baseline().run_id, "matched_run": compute_matched(config).run_id}
+    if config.direction != "descend":
+        runs["method_run"] = RunConfig.model_validate(config.model_dump() | {"direction": "descend"}).run_id
+    return runs
 
 
-def write_study_table(output: Path) -> Path:
+def write_study_table(output: Path) -> pd.DataFrame:
     """Write study.csv to the results folder, whole or not at all: the runs of all studies of its study.toml.
+
+    Returns:
+        The table, as `study_table` makes it.
 
     Raises:
         UserError: it cannot be written.
@@ -53,4 +68,4 @@ def write_study_table(output: Path) -> Path:
     with study_lock(output):  # another ablation may come to its end at this moment
         table = study_table(Definition.read(output / STUDY_FILE).runs(), output)
         write_atomic(file, table.to_csv(index=False).encode())
-    return file
+    return table

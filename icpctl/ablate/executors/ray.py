@@ -25,8 +25,12 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 GPU_PARTS = 10_000
 """Into how many parts Ray divides a GPU."""
 WAY_OUT = (
-    "Start one with `ray start --head`, and add machines with `ray start --address=HOST:6379`; or leave out --executor, "
+    "Start one with `ray start --head`, and add machines with `ray start --address=HOST:6379`; or give --executor local, "
     "and the runs are executed on this machine."
+)
+WAY_BACK = (
+    "The runs are saved up to their last checkpoint: start the cluster again, and go on with --resume; or with --resume and "
+    "--executor local."
 )
 
 
@@ -95,6 +99,8 @@ class Ray:
         except self._ray.exceptions.TaskCancelledError:  # before it began
             return Outcome("interrupted")
         except Exception as error:  # a worker or node is gone, or memory has run out: Ray has a class for each
+            if not _node_is_here():
+                return Outcome("refused", f"Ray's node on this machine has ended, and with it the study. {WAY_BACK}")
             said = [line for line in str(error).strip().splitlines() if line.strip()]
             return Outcome("lost", f"Ray lost it: {type(error).__name__}" + (f", {said[0]}" if said else ""))
 
@@ -150,7 +156,7 @@ def _connect(ray: Any, address: str | None) -> None:
     if where != "auto":
         _check_answers(where)
     # A driver speaks to the Ray daemon of its own machine; without one, Ray would try for minutes.
-    if not any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
+    if not _node_is_here():
         raise UserError(f"No node of a Ray cluster runs on this machine. {WAY_OUT}")
     # Ray takes SIGTERM for itself, by which the study is asked to save and stop.
     handler = signal.getsignal(signal.SIGTERM)
@@ -160,6 +166,10 @@ def _connect(ray: Any, address: str | None) -> None:
         raise UserError(f"The Ray cluster cannot be used from here: {' '.join(str(error).split())} {WAY_OUT}") from None
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _node_is_here() -> bool:
+    return any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
 
 
 def _check_answers(address: str) -> None:
