@@ -39,8 +39,6 @@ class RunState:
     state: State = "waiting"
     error: str = ""
     attempts: int = 0
-    done_before: bool = False
-    """Whether it was finished when the study began."""
     status: dict[str, Any] = field(default_factory=dict)
     """What status.json said when this study last had to do with the run."""
 
@@ -67,7 +65,7 @@ class Scheduler:
         for run in self.runs.values():
             run.status = run.folder.status()
             if run.status.get("state") == "finished":
-                run.state, run.done_before = "finished", True
+                run.state = "finished"
         self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
         self._looked = 0.0
 

@@ -83,7 +83,8 @@ class Ray:
     def stop(self) -> None:
         """Ask every job to save and stop; one that still waits in the queue is taken out."""
         for ref in self._at_work:
-            self._ray.cancel(ref)  # SIGINT in the task, which takes it for the wish to stop
+            with suppress(self._ray.exceptions.RayError):  # the cluster may be gone
+                self._ray.cancel(ref)  # SIGINT in the task, which takes it for the wish to stop
 
     def close(self) -> None:
         """End what is at work by force, and leave the cluster, which goes on."""
