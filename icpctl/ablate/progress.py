@@ -51,7 +51,7 @@ class Progress:
     def _say(self, study: Scheduler, run: RunState) -> None:
         counts = study.counts()
         ended = counts["finished"] + counts["failed"]
-        words = {"waiting": "to be tried again" if run.error else "stopped, and saved"}
+        words = {"waiting": "to be tried again" if run.error else "stopped"}
         words["elsewhere"] = "in the hands of another process"
         state = words.get(run.state, run.state)
         colour = {"failed": "red", "finished": "green"}.get(run.state)

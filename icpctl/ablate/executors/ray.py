@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -100,10 +101,20 @@ class Ray:
         except self._ray.exceptions.TaskCancelledError:  # before it began
             return Outcome("interrupted")
         except Exception as error:  # a worker or node is gone, or memory has run out: Ray has a class for each
-            if not _node_is_here():
+            if self._has_ended(error):
                 return Outcome("refused", f"Ray's node on this machine has ended, and with it the study. {WAY_BACK}")
-            said = [line for line in str(error).strip().splitlines() if line.strip()]
-            return Outcome("lost", f"Ray lost it: {type(error).__name__}" + (f", {said[0]}" if said else ""))
+            said = str(error).strip().partition("\n")[0].partition(". ")[0]
+            return Outcome("lost", f"Ray lost it: {type(error).__name__}" + (f", {said}." if said else "."))
+
+    def _has_ended(self, error: Exception) -> bool:
+        """Whether the node on this machine is gone, without which nothing can be executed; it may be going still."""
+        gone = (self._ray.exceptions.LocalRayletDiedError, self._ray.exceptions.NodeDiedError)
+        deadline = time.monotonic() + (ANSWER if isinstance(error, gone) else 0)
+        while _node_is_here():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _resource(self, name: str) -> float:
         return float(self._ray.cluster_resources().get(name, 0))
