@@ -122,7 +122,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write config.json: the run id, the configuration, facts of it, and where and when each part of it was run."""
-        before = _read_json(self.path / "config.json").get("sessions", [])
+        before = read_json(self.path / "config.json").get("sessions", [])
         content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **facts}
         content["sessions"] = [*before, session]
         write_atomic(self.path / "config.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
@@ -133,7 +133,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """What status.json says; empty where there is none that can be read."""
-        return _read_json(self.path / "status.json")
+        return read_json(self.path / "status.json")
 
     def append_metrics(self, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Add the rows of one epoch, {split: {metric: value}}, and flush them to the disk.
@@ -270,8 +270,8 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def read_record(path: Path, config: RunConfig) -> RunRecord:
     """A run whose configuration is known, and whose folder need not be there yet."""
-    sessions = _read_json(path / "config.json").get("sessions", [])
-    return RunRecord(path, config, _read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0], sessions)
+    sessions = read_json(path / "config.json").get("sessions", [])
+    return RunRecord(path, config, read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0], sessions)
 
 
 def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
@@ -297,7 +297,7 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
             continue
         metrics, damaged = read_metrics(path / "metrics.csv")
         problems += damaged
-        records.append(RunRecord(path, config, _read_json(path / "status.json"), metrics))
+        records.append(RunRecord(path, config, read_json(path / "status.json"), metrics))
     return records, problems
 
 
@@ -316,7 +316,8 @@ def _frame(rows: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:
     return frame.astype({"run_id": str, "epoch": "int64", "split": str, "metric": str, "value": "float64"})
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file says; empty where there is none, or none that can be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_no_lost_claim(
     assert claim is not None
     with claim:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_read", lambda path: {})
+            patch.setattr(module, "read_json", lambda path: {})
             claim._beat()
         claim.check()
     assert not list(tmp_path.iterdir())

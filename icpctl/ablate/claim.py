@@ -22,6 +22,8 @@ from typing import Any, Self
 
 import psutil
 
+from icpctl.results import read_json
+
 CLAIM_FILE = "claim.json"
 HEARTBEAT = 5.0
 """Seconds between two signs of life."""
@@ -149,7 +151,7 @@ class Claim:
 
 def read_claim(folder: Path) -> dict[str, Any]:
     """What the claim on a run says, its holder dead or alive: host, pid, progress. Empty where it says nothing."""
-    return _read(folder / CLAIM_FILE)
+    return read_json(folder / CLAIM_FILE)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
@@ -167,14 +169,6 @@ def _is_alive(path: Path, claim: dict[str, Any]) -> bool:
         return False
     except OSError:  # it is there, and cannot be judged from here
         return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_running(pid: int, started: float) -> bool:
