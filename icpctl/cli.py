@@ -352,10 +352,11 @@ def ablate(
         command.dry_run(definition, folder, console)
         return
     with _stoppable(f"`icpctl ablate --resume {folder}` goes on from here.") as should_stop:
-        failed = command.execute(definition, folder, console, should_stop)
+        errors_of = command.execute(definition, folder, console, should_stop)
+    failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():
         _complain("[bold red]Failed:[/]", f"{run_id}: {error}")
-    _summarise(folder, only=[run.config.run_id for run in definition.runs()])
+    _summarise(folder, only=list(errors_of))
     if failed:
         raise typer.Exit(1)
 

@@ -340,7 +340,15 @@ class RunConfig(BaseModel):
 
     def baseline(self) -> RunConfig:
         """The plain training that this run is compared with: the same in all but the method."""
-        return RunConfig.model_validate(self.model_dump() | {"optimizer": "none"})
+        return self.altered(optimizer="none")
+
+    def altered(self, **settings: object) -> RunConfig:
+        """The same but for these settings; checked anew.
+
+        Raises:
+            UserError: as `RunConfig`.
+        """
+        return RunConfig.model_validate(self.model_dump() | settings)
 
     def _digest(self, without: Iterable[str] = ()) -> str:
         # A value at a fixed default is left out, so that a hyper-parameter added later leaves old ids as they are.

@@ -22,14 +22,19 @@ def step_passes(config: RunConfig, icp: bool) -> int:
     return 2 * config.steps + 1 + PLAIN_STEP + (PLAIN_STEP if config.extra_task_grad else 0)
 
 
+def plain_epochs(config: RunConfig) -> int:
+    """Epochs without the method: the warm-up, or all of a baseline's."""
+    return config.epochs if config.optimizer == "none" else config.warmup_epochs
+
+
 def passes(config: RunConfig, epoch: float | None = None) -> float:
     """How often a training image passes through the network in a run, evaluation not counted; or up to an epoch of it."""
     until = config.epochs if epoch is None else epoch
-    plain = min(until, config.epochs if config.optimizer == "none" else config.warmup_epochs)
+    plain = min(until, plain_epochs(config))
     return plain * PLAIN_STEP + (until - plain) * step_passes(config, icp=True)
 
 
 def compute_matched(config: RunConfig) -> RunConfig:
     """The baseline of a run at equal compute: plain training for as many epochs as its passes pay for, to the nearest."""
     epochs = round(passes(config) / PLAIN_STEP)
-    return RunConfig.model_validate(config.baseline().model_dump() | {"epochs": epochs})
+    return config.baseline().altered(epochs=epochs)

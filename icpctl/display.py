@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from icpctl.config import RunConfig
-from icpctl.cost import PLAIN_STEP, step_passes
+from icpctl.cost import PLAIN_STEP, plain_epochs, step_passes
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -151,7 +151,7 @@ class CostEstimate:
         ratio = step_passes(self.config, icp=True) / PLAIN_STEP
         plain = self.seconds.get(False) or self.seconds[True] / ratio
         with_icp = self.seconds.get(True) or self.seconds[False] * ratio
-        first = self.config.warmup_epochs if self.config.optimizer != "none" else self.config.epochs
+        first = plain_epochs(self.config)
         left = 0.0
         for e in range(epoch, self.config.epochs):
             left += (with_icp if e >= first else plain) * (self.batches - (batch if e == epoch else 0))

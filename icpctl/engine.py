@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,17 @@ def check(config: RunConfig) -> None:
         if layer not in modules:
             top = ", ".join(name for name in modules if "." not in name)
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
+
+
+def check_runs(configs: Sequence[RunConfig]) -> None:
+    """Refuse at once what cannot be run: as `check`, for each of them, and `check_data`.
+
+    Raises:
+        UserError: says which and the way out.
+    """
+    for config in configs:
+        check(config)
+    check_data(configs)
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from icpctl import data, tasks
-from icpctl.config import resolve
 from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
 from icpctl.network import load_trained, set_precision
@@ -57,7 +56,7 @@ def evaluate(
     if data_dir is not None:
         config = config.model_copy(update={"data_dir": data_dir})
     if fid_weights or fid_features:  # in the place of the run's own, of whichever kind
-        config = resolve(config.model_dump() | {"fid_weights": fid_weights, "fid_features": fid_features})
+        config = config.altered(fid_weights=fid_weights, fid_features=fid_features)
     if samples is not None and samples < 2:
         raise UserError(f"{samples} samples cannot be compared with anything. Draw 2 or more.")
     if config.task != "generation" and (samples, fid_weights, fid_features) != (None, None, None):

@@ -63,7 +63,7 @@ class Processes:
             )
         whole = config.batch_size * self.size
         say(f"{self.size} processes of {config.batch_size} images train one run of {option('batch_size')} {whole}.")
-        return RunConfig.model_validate(config.model_dump() | {"batch_size": whole})
+        return config.altered(batch_size=whole)
 
     def share(self, model: nn.Module) -> nn.Module:
         """The model to train with: gradients are averaged; batch norm is replaced in `model` itself."""

@@ -214,7 +214,7 @@ class RunRecord:
     status: dict[str, Any]
     metrics: pd.DataFrame
     """Tidy: run_id, epoch, split, metric, value."""
-    sessions: Sequence[Mapping[str, Any]] = ()
+    sessions: Sequence[Mapping[str, Any]]
     """Where and when each part of it was run, as config.json says."""
 
 
@@ -268,10 +268,11 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
     return _frame(rows), problems
 
 
-def read_record(path: Path, config: RunConfig) -> RunRecord:
-    """A run whose configuration is known, and whose folder need not be there yet."""
+def read_record(path: Path, config: RunConfig) -> tuple[RunRecord, list[str]]:
+    """A run whose configuration is known, and whose folder need not be there yet; a sentence for each damaged row."""
+    metrics, damaged = read_metrics(path / "metrics.csv")
     sessions = read_json(path / "config.json").get("sessions", [])
-    return RunRecord(path, config, read_json(path / "status.json"), read_metrics(path / "metrics.csv")[0], sessions)
+    return RunRecord(path, config, read_json(path / "status.json"), metrics, sessions), damaged
 
 
 def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
@@ -295,9 +296,9 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
         except UserError as error:
             problems.append(str(error))
             continue
-        metrics, damaged = read_metrics(path / "metrics.csv")
+        record, damaged = read_record(path, config)
         problems += damaged
-        records.append(RunRecord(path, config, read_json(path / "status.json"), metrics))
+        records.append(record)
     return records, problems
 
 

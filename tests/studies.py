@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from icpctl import checkpoint
+from icpctl.ablate.claim import holder
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import Definition, Study
@@ -59,17 +61,22 @@ def under_way(scheduler: Scheduler) -> list[RunState]:
 
 def assert_complete(definition: Definition, output: Path, twins: Path) -> None:
     """Every run is finished, stands in study.csv once, and is equal to one that nothing disturbed."""
+    assert_equal_to_twins(output, {config.run_id: train(config, twins).path for config in configs(definition)})
+
+
+def assert_equal_to_twins(output: Path, twins: Mapping[str, Path]) -> None:
+    """Every run, of all that have a twin, is finished, stands in study.csv once, and is equal to its twin to the bit."""
     table = pd.read_csv(output / "study.csv")
-    assert sorted(table["run_id"]) == sorted(config.run_id for config in configs(definition))
+    assert sorted(table["run_id"]) == sorted(twins)
     assert set(table["state"]) == {"finished"}
-    for config in configs(definition):
-        train(config, twins)
-        assert metrics(output / config.run_id) == metrics(twins / config.run_id)
+    for run_id, twin in twins.items():
+        assert metrics(output / run_id) == metrics(twin)
         weights, expected = (
-            torch.load(folder / config.run_id / "checkpoints" / "last.pt")["model"] for folder in (output, twins)
+            checkpoint.load(path / "checkpoints" / "last.pt")["model"] for path in (output / run_id, twin)
         )
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
+        assert holder(output / run_id) is None
 
 
 def metrics(folder: Path) -> list[str]:

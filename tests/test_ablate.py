@@ -14,16 +14,15 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import torch
 from filelock import FileLock
+from studies import assert_equal_to_twins
 from test_cli import icpctl_command, refused
 
 import icpctl
-from icpctl import checkpoint
 from icpctl.ablate.claim import CLAIM_FILE, holder
 from icpctl.ablate.command import define
 from icpctl.ablate.study import STUDY_FILE, Definition
-from icpctl.results import TIMINGS, RunFolder, read_metrics
+from icpctl.results import RunFolder
 
 SETTINGS = {"model": "resnet20", "dataset": "digits", "train_size": "100", "epochs": "4"}
 SMALL = ["resnet20", "digits", "--train-size", "100", "--epochs", "4"]
@@ -36,19 +35,6 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("twins")
     runs = define(SETTINGS, ["steps=1..5"], seeds="2").runs()
     return {run.config.run_id: icpctl.train(run.config, folder).path for run in runs}
-
-
-def assert_each_once_and_equal(results: Path, twins: dict[str, Path]) -> None:
-    table = pd.read_csv(results / "study.csv")
-    assert sorted(table["run_id"]) == sorted(twins)
-    assert set(table["state"]) == {"finished"}
-    for run_id, twin in twins.items():
-        ours, theirs = (read_metrics(path / "metrics.csv")[0] for path in (results / run_id, twin))
-        ours, theirs = (rows[~rows["metric"].isin(TIMINGS)].reset_index(drop=True) for rows in (ours, theirs))
-        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-        models = [checkpoint.load(path / "checkpoints" / "last.pt")["model"] for path in (results / run_id, twin)]
-        assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
-        assert holder(results / run_id) is None
 
 
 def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -86,7 +72,7 @@ def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twi
             process = begin("--resume", "results", cwd=tmp_path)
     _, complaints = process.communicate(timeout=300)
     assert process.returncode == 0, complaints
-    assert_each_once_and_equal(results, twins)
+    assert_equal_to_twins(results, twins)
 
 
 @pytest.mark.timeout(600)
@@ -97,7 +83,7 @@ def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twin
         output, complaints = process.communicate(timeout=300)
         assert process.returncode == 0, complaints
         assert "difference" in output
-    assert_each_once_and_equal(results, twins)
+    assert_equal_to_twins(results, twins)
     for run_id in twins:
         assert len(json.loads((results / run_id / "config.json").read_text())["sessions"]) == 1
     assert len(Definition.read(results / STUDY_FILE).studies) == 1

@@ -362,7 +362,7 @@ def test_missing_data_are_looked_for_once_and_are_one_note(
     configs = [vae(optimizer, dataset=f"folder:{tmp_path}/gone") for optimizer in ("none", "sgd")]
     figure, left_out = reconstruction_figure(
         {
-            config.run_id: RunRecord(folder_of(trained, config.optimizer), config, {}, pd.DataFrame())
+            config.run_id: RunRecord(folder_of(trained, config.optimizer), config, {}, pd.DataFrame(), [])
             for config in configs
         }
     )

@@ -112,7 +112,7 @@ def test_finished_runs_are_not_run_and_failed_or_interrupted_ones_are(
         write_status(tmp_path, each.config.run_id, state=state)
     executor = Fake(finish(tmp_path))
     scheduler = Scheduler(planned, tmp_path)
-    assert scheduler.unfinished() == [each.config for each in planned[1:]]
+    assert [each.planned for each in scheduler.unfinished()] == planned[1:]
     run(scheduler, executor)
     assert executor.submitted == ids(planned)[1:]
     assert all(each.state == "finished" for each in scheduler.runs.values())

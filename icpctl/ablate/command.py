@@ -23,6 +23,7 @@ from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, typed_settings
 from icpctl.cost import passes
 from icpctl.errors import UserError
+from icpctl.report import METHOD, value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
@@ -121,11 +122,13 @@ def executed_by(definition: Definition, options: Mapping[str, object], slurm: Se
     return replace(definition, execution=execution)
 
 
-def execute(definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]) -> dict[str, str]:
+def execute(
+    definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]
+) -> dict[str, str | None]:
     """Train what is not finished of a study, and write study.csv.
 
     Returns:
-        Run ids of those that failed, and why.
+        Each run's id, and why it failed; None where it did not.
 
     Raises:
         UserError: something can be refused before the first run; or a machine that cannot do any of them.
@@ -133,19 +136,17 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
     """
     _check_kept(output)
     scheduler = Scheduler(definition.runs(), output)
-    configs = scheduler.unfinished()
+    configs = [run.planned.config for run in scheduler.unfinished()]
     if not configs:
         definition.keep(output)
         _note_threads(write_study_table(output), console)
-        return {}
+        return dict.fromkeys(scheduler.runs)
 
     from icpctl import engine
     from icpctl.ablate import executors
     from icpctl.ablate.progress import Progress
 
-    for config in configs:
-        engine.check(config)
-    engine.check_data(configs)
+    engine.check_runs(configs)
     executor = executors.build(definition.execution, configs)
     try:
         definition.keep(output)
@@ -158,7 +159,7 @@ def execute(definition: Definition, output: Path, console: Console, should_stop:
         raise
     executor.close()
     _note_threads(write_study_table(output), console)
-    return {run_id: run.error for run_id, run in scheduler.runs.items() if run.state == "failed"}
+    return {run_id: run.error if run.state == "failed" else None for run_id, run in scheduler.runs.items()}
 
 
 def _note_threads(table: pd.DataFrame, console: Console) -> None:
@@ -188,21 +189,20 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         shown = (
             name for name in varied if _matters(name, config) and (name != "direction" or run.planned.role == "control")
         )
-        settings = "".join(f" {name}={_text(getattr(config, name))}" for name in shown)
+        settings = "".join(f" {name}={value_text(getattr(config, name))}" for name in shown)
         line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
         if len(line + settings) > console.width:
             line += "\n" + 34 * " "
         console.out(line + settings, highlight=False)
     roles = Counter(run.role for run in planned)
-    configs = scheduler.unfinished()
+    unfinished = scheduler.unfinished()
     console.print(
         f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
-        f"{len(planned) - len(configs)} finished, {len(configs)} to do. Passes: of each training image through the network.",
+        f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    if configs:
-        unfinished = [run for run in scheduler.runs.values() if run.state != "finished"]
+    if unfinished:
         console.print(_estimate(definition.execution, unfinished), highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -235,11 +235,7 @@ def _varied(planned: Sequence[PlannedRun]) -> list[str]:
 
 
 def _matters(name: str, config: RunConfig) -> bool:
-    return config.optimizer != "none" or declaration(name).group not in ("perturbation", "distillation")
-
-
-def _text(value: object) -> str:
-    return "+".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return config.optimizer != "none" or name not in METHOD
 
 
 def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
@@ -251,9 +247,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     from icpctl.ablate.executors.local import Local
 
     configs = [run.planned.config for run in runs]
-    for config in configs:
-        engine.check(config)
-    engine.check_data(configs)
+    engine.check_runs(configs)
     if execution.executor == "local":
         local = Local(execution, configs)
         jobs, threads = len(local.processes), local.threads

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from icpctl import data
-from icpctl.config import RunConfig, declaration, resolve
-from icpctl.cost import step_passes
+from icpctl.config import RunConfig, declaration
+from icpctl.cost import plain_epochs, step_passes
 from icpctl.data.device import DeviceSplit
 from icpctl.network import choose_device, set_precision
 from icpctl.trainer import Trainer
@@ -35,9 +35,9 @@ class Pace:
 
     def seconds(self, config: RunConfig) -> float:
         """Of a whole run. The costly metrics after the last epoch (FID) are not counted."""
-        with_icp = 0 if config.optimizer == "none" else config.epochs - config.warmup_epochs
+        plain = plain_epochs(config)
         icp_step = self.icp_step * step_passes(config, icp=True) / self.icp_passes
-        steps = (config.epochs - with_icp) * self.plain_step + with_icp * icp_step
+        steps = plain * self.plain_step + (config.epochs - plain) * icp_step
         return steps * self.batches + config.epochs * self.epoch
 
 
@@ -65,7 +65,7 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 def _measure(config: RunConfig) -> Pace:
     method = {"optimizer": "adam", "steps": 5} if config.optimizer == "none" else {}
-    config = resolve(config.model_dump() | method | {"epochs": 2, "warmup_epochs": 1})
+    config = config.altered(**method, epochs=2, warmup_epochs=1)
     set_precision(config.precision)
     images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
     trainer = Trainer(config, images, choose_device(config.device))

@@ -13,7 +13,6 @@ from icpctl.ablate.claim import Claim, holder, read_claim
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.study import PlannedRun
 from icpctl.ablate.worker import Job, Outcome, record_failure
-from icpctl.config import RunConfig
 from icpctl.cost import passes
 from icpctl.errors import UserError
 from icpctl.results import RunFolder
@@ -69,9 +68,9 @@ class Scheduler:
         self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
         self._looked = 0.0
 
-    def unfinished(self) -> list[RunConfig]:
-        """The configurations of the runs that are not finished."""
-        return [run.planned.config for run in self.runs.values() if run.state != "finished"]
+    def unfinished(self) -> list[RunState]:
+        """The runs that are not finished."""
+        return [run for run in self.runs.values() if run.state != "finished"]
 
     def counts(self) -> Counter[State]:
         """How many runs are in each state."""

@@ -166,7 +166,7 @@ class Study:
         yield PlannedRun(config, "method" if constructive else "control")
         if self.controls and constructive:
             for direction in ("ascend", "random"):
-                yield PlannedRun(RunConfig.model_validate(config.model_dump() | {"direction": direction}), "control")
+                yield PlannedRun(config.altered(direction=direction), "control")
 
     def _combinations(self, seed: int) -> Iterator[RunConfig]:
         for values in itertools.product(*self.grid.values()):
@@ -204,11 +204,11 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
         UserError: it is none of these, or a seed is out of range; with the place.
     """
     text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    listed = isinstance(given, list) or not re.fullmatch(r"\s*[0-9]+\s*", text)
+    if listed and first is not None:
+        raise UserError(f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them.")
     try:
-        if isinstance(given, list) or not re.fullmatch(r"\s*[0-9]+\s*", text):
-            if first is not None:
-                message = f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them."
-                raise UserError(message)
+        if listed:
             _, seeds = grid_values("seed", text.split(","), where)
         elif 1 <= int(text) <= LARGEST:
             start = resolve({"seed": first or 0}).seed
@@ -216,9 +216,7 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
         else:
             raise UserError("It is too small or too large a number.")
         return tuple(resolve({"seed": seed}).seed for seed in seeds)
-    except UserError as error:
-        if "both say" in str(error):
-            raise
+    except UserError:
         raise UserError(
             f"{where} {text}: give how many seeds, 1 to {LARGEST:,}, or which, such as 0,3,7 or 0..4. A seed is a whole number "
             "from 0 to 2147483647, and is given once."

@@ -26,7 +26,7 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     `icpctl.report.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
     means nothing), epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
     """
-    records = [read_record(output / run.config.run_id, run.config) for run in planned]
+    records = [read_record(output / run.config.run_id, run.config)[0] for run in planned]
     table = runs_table(records)
     table["state"] = table["state"].replace("unknown", "waiting")
     table["role"] = [run.role for run in planned]
@@ -51,7 +51,7 @@ def _compared_with(config: RunConfig) -> dict[str, str]:
         return {}
     runs = {"baseline_run": config.baseline().run_id, "matched_run": compute_matched(config).run_id}
     if config.direction != "descend":
-        runs["method_run"] = RunConfig.model_validate(config.model_dump() | {"direction": "descend"}).run_id
+        runs["method_run"] = config.altered(direction="descend").run_id
     return runs
 
 

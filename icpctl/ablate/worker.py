@@ -90,8 +90,7 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         return _refused(f"the results folder {output} is not there. Put it where every machine sees it")
     try:
         if (needs := engine.data_needs(config)) not in _checked:
-            engine.check(config)
-            engine.check_data([config])
+            engine.check_runs([config])
             _checked.add(needs)
     except UserError as error:
         return _refused(str(error))

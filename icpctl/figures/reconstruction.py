@@ -226,7 +226,7 @@ def _spread(number: int) -> list[int]:
 def _means(config: RunConfig, name: str, others: Sequence[RunConfig]) -> bool:
     """Whether a setting that is not the same in all others has a meaning in this one; else it cannot be changed."""
     other = next(value for each in others if (value := getattr(each, name)) != getattr(config, name))
-    return bool(getattr(RunConfig.model_validate(config.model_dump() | {name: other}), name) == other)
+    return bool(getattr(config.altered(**{name: other}), name) == other)
 
 
 def _header(config: RunConfig, seed: int) -> str:
