@@ -5,7 +5,10 @@
       metrics.csv              long form: run_id,epoch,split,metric,value; fractions in [0, 1]
       status.json              running, finished, failed or interrupted, and why
       checkpoints/             last.pt, previous.pt, best.pt
+    results/study.toml, study.csv     what `icpctl ablate` was asked for; a row for each of its runs
+    results/report.html, runs.csv, summary.csv, comparisons.csv    what `icpctl report` writes
     results/figures/           what `icpctl report --figures` draws
+    results/tensorboard/, wandb/   what `icpctl report --export` writes
     results/slurm/             what the jobs of `icpctl ablate --executor slurm` return and log
 
 A metric belongs to the split it was computed on; `train` also carries the diagnostics of the method and the cost.
@@ -19,22 +22,32 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 from filelock import FileLock, Timeout
 
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 COLUMNS = ("run_id", "epoch", "split", "metric", "value")
 FIGURES = "figures"
 """The folder of the figures in a results folder; no run has this name."""
 SLURM = "slurm"
 """The folder of what Slurm jobs read, return and log; no run has this name either."""
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+"""The folders of what is exported for these tools; no run has these names either."""
+REPORT = "report"
+"""The folder of a report on several results folders, or on a part of one; nor this one."""
 TIMINGS = ("seconds", "images_per_second", "peak_memory")
 """Metrics of the machine rather than of the method: two equal runs differ in these alone."""
 
@@ -211,11 +224,15 @@ class RunRecord:
 
     path: Path
     config: RunConfig
-    status: dict[str, Any]
-    metrics: pd.DataFrame
-    """Tidy: run_id, epoch, split, metric, value."""
+    status: Mapping[str, Any]
     sessions: Sequence[Mapping[str, Any]]
     """Where and when each part of it was run, as config.json says."""
+    fingerprint: str
+    """Of the data that it was trained on; empty where it is not known."""
+    epochs: np.ndarray[Any, np.dtype[np.int64]]
+    """(E,): those of the run that metrics.csv has rows of, in order."""
+    curves: Mapping[tuple[str, str], FloatArray]
+    """Split and metric to (E,) values, one for each of `epochs`; nan where there is none. Of a row given twice the later holds."""
 
 
 def read_config(path: Path) -> RunConfig:
@@ -227,32 +244,64 @@ def read_config(path: Path) -> RunConfig:
     file = path / "config.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(content["config"], ensure_ascii=False).encode()  # half a character is damage, too
         return RunConfig.model_validate(content["config"])
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: {file.name} cannot be read ({error.strerror}).") from None
     except UserError as error:
         raise UserError(f"{file} has settings that this version of icpctl does not take. {error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last of what is nested too deeply
         raise UserError(f"{file} is damaged. Train the run again with --overwrite, or remove the folder.") from None
 
 
 def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a metrics.csv, and a sentence for each damaged one (which is left out)."""
+    rows, problems = _read_rows(file)
+    return _tidy(rows), problems
+
+
+def _tidy(rows: pa.Table) -> pd.DataFrame:
+    types = dict.fromkeys(COLUMNS, "str") | {"epoch": "int64", "value": "float64"}
+    frame: pd.DataFrame = rows.cast(_PLAIN).to_pandas()
+    return frame.astype(types)
+
+
+_WORD = pa.dictionary(pa.int32(), pa.string())
+_ROWS = pa.schema(
+    [("run_id", _WORD), ("epoch", pa.int32()), ("split", _WORD), ("metric", _WORD), ("value", pa.float64())]
+)
+_PLAIN = pa.schema([(field.name, pa.string() if field.type == _WORD else field.type) for field in _ROWS])
+_TOLD = 3
+"""Damaged rows of a file that are described; the others are counted."""
+
+
+def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
     try:
-        content = file.read_text(encoding="utf-8", errors="replace")
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            return _ROWS.empty_table(), [f"{file} is no file."]
+        content = file.read_bytes()
     except FileNotFoundError:
-        return _frame([]), []
+        return _ROWS.empty_table(), []
     except OSError as error:
-        return _frame([]), [f"{file} cannot be read: {error.strerror}."]
-    if content.endswith("\n") and content.startswith(",".join(COLUMNS) + "\n"):
-        types = dict.fromkeys(COLUMNS, "str") | {"epoch": "int64"}
-        try:  # the fast way, for files without a fault; numbers are read by float(), which gives back what was written
-            options: Any = {"dtype": types, "na_filter": False, "quoting": csv.QUOTE_NONE}
-            return pd.read_csv(io.StringIO(content), **options).astype({"value": "float64"}), []
-        except (ValueError, OverflowError):
+        return _ROWS.empty_table(), [f"{file} cannot be read: {error.strerror}."]
+    if content.endswith(b"\n") and content.startswith(",".join(COLUMNS).encode() + b"\n"):
+        try:  # the fast way, for files without a fault
+            rows = pyarrow.csv.read_csv(
+                pa.BufferReader(content),
+                pyarrow.csv.ReadOptions(use_threads=False),
+                pyarrow.csv.ParseOptions(quote_char=False),
+                pyarrow.csv.ConvertOptions(column_types=_ROWS, null_values=[]),
+            )
+            if rows.schema.names == list(COLUMNS) and (rows["epoch"].to_numpy() >= 0).all():
+                return rows, []
+        except pa.ArrowInvalid:
             pass
+    return _read_damaged(file, content.decode(errors="replace"))
+
+
+def _read_damaged(file: Path, content: str) -> tuple[pa.Table, list[str]]:
     rows: list[tuple[str, int, str, str, float]] = []
-    problems = []
+    damaged: list[int] = []
     lines = content.split("\n")
     torn = bool(lines[-1])  # every whole line ends in a line break
     for number, line in enumerate(lines, start=1):
@@ -264,15 +313,65 @@ def read_metrics(file: Path) -> tuple[pd.DataFrame, list[str]]:
                 raise ValueError
             rows.append((run_id, int(epoch), split, metric, float(value)))
         except ValueError:
-            problems.append(f"{file} line {number} is damaged and left out: {line[:60]!r}.")
-    return _frame(rows), problems
+            damaged.append(number)
+    problems = [
+        f"{file} line {number} is damaged and left out: {lines[number - 1][:60]!r}." for number in damaged[:_TOLD]
+    ]
+    if more := damaged[_TOLD:]:
+        problems.append(f"{file} has {len(more)} more damaged lines, the last of them line {more[-1]}.")
+    columns = zip(*rows, strict=True) if rows else [[]] * len(COLUMNS)
+    arrays = [pa.array(list(column), field.type) for column, field in zip(columns, _PLAIN, strict=True)]
+    return pa.table(arrays, _PLAIN).cast(_ROWS), problems
 
 
 def read_record(path: Path, config: RunConfig) -> tuple[RunRecord, list[str]]:
     """A run whose configuration is known, and whose folder need not be there yet; a sentence for each damaged row."""
-    metrics, damaged = read_metrics(path / "metrics.csv")
-    sessions = read_json(path / "config.json").get("sessions", [])
-    return RunRecord(path, config, read_json(path / "status.json"), metrics, sessions), damaged
+    rows, problems = _read_rows(path / "metrics.csv")
+    inside = rows["epoch"].to_numpy() < config.epochs
+    if not inside.all():
+        rows = rows.filter(inside)
+        problems.append(
+            f"{path / 'metrics.csv'} has {(~inside).sum()} rows of epochs after the last, which are left out: the run has "
+            f"{config.epochs}, counted from 0."
+        )
+    rows = rows.combine_chunks()
+    epochs, row = np.unique(rows["epoch"].to_numpy(), return_inverse=True)
+    split, metric = (rows[name].combine_chunks() for name in ("split", "metric"))
+    splits, names = split.dictionary.to_pylist(), metric.dictionary.to_pylist()
+    pairs, column = np.unique(
+        split.indices.to_numpy() * max(1, len(names)) + metric.indices.to_numpy(), return_inverse=True
+    )
+    curves: dict[tuple[str, str], FloatArray] = {}
+    if len(epochs) * len(pairs) > 100 * (len(row) + 100):
+        problems.append(f"{path / 'metrics.csv'} is left out: its rows do not belong to epochs of the same metrics.")
+    else:
+        values = np.full((len(pairs), len(epochs)), np.nan)
+        values[column, row] = rows["value"].to_numpy()  # of a pair of indices given twice, numpy keeps the last
+        places = (divmod(int(pair), len(names)) for pair in pairs)
+        curves = {(splits[i], names[j]): curve for (i, j), curve in zip(places, values, strict=True)}
+    facts = read_json(path / "config.json")
+    listed, data = facts.get("sessions"), facts.get("data")
+    sessions = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    fingerprint = str(data.get("fingerprint", "")) if isinstance(data, dict) else ""
+    status = read_json(path / "status.json")
+    return RunRecord(path, config, status, sessions, fingerprint, epochs.astype(np.int64), curves), problems
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders under a results folder that are those of runs, or should be; or the folder itself, if it is one.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a results folder, or the folder of a run.")
+    if not folder.is_dir():
+        raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
+    if (folder / "config.json").exists():
+        return [folder]
+    others = (FIGURES, SLURM, TENSORBOARD, WANDB, REPORT)
+    found = (path for path in folder.iterdir() if path.is_dir() and path.name not in others)
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
@@ -281,25 +380,19 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     Raises:
         UserError: the folder does not exist.
     """
-    if not folder.is_dir():
-        raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
-    single = (folder / "config.json").exists()
-    folders = (path for path in folder.iterdir() if path.is_dir() and path.name not in (FIGURES, SLURM))
-    paths = [folder] if single else sorted(folders)
-    records, problems = [], []
-    for path in paths:
-        if not (path / "config.json").exists() and (path / "log.txt").exists():
-            problems.append(f"{path}: this run of a study has begun, and recorded nothing yet.")
-            continue
-        try:
-            config = read_config(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        record, damaged = read_record(path, config)
-        problems += damaged
-        records.append(record)
-    return records, problems
+    # Files are parsed without the interpreter's lock; what follows needs it, so more threads would wait for each other.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(_read_run, run_folders(folder)))
+    return [record for record, _ in found if record], [problem for _, problems in found for problem in problems]
+
+
+def _read_run(path: Path) -> tuple[RunRecord | None, list[str]]:
+    if not (path / "config.json").exists() and (path / "log.txt").exists():
+        return None, [f"{path}: this run of a study has begun, and recorded nothing yet."]
+    try:
+        return read_record(path, read_config(path))
+    except UserError as error:
+        return None, [str(error)]
 
 
 def load_results(folder: str | Path = "results") -> pd.DataFrame:
@@ -307,20 +400,18 @@ def load_results(folder: str | Path = "results") -> pd.DataFrame:
 
     Damaged rows and runs are left out; `icpctl report` names them.
     """
-    records, _ = read_runs(Path(folder))
-    frames = [record.metrics for record in records if len(record.metrics)]
-    return pd.concat(frames, ignore_index=True) if frames else _frame([])
-
-
-def _frame(rows: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.astype({"run_id": str, "epoch": "int64", "split": str, "metric": str, "value": "float64"})
+    frames = [_tidy(_ROWS.empty_table())]
+    for path in run_folders(Path(folder)):
+        with suppress(UserError):
+            read_config(path)
+            frames.append(read_metrics(path / "metrics.csv")[0])
+    return pd.concat(frames, ignore_index=True)
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """What a JSON file says; empty where there is none, or none that can be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

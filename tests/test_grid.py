@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icpctl.ablate.grid import grid_values, holds, parse_grid
 from icpctl.config import RunConfig, declaration, resolve
 from icpctl.errors import UserError
+from icpctl.grid import grid_values, holds, parse_grid
 
 names = st.sampled_from([name for name in RunConfig.model_fields if declaration(name).identity])
 values = st.text(st.characters(exclude_characters=",", exclude_categories=["Cs"]), min_size=1).map(str.strip)

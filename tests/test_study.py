@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icpctl.ablate.command import define, executed_by
-from icpctl.ablate.grid import parse_grid
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.config import RunConfig, resolve
 from icpctl.cost import compute_matched, passes
 from icpctl.errors import UserError
+from icpctl.grid import parse_grid
 
 
 def study(settings: dict[str, object], grid: list[str], seeds: int = 1, **more: object) -> Study:

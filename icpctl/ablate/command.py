@@ -16,14 +16,15 @@ import pandas as pd
 from rich.console import Console
 
 from icpctl.ablate.claim import holder
-from icpctl.ablate.grid import EXAMPLE, parse_grid
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, typed_settings
 from icpctl.cost import passes
 from icpctl.errors import UserError
-from icpctl.report import METHOD, value_text
+from icpctl.grid import EXAMPLE, parse_grid
+from icpctl.report.groups import value_text
+from icpctl.report.runs import METHOD
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""

@@ -14,10 +14,10 @@ import tomli_w
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from icpctl.ablate.grid import grid_values, holds
 from icpctl.config import RunConfig, declaration, load_toml, option, resolve, typed_settings
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
+from icpctl.grid import grid_values, holds
 from icpctl.results import not_writable, write_atomic
 
 STUDY_FILE = "study.toml"

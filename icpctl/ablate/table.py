@@ -9,12 +9,13 @@ import pandas as pd
 
 from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
-from icpctl.cost import compute_matched, passes
-from icpctl.report import METHOD, runs_table
+from icpctl.report.groups import references
+from icpctl.report.runs import METHOD, runs_table
 from icpctl.results import read_record, write_atomic
 
 STUDY_TABLE = "study.csv"
-COMPARED = ("baseline_run", "matched_run", "method_run")
+COMPARED = {"baseline_run": "baseline", "matched_run": "compute-matched", "method_run": "descend"}
+"""The columns that name what a run is compared with, by the keys of `icpctl.report.groups.references`."""
 
 
 def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
@@ -23,7 +24,7 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     Columns: run_id; role; state (waiting, running, finished, failed or interrupted); error; passes of a training image
     through the network; seconds; threads and device, of all its starts; the run_id of what it is compared with, on the
     same seed: baseline_run, matched_run (plain training of as many passes) and, of a control, method_run; then as in
-    `icpctl.report.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
+    `icpctl.report.runs.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
     means nothing), epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
     """
     records = [read_record(output / run.config.run_id, run.config)[0] for run in planned]
@@ -31,28 +32,18 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     table["state"] = table["state"].replace("unknown", "waiting")
     table["role"] = [run.role for run in planned]
     table["error"] = [str(record.status.get("error", "")) for record in records]
-    table["passes"] = [passes(run.config) for run in planned]
     for fact in ("threads", "device"):
         starts = [dict.fromkeys(str(session.get(fact, "")) for session in record.sessions) for record in records]
         table[fact] = ["+".join(filter(None, values)) for values in starts]
     run_ids = set(table["run_id"])
-    compared = [{name: id for name, id in _compared_with(run.config).items() if id in run_ids} for run in planned]
-    for name in COMPARED:
-        table[name] = [runs.get(name, "") for runs in compared]
+    compared = [{kind: twin.run_id for kind, twin in references(run.config).items()} for run in planned]
+    for name, kind in COMPARED.items():
+        table[name] = [twins[kind] if twins.get(kind) in run_ids else "" for twins in compared]
     inert = [name for name in table if name in METHOD]
     table[inert] = table[inert].mask(table["optimizer"] == "none")
     first = ["run_id", "role", "state", "error", "passes", "seconds", "threads", "device", *COMPARED]
     machine = [name for name in RunConfig.model_fields if not declaration(name).identity and name != "device"]
     return table[[*first, *(name for name in table if name not in (*first, *machine))]]
-
-
-def _compared_with(config: RunConfig) -> dict[str, str]:
-    if config.optimizer == "none":
-        return {}
-    runs = {"baseline_run": config.baseline().run_id, "matched_run": compute_matched(config).run_id}
-    if config.direction != "descend":
-        runs["method_run"] = config.altered(direction="descend").run_id
-    return runs
 
 
 def write_study_table(output: Path) -> pd.DataFrame:

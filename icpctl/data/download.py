@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from filelock import FileLock
 
 from icpctl.errors import UserError
 
+_forbidden = ContextVar("_forbidden", default=False)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Data sets that are not there are refused, rather than downloaded."""
+    before = _forbidden.set(True)
+    try:
+        yield
+    finally:
+        _forbidden.reset(before)
+
 
 def alone(data_dir: Path, name: str) -> FileLock:
-    """Held while downloading, since two runs that start together must not write the same file."""
+    """Held while downloading, since two runs that start together must not write the same file.
+
+    Raises:
+        UserError: nothing is to be downloaded now.
+    """
+    if _forbidden.get():
+        raise UserError(f"the data set {name} is not there, and nothing is downloaded for a report")
     data_dir.mkdir(parents=True, exist_ok=True)
     return FileLock(data_dir / f".{name}.lock")
 
