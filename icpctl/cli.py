@@ -356,57 +356,95 @@ def ablate(
     failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():
         _complain("[bold red]Failed:[/]", f"{run_id}: {error}")
-    _summarise(folder, only=list(errors_of))
+    from icpctl import report as reporting
+    from icpctl.report.command import show
+
+    show(reporting.build(folder, list(errors_of)), "table", console, _complain)
+    _complain("Next:", f"`icpctl report {folder}` writes report.html, with figures, and these tables.")
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A results folder, or the folder of one run.")] = Path("results"),
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDERS", help="Results folders, or the folders of single runs.", show_default="results"
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="The runs to report: model=resnet20,seed=0..4 or 'steps * icp_lr < 0.02'. Their baselines stay.",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTINGS",
+            help="A row for each value of these settings; the others are pooled.",
+            show_default="all that differ",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What the verdicts and figures are about.",
+            show_default="accuracy; ssim of a VAE",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
     format: Annotated[
-        Literal["table", "csv", "markdown", "latex", "json"], typer.Option(help="How the summary is printed.")
+        Literal["table", "csv", "markdown", "latex", "json"],
+        typer.Option(help="How the report is printed.", rich_help_panel="Output"),
     ] = "table",
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the paper's Figures 1 and 3 into figures/.")] = False,
+    figures: Annotated[
+        bool,
+        typer.Option("--figures", help="Write all figures as PNG and SVG into figures/.", rich_help_panel="Output"),
+    ] = False,
+    export: Annotated[
+        Literal["tensorboard", "wandb"] | None,
+        typer.Option(help="Write the runs for another tool; wandb offline.", rich_help_panel="Output"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the files go.",
+            show_default="the results folder; with several, or --where, report",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw the report anew while runs go on.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
-    """Collect the runs of a results folder into runs.csv, and print a row for each configuration.
+    """Say what the runs of results folders support: tables, and report.html with figures.
 
-    Example: icpctl report results/ --format markdown
+    Example: icpctl report results/ --where seed=0..4 --by steps
     """
-    _summarise(folder, format)
-    if figures:
-        from icpctl import figures as drawing
+    from icpctl.report.command import Request, watch_report, write_report
 
-        files, notes = drawing.write(folder)
-        for note in notes:
-            _complain("[yellow]Note:[/]", note)
-        for file in files:
-            _complain("Drawn:", str(file))
-
-
-def _summarise(
-    folder: Path,
-    format: Literal["table", "csv", "markdown", "latex", "json"] = "table",
-    only: list[str] | None = None,
-) -> None:
-    from icpctl import report as reporting
-
-    found = reporting.build(folder, only)
-    for note in found.notes:
-        _complain("[yellow]Note:[/]", note)
-    if format != "table":
-        sys.stdout.write(reporting.render(found, format))
-        if format in ("csv", "json"):
-            _complain("[yellow]Note:[/]", found.common)
-    elif len(found.summary):
-        for task, table in reporting.rich_tables(found.summary, console.width).items():
-            console.print(table)
-            console.print(reporting.EXPLANATION[task], highlight=False)
-        console.print(found.common, markup=False, highlight=False)
-    if only is None:
-        file = reporting.write_runs(folder, found.runs)
-        if format == "table":
-            _say(f"Every run is in {file}")
+    request = Request(
+        tuple(folders or [Path("results")]),
+        tuple(where or ()),
+        tuple(name for name in (by or "").split(",") if name),
+        metric,
+        format,
+        figures,
+        export,
+        output,
+    )
+    if watch:
+        with _stoppable("report.html is as it was drawn last.") as should_stop:
+            watch_report(request, console, _complain, should_stop)
+    else:
+        write_report(request, console, _complain)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
     ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
     assert ablated.returncode == 0, ablated.stderr
     assert ablated.stdout.count(": running") == ablated.stdout.count(": finished") == 2  # steps=2 was there
-    assert "difference" in ablated.stdout
+    assert "Differences in accuracy" in ablated.stdout
 
     reported = icpctl_command("report", "results/", cwd=tmp_path)
     assert reported.returncode == 0, reported.stderr
@@ -80,9 +80,9 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
     for format in ("csv", "markdown", "latex", "json"):
         output = icpctl_command("report", "results", "--format", format, cwd=tmp_path)
         assert output.returncode == 0
-        assert "ademamix" in output.stdout
+        assert "ademamix" in output.stdout.lower()
         if format == "json":
-            assert len(json.loads(output.stdout)) == 3
+            assert len({row["group_id"] for row in json.loads(output.stdout)["summary"]}) == 3
 
 
 def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
@@ -265,5 +265,5 @@ def test_a_pipe_that_closes_is_no_error(tmp_path: Path) -> None:
     icpctl.train(icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none"), tmp_path)
     command = f"{sys.executable} -m icpctl report {tmp_path} --format json | head -c 1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert result.stdout == "["
+    assert result.stdout == "{"
     assert "Traceback" not in result.stderr

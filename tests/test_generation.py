@@ -262,7 +262,7 @@ def test_a_run_notes_that_fid_is_missing(trained: icpctl.Run) -> None:
     from icpctl import report
 
     found = report.build(trained.path.parent)
-    assert any("1 run: FID and KID are missing" in note for note in found.notes)
+    assert any(f"1 run, {trained.path.name}: FID and KID are missing" in note for note in found.notes)
 
 
 def test_killed_after_the_last_epoch_it_measures_what_was_left(

@@ -1,0 +1,186 @@
+"""What results folders say: a row a run, a row a group of runs over its seeds, and what the comparisons support.
+
+Numbers in the tables of this package are fractions in [0, 1]; those for people give percent and points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from icpctl.config import SELECTION
+from icpctl.errors import UserError, unknown
+from icpctl.report import notes as remarks
+from icpctl.report.groups import Grouping, check_settings, group, printable, value_text
+from icpctl.report.runs import METHOD, foreign_metrics, metric_columns, runs_table
+from icpctl.report.selection import select
+from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
+
+__all__ = ["METHOD", "Report", "build", "runs_table", "value_text", "write"]
+
+TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `build` finds in results folders."""
+
+    runs: pd.DataFrame
+    """One row a run, as `runs_table` makes it."""
+    summary: pd.DataFrame
+    """One row a group and metric, as `comparison.summary_table` makes it; empty where no run is finished."""
+    comparisons: pd.DataFrame
+    """One row a comparison of two groups and metric, as `comparison.comparison_table` makes it."""
+    metrics: Mapping[str, str]
+    """The metric that the report is about, of each task that there is."""
+    grouping: Grouping
+    """Of the runs that count: those that are finished and whole."""
+    records: Mapping[str, RunRecord]
+    """The runs that count, by their ids."""
+    left_out: Mapping[str, RunRecord]
+    """The other runs, by their ids."""
+    common: str
+    """Sentences: the settings that the tables do not show, for they are the same in all rows; what pools others."""
+    notes: list[str]
+    """Sentences: what is damaged, what is left out, what cannot be compared."""
+
+
+def build(
+    folders: Path | Sequence[Path],
+    only: Collection[str] | None = None,
+    where: Sequence[str] = (),
+    by: Sequence[str] = (),
+    metric: str | None = None,
+) -> Report:
+    """Read results folders, or the folders of single runs. What is damaged is noted, the rest reported.
+
+    Args:
+        folders: one or several.
+        only: the ids of the runs to report; without it, all.
+        where: conditions, as `selection.select` takes them.
+        by: the settings that tell the rows apart; without it, all in which the runs differ.
+        metric: the one that the report is about; without it, accuracy, or SSIM of a generative model.
+
+    Raises:
+        UserError: a folder does not exist, or there is no run that can be read; a condition, setting or metric that is
+            none.
+    """
+    by = check_settings(by, f"--by {','.join(by)}")
+    folders = (
+        [folders] if isinstance(folders, Path) else list({folder.resolve(): folder for folder in folders}.values())
+    )
+    records, notes = _read(folders, only)
+    if not records:
+        listed = ", ".join(map(str, folders))
+        raise UserError(
+            " ".join(
+                [f"There is no run to report in {listed}. `icpctl train --output {folders[0]}` makes one.", *notes]
+            )
+        )
+    if where:
+        kept = select({run_id: record.config for run_id, record in records.items()}, where)
+        records = {run_id: record for run_id, record in records.items() if run_id in kept}
+
+    notes += remarks.of_runs(records.values())
+    runs = runs_table(sorted(records.values(), key=lambda record: record.config.run_id))
+    complete = runs[remarks.whole(runs, notes)]
+    if complete.empty:
+        notes.append(f"No run in {', '.join(map(str, folders))} is finished, so there is nothing to compare yet.")
+    metrics = _metrics(complete, metric, notes)
+    complete = complete[complete["task"].isin(list(metrics))]
+    counted = {run_id: records[run_id] for run_id in complete["run_id"]}
+    configs = {record.config.group_id: record.config for record in counted.values()}
+    grouping = group(configs, by)
+
+    from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
+
+    summary, comparisons = summary_table(complete, grouping), comparison_table(complete, grouping)
+    notes += remarks.lacking(complete, metrics)
+    notes += remarks.unpaired(complete, grouping)
+    common = remarks.unsaid(list(configs.values()), by, metric_columns(complete))
+    left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
+    notes = [printable(note) for note in notes]
+    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), notes)
+
+
+def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:
+    """Each run once, and notes. Of copies the finished one in the run's own folder counts; of several that differ, none."""
+    copies: dict[str, list[RunRecord]] = {}
+    notes: list[str] = []
+    for folder in folders:
+        found, problems = read_runs(folder)
+        notes += problems
+        for record in found:
+            if only is None or record.config.run_id in only:
+                copies.setdefault(record.config.run_id, []).append(record)
+    records = {}
+    for run_id, found in copies.items():
+        # A finished one, in the run's own folder.
+        ranks = [(each.status.get("state") == "finished", each.path.name == run_id) for each in found]
+        best = [each for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+        first = best[0]
+        others = [each for each in found if each is not first]
+        if different := [each for each in best if not _is_copy(each, first)]:
+            paths = ", ".join(str(each.path) for each in (first, *different))
+            notes.append(f"Left out: {run_id}, as its copies differ, and nothing says which is right: {paths}.")
+            continue
+        records[run_id] = first
+        if others:
+            paths = ", ".join(str(each.path) for each in others)
+            notes.append(f"Left out, as copies of the run in {first.path}: {paths}.")
+    for record in records.values():
+        if foreign := foreign_metrics(record):
+            notes.append(
+                f"{record.path / 'metrics.csv'}: left out of the tables, for they have the names of other columns: {', '.join(foreign)}."
+            )
+    return records, notes
+
+
+def _is_copy(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two records of a run hold the same metrics, but for those of the machine."""
+    keys = [{key for key in record.curves if key[1] not in TIMINGS} for record in (one, other)]
+    return keys[0] == keys[1] and all(
+        np.array_equal(one.curves[key], other.curves[key], equal_nan=True) for key in keys[0]
+    )
+
+
+def write(folder: Path, report: Report) -> list[Path]:
+    """Write runs.csv, summary.csv and comparisons.csv, each whole or not at all.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    tables = dict(zip(TABLES, (report.runs, report.summary, report.comparisons), strict=True))
+    for name, table in tables.items():
+        write_atomic(folder / name, table.to_csv(index=False).encode())
+    return [folder / name for name in tables]
+
+
+def _metrics(runs: pd.DataFrame, metric: str | None, notes: list[str]) -> dict[str, str]:
+    """The metric that the report is about, of each task that has it."""
+    there = {
+        task: {name for name in metric_columns(part) if part[name].notna().any()} for task, part in runs.groupby("task")
+    }
+    chosen = {str(task): SELECTION[str(task)] for task in there}
+    if metric is not None and there:
+        known = set.union(*there.values())
+        name = metric if metric in known else metric.replace("-", "_")  # a run's id, in the name of some, has dashes
+        of_features = [each for each in known if each.startswith(f"{name}_by_") and not each.endswith("_best")]
+        if name not in known and len(of_features) == 1:
+            (name,) = of_features
+        if name not in known:
+            listed = ", ".join(sorted(each for each in known if not each.endswith("_best")))
+            raise UserError(
+                f"--metric {metric}: {unknown('metric', name, known)} These runs have {listed}; and at the best epoch, with "
+                "_best, those that are measured at each."
+            )
+        chosen = dict.fromkeys(chosen, name)
+    lacking = [task for task, name in chosen.items() if name not in there[task]]
+    for task in lacking:
+        number = int((runs["task"] == task).sum())
+        notes.append(f"Left out: {remarks.count(number, 'run')} of {task}, with no {chosen[task]} at the last epoch.")
+    return {task: name for task, name in chosen.items() if task not in lacking}

@@ -1,0 +1,158 @@
+"""What `icpctl report` does: build the report, print it, and write its files; once, or anew while runs go on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from icpctl.ablate.study import STUDY_FILE, Definition
+from icpctl.errors import UserError
+from icpctl.export import Kind, export
+from icpctl.report import Report, build, write
+from icpctl.report.tables import Format, render, terminal
+from icpctl.results import REPORT, not_writable, read_json, run_folders, write_atomic
+
+Say = Callable[[str, str], None]
+"""Prints a paragraph beside the report: its kind, as in "Note:", and the text."""
+
+REFRESH = 5.0
+"""Seconds between two looks at the folders with --watch."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `icpctl report`."""
+
+    folders: Sequence[Path] = (Path("results"),)
+    where: Sequence[str] = ()
+    by: Sequence[str] = ()
+    metric: str | None = None
+    format: Format | Literal["table"] = "table"
+    figures: bool = False
+    export: Kind | None = None
+    output: Path | None = None
+
+    @property
+    def target(self) -> Path:
+        """Where the files go: with all of one folder into that, else not over its files."""
+        whole = len(self.folders) == 1 and not self.where
+        return self.output or (self.folders[0] if whole else Path(REPORT))
+
+    def build(self, only: Collection[str] | None = None) -> Report:
+        return build(self.folders, only, self.where, self.by, self.metric)
+
+    def options(self) -> list[str]:
+        """Those that change what the report is about, as on the command line."""
+        options = [part for condition in self.where for part in ("--where", condition)]
+        options += ["--by", ",".join(self.by)] if self.by else []
+        return [*options, *(["--metric", self.metric] if self.metric else [])]
+
+
+def write_report(request: Request, console: Console, say: Say) -> None:
+    """Print the report and write its files: tables, report.html, and what was asked for.
+
+    Raises:
+        UserError: there is nothing to report, a condition that cannot be read, a file that cannot be written.
+    """
+    report = request.build()
+    show(report, request.format, console, say)
+    files = _files(report, request, say)
+    if request.export:
+        runs = [*report.records.values(), *report.left_out.values()]
+        files.append(export(runs, request.export, request.target))
+    for file in files:
+        say("Written:", str(file))
+
+
+def show(report: Report, format: Format | Literal["table"], console: Console, say: Say) -> None:
+    """Print the report, its notes beside it."""
+    for note in report.notes:
+        say("[yellow]Note:[/]", note)
+    if format == "table":
+        for part in terminal(report, console.width):
+            console.print(part, highlight=False)
+    else:
+        sys.stdout.write(render(report, format))
+        if format == "csv":
+            say("[yellow]Note:[/]", report.common)
+
+
+def watch_report(request: Request, console: Console, say: Say, should_stop: Callable[[], bool]) -> None:
+    """Print the report anew whenever a run has got further, until all runs are at their end or it is asked to stop.
+
+    Raises:
+        UserError: as `write_report`; options that print something once.
+        KeyboardInterrupt: it was asked to stop.
+    """
+    if request.format != "table" or request.export:
+        raise UserError("--watch draws the tables and report.html anew. Leave out --format and --export, or --watch.")
+    planned = {run_id for folder in request.folders for run_id in _planned(folder)}
+    before: object = None
+    while not should_stop():
+        runs = _look(request.folders)
+        waiting = planned - runs.keys()
+        if runs != before:
+            before = runs
+            if any(recorded for _, recorded in runs.values()):
+                report = request.build()
+                _files(report, request, lambda *_: None)
+                if console.is_terminal:
+                    console.clear()
+                show(report, "table", console, say)
+            ended = sum(at_end for at_end, _ in runs.values())
+            number = len(runs) + len(waiting)
+            over = bool(runs) and ended == number
+            way_out = "" if over else " Ctrl-C ends the watching."
+            say(f"{datetime.now():%H:%M:%S}", f"{ended} of {number} runs are at their end.{way_out}")
+            if over:
+                return
+        until = time.monotonic() + REFRESH
+        while time.monotonic() < until and not should_stop():
+            time.sleep(0.1)
+    raise KeyboardInterrupt
+
+
+def _planned(folder: Path) -> list[str]:
+    """The runs of the studies of a results folder."""
+    file = folder / STUDY_FILE
+    return [run.config.run_id for run in Definition.read(file).runs()] if file.exists() else []
+
+
+def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
+    """Of each run that has begun whether it is at its end, and when something was last recorded of it, or 0."""
+    runs = {}
+    for folder in folders:
+        for path in run_folders(folder) if folder.exists() else []:
+            if not any((path / name).exists() for name in ("config.json", "log.txt")):
+                continue  # no run
+            files = [path / name for name in ("metrics.csv", "status.json") if (path / "config.json").exists()]
+            recorded = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+            runs[path.name] = (read_json(path / "status.json").get("state") in ("finished", "failed"), recorded)
+    return runs
+
+
+def _files(report: Report, request: Request, say: Say) -> list[Path]:
+    """Write the tables and the page, and the figures if they are asked for."""
+    from icpctl import figures  # matplotlib takes a second
+    from icpctl.report.page import PAGE, page
+
+    target = request.target
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(target, error) from error
+    drawings, notes = figures.draw(report, paper=request.figures)
+    for note in notes:
+        say("[yellow]Note:[/]", note)
+    files = write(target, report)
+    content = page(report, drawings, request.folders, request.options())
+    write_atomic(target / PAGE, content.encode())
+    drawn = figures.write(drawings, target) if request.figures else []
+    return [*files, target / PAGE, *drawn]

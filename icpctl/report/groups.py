@@ -1,0 +1,269 @@
+"""Which runs belong together and which are compared: groups over seeds, their roles, their names, their order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icpctl.config import RunConfig, choices, declaration
+from icpctl.cost import compute_matched
+from icpctl.errors import UserError, unknown
+from icpctl.report.runs import METHOD
+
+NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
+"""The input optimizers and the names of their methods, in the order of the rows."""
+
+AGAINST = {
+    "baseline": "the baseline",
+    "compute-matched": "the baseline of equal compute",
+    "ascend": "its ascending control",
+    "random": "its control in a random direction",
+}
+"""What a run is compared with, in words."""
+
+SIGNS = {"steps": "T", "icp_lr": "η", "beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "alpha": "α", "eps": "ε"}
+"""The paper's signs, for names that have to be short."""
+
+
+def references(config: RunConfig) -> dict[str, RunConfig]:
+    """What a run is compared with, on the same seed: its twins by the keys of `AGAINST`; of a control also the run of
+    the method, as `descend`. A baseline has none.
+    """
+    if config.optimizer == "none":
+        return {}
+    found = {"baseline": config.baseline(), "compute-matched": compute_matched(config)}
+    others = ("ascend", "random") if config.direction == "descend" else ("descend",)
+    return found | {direction: config.altered(direction=direction) for direction in others}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups of the runs that count."""
+
+    table: pd.DataFrame
+    """A row a group in the order of the tables, indexed by group_id: task, role, label, model, dataset, and the settings
+    that tell the groups apart, missing where they mean nothing."""
+    settings: list[str]
+    """These settings."""
+    member: Mapping[str, str]
+    """The group_id of a configuration to that of its row; the same but for `by`."""
+    twins: Mapping[str, Mapping[str, str]]
+    """The group_id of a configuration to those that it is compared with, by the keys of `AGAINST`, where they are there."""
+
+
+def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
+    """Groups of configurations that differ in their seed alone; or, with `by`, in nothing that is named there.
+
+    Args:
+        configs: a configuration of any seed, by its group_id.
+        by: the settings that tell the rows apart; the others are pooled. Task, model, data set, role and direction are
+            always apart, and the compute-matched baselines by their epochs.
+    """
+    twins = {
+        group_id: {kind: twin.group_id for kind, twin in references(config).items() if twin.group_id in configs}
+        for group_id, config in configs.items()
+    }
+    baselines = {of["baseline"] for of in twins.values() if "baseline" in of}
+    family = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
+    roles = {}
+    for group_id, config in configs.items():
+        plain = "compute-matched" if group_id in family and group_id not in baselines else "baseline"
+        constructive = "method" if config.direction == "descend" else "control"
+        roles[group_id] = plain if config.optimizer == "none" else constructive
+
+    apart = [*by] if by else varied(list(configs.values()))
+    if by and "compute-matched" in roles.values():
+        apart = list(dict.fromkeys([*apart, "epochs"]))
+
+    def rank(group_id: str) -> tuple[Any, ...]:
+        config = configs[group_id]
+        first = configs.get(family.get(group_id, "")) if roles[group_id] == "compute-matched" else None
+        plain = [name for name in apart if name not in METHOD and name != "optimizer"]
+        names = ["optimizer", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
+        return (
+            config.task,
+            config.model,
+            config.dataset,
+            [_rank(first or config, name) for name in plain],
+            config.optimizer != "none",
+            [_rank(config, name) for name in (*plain, *names)],
+        )
+
+    rows: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[str]] = {}
+    for group_id in sorted(configs, key=rank):
+        config, role = configs[group_id], roles[group_id]
+        shown = [name for name in apart if means(name, config)]
+        if by and "epochs" not in by and role != "compute-matched":
+            shown = [name for name in shown if name != "epochs"]
+        values = {name: getattr(config, name) for name in shown}
+        row = {"task": config.task, "role": role, "model": config.model, "dataset": config.dataset, **values}
+        key = group_id
+        if by:
+            text = repr([*row.items(), config.direction, config.optimizer == "none"])
+            key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        rows.setdefault(key, row)
+        members.setdefault(key, []).append(group_id)
+
+    configs_of = {key: [configs[group_id] for group_id in ids] for key, ids in members.items()}
+    kinds = {key: (row["task"], row["model"], row["dataset"]) for key, row in rows.items()}
+    for kind in set(kinds.values()):
+        of_kind = [key for key in rows if kinds[key] == kind]
+        # That a baseline at equal compute has other epochs is in its own name alone.
+        others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in configs_of[key]]
+        named = [name for name in varied(others) if name in apart and name not in ("optimizer", "direction")]
+        several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
+        for key in of_kind:
+            rows[key]["label"] = _label(configs_of[key], rows[key], named, several)
+    _make_unique(rows)
+    settings = [name for name in apart if name not in ("model", "dataset")]
+    columns = ["task", "role", "label", "model", "dataset", *settings]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group_id")
+    for name in columns:
+        table[name] = [("+".join(value) if isinstance(value, tuple) else value) for value in table[name]]
+    member = {group_id: key for key, ids in members.items() for group_id in ids}
+    return Grouping(table.convert_dtypes(), settings, member, twins)
+
+
+def twin_places(runs: pd.DataFrame, grouping: Grouping, against: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Which row each row is compared with, -1 for none.
+
+    A twin has the same seed, and was trained on the same data. Where settings are pooled, a seed counts only if each of its
+    runs has a twin: else the difference would be of other runs than the row is.
+    """
+    place = pd.Series(np.arange(len(runs)), index=pd.MultiIndex.from_frame(runs[["group_id", "seed"]]))
+    twins = runs["group_id"].map({group_id: of.get(against) for group_id, of in grouping.twins.items()})
+    found = place.reindex(pd.MultiIndex.from_arrays([twins, runs["seed"]])).fillna(-1).to_numpy(np.int64)
+    data = runs["fingerprint"].to_numpy(object)
+    other = np.where(found >= 0, data[found], "") if len(runs) else data
+    same = (data == other) | (data == "") | (other == "")
+    found = np.where(same, found, -1)
+    keys = [runs["group_id"].map(grouping.member), runs["seed"]]
+    complete = pd.Series(found >= 0, index=runs.index).groupby(keys).transform("all")
+    return np.where(complete.to_numpy(bool), found, -1)
+
+
+def varied(configs: Sequence[RunConfig]) -> list[str]:
+    """The settings that tell configurations apart, but for model, data set and seed. A setting that everywhere has its
+    default is none, even where the default follows from another setting.
+    """
+    apart = []
+    for name in RunConfig.model_fields:
+        if name in ("model", "dataset", "seed") or not declaration(name).identity:
+            continue
+        active = [config for config in configs if means(name, config)]
+        if len({getattr(config, name) for config in active}) > 1 and not all(is_default(name, each) for each in active):
+            apart.append(name)
+    return apart
+
+
+def shared(configs: Sequence[RunConfig]) -> dict[str, object]:
+    """The settings, not at their defaults, that all configurations in which they mean something share."""
+    same = {}
+    for name in RunConfig.model_fields:
+        if name in ("model", "dataset", "seed") or not declaration(name).identity:
+            continue
+        active = [config for config in configs if means(name, config)]
+        if len({getattr(config, name) for config in active}) == 1 and not all(
+            is_default(name, each) for each in active
+        ):
+            same[name] = getattr(active[0], name)
+    return same
+
+
+def is_default(name: str, config: RunConfig) -> bool:
+    """Whether a setting has the value that it has when it is not given."""
+    field = RunConfig.model_fields[name]
+    return bool(getattr(config, name) == field.get_default(call_default_factory=True, validated_data=config.__dict__))
+
+
+def means(name: str, config: RunConfig) -> bool:
+    """Whether a setting means something in a run; the method's mean nothing in a baseline."""
+    return config.optimizer != "none" or name not in METHOD
+
+
+def check_settings(names: Sequence[str], where: str) -> list[str]:
+    """The names of settings that tell groups apart, as `RunConfig` has them.
+
+    Raises:
+        UserError: one that is none, or the seed; with the place.
+    """
+    known = [name for name in RunConfig.model_fields if declaration(name).identity and name != "seed"]
+    found = [name.strip().replace("-", "_") for name in names]
+    for name in found:
+        if name == "seed":
+            raise UserError(f"{where}: a row is a mean over the seeds. To see one seed, give --where seed=0.")
+        if name not in known:
+            raise UserError(f"{where}: {unknown('hyper-parameter', name, known)}")
+    return list(dict.fromkeys(found))
+
+
+def value_text(value: Any) -> str:
+    """A value of a table or of a setting, for people."""
+    if isinstance(value, tuple):
+        return "+".join(value)
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return printable(f"{value:.12g}" if isinstance(value, float) else str(value))
+
+
+def printable(text: str) -> str:
+    """A text from a file, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:
+    """The place of a value: none first, then in the order of the choices, of numbers, or of the alphabet."""
+    value = getattr(config, name)
+    if value is None or not means(name, config):
+        return (0,)
+    if name in ("optimizer", "direction"):
+        return (1, [*NAMES, *choices("direction")].index(value))
+    listed = choices(name)
+    return (1, listed.index(value) if listed else value)
+
+
+def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence[str], several: bool) -> str:
+    """What a group is called in a sentence or a legend."""
+    config = configs[0]
+    parts = [NAMES[config.optimizer] if len({config.optimizer for config in configs}) == 1 else "ICP"]
+    if row["role"] == "control":
+        parts[0] += f" {config.direction}"
+    if row["role"] == "compute-matched" or (config.optimizer == "none" and "epochs" in named and "epochs" in row):
+        parts[0] += f" of {config.epochs} epochs"
+        named = [name for name in named if name != "epochs"]
+    shown = [name for name in named if name in row and not (_is_switch(name) and is_default(name, config))]
+    parts += [f"{SIGNS.get(name, name)}={value_text(row[name])}" for name in shown]
+    if several:
+        parts.append(f"{config.model} on {short_dataset(config.dataset)}")
+    return ", ".join(parts)
+
+
+def _make_unique(rows: Mapping[str, dict[str, Any]]) -> None:
+    """Tell rows of one label apart, by the whole name of their data set, or else by their id."""
+    for mark in (lambda key: value_text(rows[key]["dataset"]), lambda key: key):
+        of_label: dict[tuple[str, str], list[str]] = {}
+        for key, row in rows.items():
+            of_label.setdefault((row["task"], row["label"]), []).append(key)
+        for keys in of_label.values():
+            if len(keys) > 1 and len({mark(key) for key in keys}) > 1:
+                for key in keys:
+                    rows[key]["label"] += f" ({mark(key)})"
+
+
+def _is_switch(name: str) -> bool:
+    return bool(choices(name)) or RunConfig.model_fields[name].annotation is bool
+
+
+def short_dataset(dataset: str) -> str:
+    """The name of a data set, of a folder without the way to it."""
+    kind, _, path = dataset.partition(":")
+    return value_text(f"{kind}:{Path(path).name}" if path else kind)

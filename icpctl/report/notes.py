@@ -1,0 +1,136 @@
+"""What a report says beside its numbers: what is damaged, left out, or cannot be compared; what its tables leave unsaid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from icpctl.config import RunConfig
+from icpctl.report.groups import AGAINST, Grouping, shared, twin_places, value_text, varied
+from icpctl.report.measures import feature_letters
+from icpctl.results import RunRecord
+
+
+def whole(runs: pd.DataFrame, notes: list[str]) -> pd.Series:
+    """Whether a run is finished and whole; what is not, is noted."""
+    failed = runs["state"] == "failed"
+    unfinished = ~runs["state"].isin(["failed", "finished"])
+    cut = (runs["state"] == "finished") & (runs["epochs_recorded"] < runs["epochs"])
+    for concerned, what in (
+        (failed, "Failed and left out (status.json in the folder of a run says why)"),
+        (unfinished, "Not finished and left out"),
+        (cut, "Left out, for epochs are missing from metrics.csv"),
+    ):
+        if concerned.any():
+            notes.append(f"{what}: {count(concerned.sum(), 'run')}, {some(runs['run_id'][concerned])}.")
+    return ~(failed | unfinished | cut)
+
+
+def of_runs(records: Iterable[RunRecord]) -> list[str]:
+    """What the runs' own notes say, each once: metrics that are missing, or not to be trusted."""
+    counts: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for record in records:
+        given = record.status.get("notes")
+        for note in map(str, given if isinstance(given, list) else []):
+            counts[note] += 1
+            example.setdefault(note, record.config.run_id)
+    return [
+        f"{count(number, 'run')}, {'for example ' if number > 1 else ''}{example[note]}: {note}"
+        for note, number in counts.items()
+    ]
+
+
+def lacking(runs: pd.DataFrame, metrics: Mapping[str, str]) -> list[str]:
+    """Notes on runs that count and have no value of the metric that the report is about."""
+    notes = []
+    for task, name in metrics.items():
+        part = runs[runs["task"] == task]
+        without = part["run_id"][part[name].isna()]
+        if len(without):
+            notes.append(
+                f"No {name} that is a finite number, so in no mean of it, and no claim is made of their groups: "
+                f"{count(len(without), 'run')}, {some(without)}."
+            )
+    return notes
+
+
+def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
+    """Notes on what has no baseline on its own seed, and on comparisons that are not made."""
+    if runs.empty:
+        return []
+    notes = []
+    present = set(zip(runs["group_id"], runs["seed"], strict=True))
+    method = runs["optimizer"] != "none"
+    baselines = zip(runs["baseline_id"], runs["seed"], strict=True)
+    alone = runs["run_id"][method & np.array([baseline not in present for baseline in baselines])]
+    if len(alone):
+        notes.append(
+            "Compared with no baseline, for there is no finished one of the same seed: "
+            f"{count(len(alone), 'run')}, {some(alone)}."
+        )
+    for task in sorted(set(runs["task"][method])):
+        matched = twin_places(runs, grouping, "compute-matched") >= 0
+        if not (matched & (runs["task"] == task)).any():
+            notes.append(
+                f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
+                "`icpctl ablate --compute-matched` makes such baselines."
+            )
+    for against in AGAINST:
+        twins = [
+            (grouping.twins[group_id].get(against), seed)
+            for group_id, seed in zip(runs["group_id"], runs["seed"], strict=True)
+        ]
+        there = np.array([twin in present for twin in twins])
+        dropped = runs["run_id"][there & (twin_places(runs, grouping, against) < 0)]
+        if len(dropped):
+            notes.append(
+                f"Not compared with {AGAINST[against]}, as that was trained on other data, or is there for a part of the runs that a row "
+                f"pools: {count(len(dropped), 'run')}, {some(dropped)}."
+            )
+    rows = runs["group_id"].map(grouping.member)
+    sizes = runs.groupby([rows, "seed"]).size().groupby(level=0).nunique()
+    if (sizes > 1).any():
+        labels = grouping.table["label"][sizes.index[sizes > 1]]
+        notes.append(
+            f"Not all seeds have the same runs in {count(len(labels), 'row')}, {some(labels)}: means over what is pooled there "
+            "are of different settings."
+        )
+    return notes
+
+
+def unsaid(configs: Sequence[RunConfig], by: Sequence[str], metrics: Iterable[str]) -> str:
+    """What the tables leave unsaid."""
+    methods = [config for config in configs if config.optimizer != "none"]
+    always = {
+        name: values.pop()
+        for name in ("epochs", "steps", "icp_lr")  # whatever their defaults, for no one knows these by heart
+        if len(values := {getattr(config, name) for config in methods or configs}) == 1
+    }
+    same = ", ".join(f"{name} {value_text(value)}" for name, value in {**always, **shared(configs)}.items() if value)
+    text = "Settings that are not in the table have their defaults."
+    if same:
+        text = f"The same in all rows{' of the method' if methods else ''}: {same}. Other settings have their defaults."
+    if by:
+        pooled = [name for name in varied(methods or configs) if name not in by and name != "direction"]
+        unpooled = text
+        text = f"A row pools {', '.join(pooled) or 'nothing'}: the runs of a seed are averaged, and count once. "
+        text += "A difference is of pairs of runs, so it need not be that of two rows. " + unpooled
+    for classifier, letter in feature_letters(metrics).items():
+        text += f" FID and KID ({letter}): in the features of {classifier}."
+    return text
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, as in "2 runs"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

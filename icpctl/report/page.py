@@ -1,0 +1,217 @@
+"""report.html: the report as one file, which opens without a network."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from icpctl.figures.style import Drawing, encode
+from icpctl.report import Report
+from icpctl.report.groups import AGAINST, value_text
+from icpctl.report.measures import measure_of, p_text
+from icpctl.report.runs import records
+from icpctl.report.tables import (
+    SHORT,
+    Columns,
+    at_best_epoch,
+    compared,
+    effect_text,
+    explanation,
+    interval_text,
+    needed_text,
+    scorecard,
+    summary_cells,
+    who,
+)
+
+PAGE = "report.html"
+OPEN = 12
+"""Comparisons of which all sentences are in sight; of more, those that claim nothing are folded away."""
+MOST_DATA = 200
+"""Rows of a figure's data that are shown; the file that can be saved has all."""
+
+_INK = """<style>
+svg { color: #1f2328; --page: #ffffff; fill: currentColor }
+@media (prefers-color-scheme: dark) { svg { color: #e6edf3; --page: #0d1117 } }
+</style>"""
+
+
+def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], options: Sequence[str]) -> str:
+    """The page: verdicts, tables, figures, runs.
+
+    Args:
+        report: what it says.
+        drawings: the figures.
+        folders: where the runs are.
+        options: those of the command that makes the page.
+    """
+    command = shlex.join(["icpctl", "report", *map(str, folders), *options])
+    environment = Environment(
+        loader=PackageLoader("icpctl.report", "html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loaded = environment.loader
+    assert loaded is not None
+    started = sorted(
+        session["started"][:10]
+        for record in report.records.values()
+        for session in record.sessions
+        if isinstance(session.get("started"), str)
+    )
+    text = environment.get_template("report.html.j2").render(
+        css=Markup(loaded.get_source(environment, "report.css")[0]),
+        js=Markup(loaded.get_source(environment, "report.js")[0]),
+        folders=", ".join(map(str, folders)),
+        command=command,
+        version=version("icpctl"),
+        dates=" to ".join(dict.fromkeys([*started[:1], *started[-1:]])),
+        number=len(report.records),
+        notes=report.notes,
+        common=report.common,
+        tasks=[_task(report, task) for task in report.metrics],
+        drawings=[_drawn(drawing, command) for drawing in drawings],
+        runs=_table(_runs(report)),
+    )
+    return text.encode(errors="replace").decode()  # a name that is not UTF-8 has a question mark
+
+
+def _task(report: Report, task: str) -> Mapping[str, Any]:
+    table = compared(report, task)
+    measure = measure_of(report.metrics[task])
+    cells, above = summary_cells(report, task)
+    card = scorecard(table)
+    decided = table["verdict"].isin(["better", "worse"])
+    said = [{"verdict": row["verdict"], "sentence": row["sentence"]} for row in records(table)]
+    first = [each for each, claims in zip(said, decided, strict=True) if claims or len(said) <= OPEN]
+    rest = [each for each, claims in zip(said, decided, strict=True) if not claims and len(said) > OPEN]
+    return {
+        "name": task,
+        "metric": measure.name,
+        "unit": "points" if measure.unit == "%" else measure.unit,
+        "explanation": explanation(report, task),
+        "who": who(table),
+        "verdicts": [str(verdict) for verdict in card],
+        "card": [[AGAINST[str(against)], *row] for against, row in card.iterrows()],
+        "compared": len(table),
+        "tested": int(table["comparisons"].max()) if len(table) else 0,
+        "changed": at_best_epoch(report, task)[["verdict", "sentence"]].to_dict("records"),
+        "first": first,
+        "rest": rest,
+        "comparisons": _table(_comparisons(table)) if len(table) else None,
+        "above": above,
+        "groups": _table(cells),
+    }
+
+
+def _comparisons(table: pd.DataFrame) -> Columns:
+    columns: dict[str, list[tuple[str, Any]]] = {}
+    for row in records(table):
+        measure = measure_of(row["metric"])
+        needed = needed_text(row)
+        cells = {
+            "group": (row["label"], ""),
+            "minus": (SHORT[row["against"]], ""),
+            "seeds": (str(row["seeds"]), row["seeds"]),
+            "difference": (measure.value(row["difference"], signed=True), row["difference"]),
+            "95 % interval": (interval_text(row, measure, signed=True), row["low"]),
+            "p": (p_text(row["p"]), row["p"]),
+            "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
+            "d": (effect_text(row), row["effect"]),
+            "says": (row["verdict"], ""),
+            "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
+        }
+        for heading, cell in cells.items():
+            columns.setdefault(heading, []).append(cell)
+    return columns
+
+
+def _table(columns: Columns) -> Mapping[str, Any]:
+    """Headings, which of them are of numbers, and rows of cells: what is shown, and what it is sorted by."""
+    numbers = [
+        heading for heading, column in columns.items() if any(not isinstance(number, str) for _, number in column)
+    ]
+    cells = [
+        [_cell(text, number, heading in numbers) for text, number in column] for heading, column in columns.items()
+    ]
+    return {"headings": list(columns), "numbers": numbers, "rows": list(zip(*cells, strict=True))}
+
+
+def _cell(text: str, number: Any, of_numbers: bool) -> Mapping[str, str]:
+    """The number is as JavaScript reads it, NaN where there is none; a column of text has none."""
+    if not of_numbers:
+        return {"text": text, "number": ""}
+    value = math.nan if isinstance(number, str) or pd.isna(number) else float(number)
+    return {"text": text, "number": str(value).replace("nan", "NaN").replace("inf", "Infinity")}
+
+
+def _runs(report: Report) -> Columns:
+    """All runs, those that do not count included."""
+    runs = report.runs
+    member = report.grouping.member
+    labels = runs["group_id"].map(member).map(report.grouping.table["label"])
+    columns: dict[str, list[tuple[str, Any]]] = {
+        "run": [(text, "") for text in runs["run_id"]],
+        "group": [(value_text(text), "") for text in labels],
+        "seed": [(str(seed), seed) for seed in runs["seed"]],
+        "state": [(state, "") for state in runs["state"]],
+    }
+    numbers = [name for metric in report.metrics.values() for name in dict.fromkeys([metric, f"{metric}_best"])]
+    for name in (*numbers, "best_epoch", "passes", "seconds"):
+        if name in runs:
+            measure = measure_of(name)
+            heading = "best epoch" if name == "best_epoch" else measure.heading
+            values = runs[name].astype("Float64").to_numpy(float, na_value=float("nan"))
+            if name == "best_epoch":
+                columns[heading] = [("–" if pd.isna(value) else f"{value:.0f}", value) for value in values]
+            else:
+                columns[heading] = [(measure.value(float(value)), value) for value in values]
+    return columns
+
+
+def _drawn(drawing: Drawing, command: str) -> Mapping[str, Any]:
+    data = drawing.data
+    return {
+        "name": drawing.name,
+        "title": drawing.title,
+        "text": drawing.text,
+        "image": image_uri(drawing),
+        "plate": drawing.plate,
+        "command": f"{command} --figures",
+        "csv": _uri(data.to_csv(index=False).encode(), "text/csv"),
+        "rows": len(data),
+        "data": _table({str(name): _data_cells(column.head(MOST_DATA)) for name, column in data.items()}),
+    }
+
+
+def _data_cells(column: pd.Series) -> list[tuple[str, Any]]:
+    are_numbers = is_numeric_dtype(column) and not is_bool_dtype(column)
+    texts = [
+        f"{value:.5g}" if isinstance(value, float) and not math.isnan(value) else value_text(value) for value in column
+    ]
+    return [(text, value if are_numbers else "") for text, value in zip(texts, column, strict=True)]
+
+
+def image_uri(drawing: Drawing) -> str:
+    """The figure as an address that holds it: SVG in the ink and on the ground of the page; or PNG, where it has photographs."""
+    if drawing.plate:
+        return _uri(encode(drawing.figure, "png"), "image/png")
+    svg = encode(drawing.figure, "svg").decode().replace("#000000", "currentColor").replace("#ffffff", "var(--page)")
+    start = svg.index(">", svg.index("<svg")) + 1
+    return _uri((svg[:start] + _INK + svg[start:]).encode(), "image/svg+xml")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,111 @@
+"""What the noise of the seeds allows to say: intervals, paired t tests, Holm's correction, effect size, seeds needed.
+
+Every function takes whole columns. The distributions are scipy's; Holm's correction is
+statsmodels'.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import f, ncf
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
+
+ALPHA = 0.05
+"""Claims of a difference that pure noise may make, among all comparisons of a metric together; intervals have 1 − ALPHA."""
+POWER = 0.8
+"""Chance of finding a difference with the number of seeds that is said to be needed."""
+LEAST_SEEDS = 3
+"""For a claim: of two seeds the spread, on which all rests, is itself a single difference."""
+MOST_SEEDS = 10_000
+ROUNDING = 2.0**-22
+"""Relative: metrics are computed in float32, so a spread below this is rounding."""
+
+
+def describe(values: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
+    """Each column over the rows of each group: seeds, mean, std, low and high, its 95 % confidence interval by t.
+
+    Args:
+        values: a row a seed of a group, a column a metric; nan is a value that is not there.
+        by: the group of each row.
+
+    Returns:
+        Indexed by group and metric, in the order of their first appearance; of one seed, std, low and high are missing.
+    """
+    groups = values.groupby(by.to_numpy(), sort=False)
+    columns = {"seeds": groups.count(), "mean": groups.mean(), "std": groups.std()}
+    stacked = {name: frame.rename_axis(index="group_id", columns="metric").stack() for name, frame in columns.items()}
+    table = pd.DataFrame(stacked)
+    half = _standard_error(table) * student.ppf(1 - ALPHA / 2, table["seeds"] - 1)
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
+
+
+def compare(ours: pd.DataFrame, theirs: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
+    """Paired differences, ours less theirs, over the rows of each group; a row is a seed that both have.
+
+    Args:
+        ours: a row a seed of a group, a column a metric; nan is a value that is not there.
+        theirs: the same of what each row is compared with.
+        by: the group of each row.
+
+    Returns:
+        Indexed by group and metric: seeds, difference (the mean), std, low and high of `describe`; p of the two-sided paired
+        t test; effect, Cohen's d of paired differences (their mean in units of their standard deviation); constant, whether
+        the differences are the same but for rounding. Then, and of one seed, p and effect are missing.
+    """
+    differences = ours - theirs
+    table = describe(differences, by).rename(columns={"mean": "difference"})
+    size = ours.abs().where(ours.abs() > theirs.abs(), theirs.abs())
+    size = size.where(differences.notna()).groupby(by.to_numpy(), sort=False).max()
+    rounding = ROUNDING * size.rename_axis(index="group_id", columns="metric").stack().reindex(table.index)
+    table["difference"] = table["difference"].mask(table["difference"].abs() <= rounding, 0.0)
+    table["constant"] = (table["seeds"] > 1) & (table["std"] <= rounding)
+    spread = table["std"].mask(table["constant"])
+    t = table["difference"] / _standard_error(table.assign(std=spread))
+    table["p"] = 2 * student.sf(t.abs(), table["seeds"] - 1)
+    table["effect"] = table["difference"] / spread
+    return table
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values corrected over all that there are (Holm, 1979), so that all claims together err with at most ALPHA."""
+    corrected = pd.Series(np.nan, index=p.index)
+    tested = p.notna()
+    if tested.any():
+        frozen = gc.get_freeze_count()
+        gc.freeze()  # multipletests collects garbage, which takes long beside many runs
+        corrected[tested] = multipletests(p[tested].to_numpy(float), method="holm")[1]
+        if not frozen:
+            gc.unfreeze()
+    return corrected
+
+
+def seeds_needed(effect: pd.Series, comparisons: pd.Series) -> pd.Series:
+    """The least number of seeds with which differences of this effect size would be found with a chance of POWER.
+
+    By the power of the paired t test at ALPHA over the number of comparisons. Missing where the effect is, where it is
+    nothing, and where more than MOST_SEEDS would be needed.
+    """
+    size = effect.abs().clip(upper=50).to_numpy(float)  # of larger ones the power, which is 1, cannot be computed
+    alpha = ALPHA / comparisons.to_numpy(float)
+
+    def power(seeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Of the t test as the F test of its square: scipy's noncentral t is not a number in places."""
+        return np.asarray(ncf.sf(f.isf(alpha, 1, seeds - 1), 1, seeds - 1, seeds * size**2))
+
+    low, high = np.full(len(size), LEAST_SEEDS), np.full(len(size), MOST_SEEDS)
+    possible = (size > 0) & (power(high) >= POWER)
+    while (low < high).any():
+        middle = (low + high) // 2
+        enough = power(middle) >= POWER
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return pd.Series(high, index=effect.index, dtype="Int64").where(possible)
+
+
+def _standard_error(table: pd.DataFrame) -> pd.Series:
+    error: pd.Series = table["std"] / np.sqrt(table["seeds"])
+    return error

@@ -1,0 +1,414 @@
+"""The report as text: tables for the terminal, Markdown, LaTeX in the shape of a paper's table, CSV, JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, assert_never
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from icpctl.report import Report
+from icpctl.report.comparison import VERDICTS
+from icpctl.report.groups import AGAINST, short_dataset, value_text
+from icpctl.report.measures import Measure, feature_letters, measure_of, p_text, shown_metrics
+from icpctl.report.runs import COSTS, records
+from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS
+
+Format = Literal["csv", "markdown", "latex", "json"]
+
+MOST_ROWS = 100
+"""Rows of a table in the terminal; and sentences in Markdown."""
+SENTENCES = 8
+"""Comparisons of which the terminal shows all the sentences; of more it shows those that claim something."""
+SHORT = {"baseline": "baseline", "compute-matched": "equal compute", "ascend": "ascend", "random": "random"}
+"""What a difference is taken from, for the heading of a column."""
+GAP = 2
+Columns = dict[str, list[tuple[str, Any]]]
+"""Headings, and the cells below: what is shown, and what it is sorted by, which of text is empty."""
+
+
+def explanation(report: Report, task: str, interval: bool = True) -> str:
+    """What the columns of the tables of a task are; `interval`, whether that of the mean is one."""
+    measure = measure_of(report.metrics[task])
+    held_out = measure_of({"classification": "accuracy", "generation": "ssim"}[task]).name
+    less = " FID and KID: less is better." if task == "generation" else ""
+    by_t = f"; 95 % interval of the mean {measure.name} by t" if interval else ""
+    return (
+        f"Test split, last epoch; best epoch: the one of the best {held_out} on the held-out images. Mean ± standard deviation "
+        f"over the seeds{by_t}.{less} Passes: of a training image through the network."
+    )
+
+
+def compared(report: Report, task: str) -> pd.DataFrame:
+    """The comparisons in the metric that the report is about."""
+    table = report.comparisons
+    return table[(table["task"] == task) & (table["metric"] == report.metrics[task])]
+
+
+def scorecard(table: pd.DataFrame) -> pd.DataFrame:
+    """How many runs of the method are better and worse than what they are compared with: a row for each of `AGAINST`.
+
+    Controls are counted only if there is no run of the method.
+    """
+    method = table[table["role"] == "method"]
+    counted = method if len(method) else table
+    counts = pd.crosstab(counted["against"], counted["verdict"])
+    kinds = [against for against in AGAINST if against in counts.index]
+    there = [verdict for verdict in VERDICTS if verdict in counts or verdict in VERDICTS[:3]]
+    return counts.reindex(index=kinds, columns=there, fill_value=0)
+
+
+def who(table: pd.DataFrame) -> str:
+    """Whose comparisons the score card counts."""
+    return "the method" if (table["role"] == "method").any() else "controls"
+
+
+def setting_columns(report: Report) -> tuple[str, ...]:
+    """The columns of `summary_cells` that are settings."""
+    return ("model", "dataset", *report.grouping.settings)
+
+
+def sentences(table: pd.DataFrame, limit: int) -> list[str]:
+    """The sentences of all comparisons. Of more than `limit` so many, and how many others there are: those that claim a
+    difference, then those of the method with its baselines.
+    """
+    if len(table) <= limit:
+        return table["sentence"].tolist()
+    baselines = table["against"].isin(["baseline", "compute-matched"]).astype(int)
+    rank = 3 - table["role"].eq("method").astype(int) - baselines
+    rank = rank.mask(table["verdict"].isin(["better", "worse"]), 0)
+    said = table.loc[rank.sort_values(kind="stable").index[:limit].sort_values(), "sentence"].tolist()
+    return [*said, f"{len(table) - len(said)} more are in comparisons.csv and report.html."]
+
+
+def at_best_epoch(report: Report, task: str) -> pd.DataFrame:
+    """The comparisons at the best epoch that say something else than those at the last: is it the last epoch, or luck?"""
+    last, best = report.metrics[task], f"{report.metrics[task]}_best"
+    table = report.comparisons
+    table = table[table["task"] == task]
+    said = table[table["metric"] == last].set_index(["group_id", "against"])["verdict"]
+    there = table[table["metric"] == best]
+    other = said.reindex(pd.MultiIndex.from_frame(there[["group_id", "against"]])).to_numpy()
+    changed: pd.DataFrame = there[there["verdict"].to_numpy() != other]
+    return changed
+
+
+def terminal(report: Report, width: int) -> Iterator[RenderableType]:
+    """What is printed, `width` columns wide: of each task its groups, its comparisons and what they say."""
+    for task in report.metrics:
+        yield rich_table(report, task, width)
+        yield Text(explanation(report, task), "dim")
+        table = compared(report, task)
+        if len(table):
+            measure = measure_of(report.metrics[task])
+            unit = f", {'points' if measure.unit == '%' else measure.unit}" if measure.unit else ""
+            yield Text(f"\nDifferences in {measure.name}{unit}, paired by seed", "bold")
+            yield rich_comparisons(table, measure, width)
+            yield Text(
+                "p: two-sided paired t test, corrected over all comparisons of the metric (Holm). d: mean difference in standard "
+                "deviations of the differences. Needs: so many seeds would show a difference as large as this.",
+                "dim",
+            )
+            yield Text(f"\nWhat the comparisons of {who(table)} say", "bold")
+            yield rich_scorecard(scorecard(table))
+            yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
+            changed = at_best_epoch(report, task)
+            if len(changed):
+                yield Text("\nAt the best epoch these say something else", "bold")
+                yield from (Text(f"• {sentence}") for sentence in sentences(changed, SENTENCES))
+            yield Text("")
+    yield Text(report.common)
+
+
+def rich_scorecard(card: pd.DataFrame) -> Table:
+    """How many comparisons say what."""
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+    table.add_column("with", min_width=len(max(AGAINST.values(), key=len)))
+    for verdict in card:
+        table.add_column(str(verdict), justify="right")
+    for against, row in card.iterrows():
+        table.add_row(AGAINST[str(against)], *map(str, row))
+    return table
+
+
+def rich_table(report: Report, task: str, width: int) -> Table:
+    """The groups of a task. What all rows share stands above; the settings are in the groups' names.
+
+    Where the room is short, headings and deviations are broken, and at last columns are left out, which is said.
+    """
+    cells, above = summary_cells(report, task)
+    people = texts({name: cells[name] for name in cells if name not in setting_columns(report)}, report, task)
+    rows = len(people)
+    people = people.head(MOST_ROWS)
+
+    def too_wide() -> bool:
+        cells = [*people.itertuples(index=False), people.columns]
+        widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*cells, strict=True)]
+        return sum(widths) + GAP * (len(widths) - 1) > width
+
+    if too_wide():
+        people["group"] = people["group"].map(_fold)
+    if folded := too_wide():
+        people = people.map(lambda text: text.replace(" ± ", "\n± ").replace(" to ", "\nto "))
+    if too_wide():
+        people = people.rename(columns=lambda heading: heading.replace(" ", "\n"))
+    left_out: list[str] = []
+    for words in ("images/s", "KID", "time"):
+        if too_wide():
+            dropped = [heading for heading in map(str, people) if heading.startswith(words)]
+            left_out += [words] * bool(dropped)
+            people = people.drop(columns=dropped)
+    for words in ("95", "passes", "macro"):
+        if too_wide():
+            dropped = [heading for heading in map(str, people) if heading.startswith(words)]
+            left_out += [heading.replace("\n", " ") for heading in dropped]
+            people = people.drop(columns=dropped)
+    captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
+    if rows > len(people):
+        captions.append(f"{rows - len(people)} more rows are in summary.csv and report.html; --where and --by choose.")
+    table = Table(
+        title=Text(above, "bold"),
+        title_justify="left",
+        caption=Text(" ".join(captions)) if captions else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_lines=folded,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),  # and one of the box
+    )
+    for heading in map(str, people):
+        table.add_column(Text(heading), justify="left" if heading == "group" else "right", overflow="fold")
+    for row in people.itertuples(index=False):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> RenderableType:
+    """Each group's name, and below it a line for each comparison; where the room is short, without the effect size."""
+    shown = table.head(MOST_ROWS)
+    heading = ["minus", "", "95 % interval", "p", "d", "says", "needs"]
+    cells = {group_id: _comparison_cells(rows, measure) for group_id, rows in shown.groupby("group_id", sort=False)}
+    lines = [heading, *(line for rows in cells.values() for line in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left_out = []
+    for name in ("d", "needs", "95 % interval"):
+        if 2 + sum(widths) + GAP * (len(widths) - 1) > width:
+            left_out.append(name)
+            place = heading.index(name)
+            for line in (*lines, widths):
+                del line[place]  # type: ignore[attr-defined]
+
+    def block(rows: Sequence[list[str]]) -> Padding:
+        grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        for across, name in zip(widths, heading, strict=True):
+            grid.add_column(width=across, justify="left" if name in ("minus", "says") else "right", no_wrap=True)
+        for row in rows:
+            style = {"better": "green", "worse": "red"}.get(row[heading.index("says")], "")
+            grid.add_row(*(Text(cell, style) for cell in row))
+        return Padding(grid, (0, 0, 0, 2))
+
+    parts: list[RenderableType] = [block([heading])]
+    labels = shown.drop_duplicates("group_id").set_index("group_id")["label"]
+    for group_id, rows in cells.items():
+        parts += [Text(labels[group_id]), block(rows)]
+    if left_out:
+        parts.append(Text(f"No room for {', '.join(left_out)}: comparisons.csv has it."))
+    if more := len(table) - len(shown):
+        parts.append(Text(f"{more} more comparisons are in comparisons.csv and report.html; --where and --by choose."))
+    return Group(*parts)
+
+
+def _comparison_cells(rows: pd.DataFrame, measure: Measure) -> list[list[str]]:
+    return [
+        [
+            f"− {SHORT[row['against']]}",
+            measure.value(row["difference"], signed=True),
+            interval_text(row, measure, signed=True),
+            p_text(row["p_holm"]),
+            effect_text(row),
+            row["verdict"],
+            needed_text(row),
+        ]
+        for row in records(rows)
+    ]
+
+
+def _fold(label: str, width: int = 26) -> str:
+    """Broken after commas alone, where it can be."""
+    return "\n".join(textwrap.wrap(label.replace(", ", ",\0").replace(" ", "\u00a0").replace("\0", " "), width))
+
+
+def needed_text(row: Any) -> str:
+    """How many seeds would show a difference that these cannot; empty where that is no question."""
+    if row["verdict"] != "cannot tell":
+        return ""
+    return f"> {MOST_SEEDS:,}" if pd.isna(row["seeds_needed"]) else f"{row['seeds_needed']:,}"
+
+
+def interval_text(row: Any, measure: Measure, signed: bool = False) -> str:
+    """The ends of an interval; a dash where there is none."""
+    if pd.isna(row["low"]):
+        return "–"
+    return f"{measure.value(row['low'], signed)} to {measure.value(row['high'], signed)}"
+
+
+def effect_text(row: Any) -> str:
+    """Cohen's d; a dash where there is none, or so few seeds that it says nothing."""
+    if pd.isna(row["effect"]) or row["seeds"] < LEAST_SEEDS:
+        return "–"
+    return f"{row['effect']:+.1f}".replace("-", "−")
+
+
+def texts(cells: Columns, report: Report, task: str) -> pd.DataFrame:
+    """The cells as text, a row a group."""
+    columns = {heading: [text for text, _ in column] for heading, column in cells.items()}
+    return pd.DataFrame(columns, index=groups_of(report, task).index)
+
+
+def groups_of(report: Report, task: str) -> pd.DataFrame:
+    """The rows of the groups of a task."""
+    groups = report.grouping.table
+    return groups[groups["task"] == task]
+
+
+def summary_cells(report: Report, task: str) -> tuple[Columns, str]:
+    """The columns of the table of the groups of a task, each cell as text and as what it is sorted by.
+
+    The name of the group; seeds; the metrics that are shown, the chosen one first, with its interval; costs; and model, data
+    set and settings, which the name says too, so that they can be sorted by. A metric that no group has is left out. What is
+    the same in all rows is no column: it is returned beside them, in words.
+    """
+    summary = report.summary[report.summary["task"] == task]
+    rows = groups_of(report, task)
+    chosen = report.metrics[task]
+    letters = feature_letters(summary["metric"])
+    by_metric = {
+        str(metric): part.set_index("group_id").reindex(rows.index) for metric, part in summary.groupby("metric")
+    }
+    described = rows[["model", "dataset", *report.grouping.settings]].dropna(axis="columns", how="all")
+    short = described["dataset"].map(short_dataset)
+    if short.nunique() == described["dataset"].nunique():
+        described = described.assign(dataset=short)
+    settings: Columns = {
+        str(name): [(value_text(value), _sorted_by(value)) for value in column.astype(object)]
+        for name, column in described.items()
+    }
+    seeds = by_metric[chosen]["seeds"].fillna(0).astype(int)
+    settings["seeds"] = [(str(number), number) for number in seeds]
+    same = [name for name, column in settings.items() if len(set(column)) == 1]
+    words = ", ".join(f"{name} {settings.pop(name)[0][0]}" for name in same)
+    cells: Columns = {"group": [(label, "") for label in rows["label"]]}
+    if "seeds" in settings:
+        cells["seeds"] = settings.pop("seeds")
+    for metric in (*shown_metrics(task, by_metric, chosen), *COSTS):
+        part = by_metric.get(metric)
+        if part is None or part["mean"].isna().all():
+            continue
+        measure = measure_of(metric, letters)
+        of_groups = records(part)
+        cells[measure.heading] = [(mean_text(row, measure, metric not in COSTS), row["mean"]) for row in of_groups]
+        if metric == chosen and part["low"].notna().any():
+            cells["95 % interval"] = [(interval_text(row, measure), row["low"]) for row in of_groups]
+    return cells | settings, words
+
+
+def _sorted_by(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def mean_text(row: Any, measure: Measure, spread: bool = True) -> str:
+    """Mean ± standard deviation."""
+    text = measure.value(row["mean"])
+    return text if pd.isna(row["std"]) or not spread else f"{text} ± {measure.value(row['std'])}"
+
+
+def render(report: Report, format: Format) -> str:
+    """The report as text: csv, the summary as it is; json, all of it; markdown and latex (booktabs) for people."""
+    match format:
+        case "csv":
+            return report.summary.to_csv(index=False)
+        case "json":
+            return _json(report)
+        case "markdown":
+            parts = [part for task in report.metrics for part in _markdown(report, task)]
+            notes = "".join(f"- {escaped(note)}\n" for note in report.notes)
+            return "\n".join([*parts, escaped(report.common), "", *(["Notes:", "", notes] if notes else [])])
+        case "latex":
+            from icpctl.report.latex import latex
+
+            return "\n".join(latex(report, task) for task in report.metrics) or f"% {report.common}\n"
+        case _:
+            assert_never(format)
+
+
+def _json(report: Report) -> str:
+    tables = {"runs": report.runs, "summary": report.summary, "comparisons": report.comparisons}
+    content = {"metrics": dict(report.metrics), "settings": report.common, "notes": report.notes}
+    content |= {
+        name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _markdown(report: Report, task: str) -> Iterator[str]:
+    cells, above = summary_cells(report, task)
+    yield f"{escaped(above)}\n" if above else ""
+    yield _pipe_table(
+        texts(cells, report, task), [name for name in cells if name not in ("group", *setting_columns(report))]
+    )
+    yield f"\n{explanation(report, task)}\n"
+    table = compared(report, task)
+    if len(table):
+        yield _pipe_table(*_differences(table, measure_of(report.metrics[task])))
+        card = scorecard(table)
+        people = card.astype(str).rename(index=AGAINST).rename_axis(f"{who(table)} compared with").reset_index()
+        yield "\n" + _pipe_table(people, list(people.columns[1:])) + "\n"
+        yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(table, MOST_ROWS))
+        if len(changed := at_best_epoch(report, task)):
+            yield "At the best epoch these say something else:\n"
+            yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(changed, MOST_ROWS))
+
+
+def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:
+    """Each comparison as a row of text."""
+    rows = [
+        {
+            "group": row["label"],
+            "minus": SHORT[row["against"]],
+            "seeds": str(row["seeds"]),
+            f"difference in {measure.name}": measure.value(row["difference"], signed=True),
+            "95 % interval": interval_text(row, measure, signed=True),
+            "p": p_text(row["p"]),
+            "p (Holm)": p_text(row["p_holm"]),
+            "d": effect_text(row),
+            "says": row["verdict"],
+            "seeds needed": needed_text(row),
+        }
+        for row in records(table)
+    ]
+    people = pd.DataFrame(rows)
+    return people, [str(heading) for heading in people if heading not in ("group", "minus", "says")]
+
+
+def _pipe_table(people: pd.DataFrame, numbers: Sequence[str]) -> str:
+    align = ["right" if heading in numbers else "left" for heading in people]
+    people = people.map(escaped).rename(columns=escaped)
+    return people.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def escaped(text: str) -> str:
+    """A text for Markdown, whatever is in it."""
+    return text.translate(_MARKDOWN)
+
+
+_MARKDOWN = str.maketrans(
+    {**{character: f"\\{character}" for character in "\\`*[]|"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
