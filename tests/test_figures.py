@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import icpctl
-from icpctl import data, figures
+from icpctl import data, figures, report
 from icpctl.config import RunConfig
 from icpctl.figures import perturbation
 from icpctl.figures.perturbation import EPSILON, STEPS, perturbation_figure
@@ -33,7 +33,7 @@ from icpctl.figures.reconstruction import (
 )
 from icpctl.figures.style import encode
 from icpctl.network import load_trained
-from icpctl.results import RunRecord, read_runs
+from icpctl.results import RunFolder, RunRecord, read_runs
 
 OPTIMIZERS = ["none", "sgd", "adam", "ademamix"]
 METHODS = ["baseline", "SGD-ICP", "Adam-ICP", "AdEMAMix-ICP"]
@@ -362,7 +362,7 @@ def test_missing_data_are_looked_for_once_and_are_one_note(
     configs = [vae(optimizer, dataset=f"folder:{tmp_path}/gone") for optimizer in ("none", "sgd")]
     figure, left_out = reconstruction_figure(
         {
-            config.run_id: RunRecord(folder_of(trained, config.optimizer), config, {}, pd.DataFrame(), [])
+            config.run_id: RunRecord(folder_of(trained, config.optimizer), config, {}, [], "", np.array([]), {})
             for config in configs
         }
     )
@@ -376,9 +376,14 @@ def test_missing_data_are_looked_for_once_and_are_one_note(
 # ── Files
 
 
+def write_all(folder: Path) -> tuple[list[Path], list[str]]:
+    drawings, notes = figures.draw(report.build(folder), paper=True)
+    return figures.write([drawing for drawing in drawings if drawing.name.startswith("figure")], folder), notes
+
+
 @pytest.fixture(scope="module")
 def written(trained: Path) -> Iterator[dict[str, bytes]]:
-    files, notes = figures.write(trained)
+    files, notes = write_all(trained)
     assert not notes
     yield {file.name: file.read_bytes() for file in files}
     shutil.rmtree(trained / "figures")
@@ -404,7 +409,7 @@ def test_files_are_png_and_svg(written: dict[str, bytes], moved: pd.DataFrame, t
 def test_the_same_runs_give_the_same_files(written: dict[str, bytes], trained: Path) -> None:
     torch.set_num_threads(2)
     try:
-        files, _ = figures.write(trained)
+        files, _ = write_all(trained)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -412,15 +417,23 @@ def test_the_same_runs_give_the_same_files(written: dict[str, bytes], trained: P
     assert {file.name for file in (trained / "figures").iterdir()} == set(written)  # no temporary files
 
 
-def test_without_runs_there_is_figure_1(tmp_path: Path) -> None:
-    files, notes = figures.write(tmp_path)
-    assert {file.name for file in files} == {"figure1.png", "figure1.svg", "figure1.csv"}
-    assert not notes
+def test_a_report_downloads_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Figure 3 needs the data set; where it is not there, the figure is left out with the reason."""
+    config = vae("none", dataset="cub", data_dir=tmp_path)
+    results = tmp_path / "results"
+    shutil.copytree(folder_of(trained, "none"), results / config.run_id)
+    RunFolder(results, config).write_config(config, {}, {})
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a download was begun")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    drawings, notes = figures.draw(report.build(results))
+    assert not any(drawing.plate for drawing in drawings)
+    assert any("nothing is downloaded for a report" in note for note in notes)
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(icpctl.UserError, match="figures"):
-        figures.write(tmp_path)
-    with pytest.raises(icpctl.UserError, match="no results folder"):
-        figures.write(tmp_path / "missing")
+        figures.write([], tmp_path)

@@ -26,16 +26,14 @@ from icpctl.errors import UserError
 from icpctl.figures.style import DPI, styled
 from icpctl.models.vae import VAE
 from icpctl.network import Network, load_trained
-from icpctl.report import METHOD, value_text
+from icpctl.report.groups import NAMES, is_default, short_dataset, value_text
+from icpctl.report.runs import METHOD
 from icpctl.results import RunRecord
 
 IMAGES = 4  # of the test split
 NOISES = (1, 2, 3, 4)  # the seeds of ε
 COLUMNS = ("input", "z = μ", "μ + σ·ε₁", "μ + σ·ε₂", "μ + σ·ε₃", "μ + σ·ε₄")
 MOST_ROWS = 12
-
-NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
-"""The input optimizers and the names of their methods, in the order of the rows."""
 
 # Lengths in inches. They are whole hundredths, so that every pixel of an image is the same number of dots.
 CELL, GAP, BLOCK_GAP = 0.64, 0.04, 0.3
@@ -46,8 +44,6 @@ LABEL_LINES = 3
 
 def reconstruction_figures(records: Sequence[RunRecord]) -> tuple[dict[str, Figure], list[str]]:
     """A figure for every group of finished VAE runs that differ in their method alone.
-
-    The data sets are loaded as in training: one that is not there any more is downloaded, if it can be.
 
     Args:
         records: the runs of a results folder; those of other tasks are passed over.
@@ -232,28 +228,21 @@ def _means(config: RunConfig, name: str, others: Sequence[RunConfig]) -> bool:
 def _header(config: RunConfig, seed: int) -> str:
     """What the runs of a figure share: data set, size, seed, epochs, and what of the training is not the default."""
     shared = []
-    for name, field in RunConfig.model_fields.items():
+    for name in RunConfig.model_fields:
         if (
             name in {"model", "dataset", "image_size", "seed", "epochs", "optimizer"} | METHOD
             or not declaration(name).identity
         ):
             continue
-        value = getattr(config, name)
-        if value != field.get_default(call_default_factory=True, validated_data=config.__dict__):
-            shared.append(f"{name} {value_text(value)}")
+        if not is_default(name, config):
+            shared.append(f"{name} {value_text(getattr(config, name))}")
     size = f"{config.image_size} × {config.image_size} pixels"
-    return ", ".join([_short(config.dataset), size, f"seed {seed}", f"{config.epochs} epochs", *shared])
-
-
-def _short(dataset: str) -> str:
-    """The name of a data set, of a folder without the way to it."""
-    kind, _, path = dataset.partition(":")
-    return f"{kind}:{Path(path).name}" if path else kind
+    return ", ".join([short_dataset(config.dataset), size, f"seed {seed}", f"{config.epochs} epochs", *shared])
 
 
 def _slug(dataset: str) -> str:
     """The same as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", _short(dataset)).strip("-")
+    return re.sub(r"[^A-Za-z0-9]+", "-", short_dataset(dataset)).strip("-")
 
 
 def _fold(labels: Sequence[str]) -> tuple[list[str], float]:

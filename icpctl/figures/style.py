@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
-ORANGE, SKY, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 """Colours that the colour-blind can tell apart (Okabe and Ito, 2008)."""
 
 KINDS = ("png", "svg")
@@ -27,6 +30,22 @@ _RC: Any = {
 }
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what belongs to it."""
+
+    name: str
+    """Of its files, without the suffix."""
+    title: str
+    text: str
+    """What is drawn, in sentences; also for those who cannot see it."""
+    figure: Figure
+    data: pd.DataFrame
+    """The numbers that are drawn, tidy; empty where it shows pictures."""
+    plate: bool = False
+    """Whether it has colours of its own, and stays on white in a dark page."""
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw in the style of the figures, whatever the settings of the user; they are as they were afterwards."""
@@ -37,8 +56,13 @@ def styled() -> Iterator[None]:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a file, png or svg; the same for the same figure, as they hold no date."""
+    """A figure as the bytes of a file, png or svg; the same for the same figure, as they hold no date.
+
+    A figure without a background is on white as PNG, and has none as SVG.
+    """
     buffer = io.BytesIO()
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"facecolor": "white"}
     with styled():
-        figure.savefig(buffer, format=kind, dpi="figure", metadata={"Date": None} if kind == "svg" else {})
-    return buffer.getvalue()
+        figure.savefig(buffer, format=kind, dpi="figure", **options)
+    # matplotlib names no black that is filled, as it is the default: a page could not give text another colour.
+    return buffer.getvalue().replace(b"<svg ", b'<svg fill="#000000" ', 1)
