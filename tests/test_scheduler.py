@@ -12,12 +12,12 @@ import pytest
 
 from icpctl.ablate import scheduler as module
 from icpctl.ablate.claim import CLAIM_FILE, Claim
-from icpctl.ablate.grid import parse_grid
 from icpctl.ablate.scheduler import RunState, Scheduler, Stopped
 from icpctl.ablate.study import Definition, PlannedRun, Study
 from icpctl.ablate.table import study_table, write_study_table
 from icpctl.ablate.worker import Job, Outcome, record_failure
 from icpctl.errors import UserError
+from icpctl.grid import parse_grid
 from icpctl.results import RunFolder
 
 Behaviour = Callable[[Job], Outcome]
