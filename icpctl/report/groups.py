@@ -69,35 +69,15 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         group_id: {kind: twin.group_id for kind, twin in references(config).items() if twin.group_id in configs}
         for group_id, config in configs.items()
     }
-    baselines = {of["baseline"] for of in twins.values() if "baseline" in of}
-    family = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
-    roles = {}
-    for group_id, config in configs.items():
-        plain = "compute-matched" if group_id in family and group_id not in baselines else "baseline"
-        constructive = "method" if config.direction == "descend" else "control"
-        roles[group_id] = plain if config.optimizer == "none" else constructive
-
+    roles = _roles(configs, twins)
     apart = [*by] if by else varied(list(configs.values()))
     if by and "compute-matched" in roles.values():
         apart = list(dict.fromkeys([*apart, "epochs"]))
 
-    def rank(group_id: str) -> tuple[Any, ...]:
-        config = configs[group_id]
-        first = configs.get(family.get(group_id, "")) if roles[group_id] == "compute-matched" else None
-        plain = [name for name in apart if name not in METHOD and name != "optimizer"]
-        names = ["optimizer", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
-        return (
-            config.task,
-            config.model,
-            config.dataset,
-            [_rank(first or config, name) for name in plain],
-            config.optimizer != "none",
-            [_rank(config, name) for name in (*plain, *names)],
-        )
-
     rows: dict[str, dict[str, Any]] = {}
-    members: dict[str, list[str]] = {}
-    for group_id in sorted(configs, key=rank):
+    members: dict[str, list[RunConfig]] = {}
+    member: dict[str, str] = {}
+    for group_id in _ordered(configs, twins, roles, apart):
         config, role = configs[group_id], roles[group_id]
         shown = [name for name in apart if means(name, config)]
         if by and "epochs" not in by and role != "compute-matched":
@@ -108,27 +88,71 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         if by:
             text = repr([*row.items(), config.direction, config.optimizer == "none"])
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        member[group_id] = key
         rows.setdefault(key, row)
-        members.setdefault(key, []).append(group_id)
+        members.setdefault(key, []).append(config)
 
-    configs_of = {key: [configs[group_id] for group_id in ids] for key, ids in members.items()}
-    kinds = {key: (row["task"], row["model"], row["dataset"]) for key, row in rows.items()}
-    for kind in set(kinds.values()):
-        of_kind = [key for key in rows if kinds[key] == kind]
-        # That a baseline at equal compute has other epochs is in its own name alone.
-        others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in configs_of[key]]
-        named = [name for name in varied(others) if name in apart and name not in ("optimizer", "direction")]
-        several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
-        for key in of_kind:
-            rows[key]["label"] = _label(configs_of[key], rows[key], named, several)
-    _make_unique(rows)
+    _name(rows, members, apart)
     settings = [name for name in apart if name not in ("model", "dataset")]
     columns = ["task", "role", "label", "model", "dataset", *settings]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group_id")
     for name in columns:
         table[name] = [("+".join(value) if isinstance(value, tuple) else value) for value in table[name]]
-    member = {group_id: key for key, ids in members.items() for group_id in ids}
     return Grouping(table.convert_dtypes(), settings, member, twins)
+
+
+Twins = Mapping[str, Mapping[str, str]]
+
+
+def _roles(configs: Mapping[str, RunConfig], twins: Twins) -> dict[str, str]:
+    """What each group is there for, as `icpctl.ablate.study.PlannedRun` has it. A baseline of one run that has the compute of
+    another is a baseline.
+    """
+    there = {kind: {of[kind] for of in twins.values() if kind in of} for kind in ("baseline", "compute-matched")}
+    matched = there["compute-matched"] - there["baseline"]
+
+    def role(group_id: str, config: RunConfig) -> str:
+        if config.optimizer == "none":
+            return "compute-matched" if group_id in matched else "baseline"
+        return "method" if config.direction == "descend" else "control"
+
+    return {group_id: role(group_id, config) for group_id, config in configs.items()}
+
+
+def _ordered(
+    configs: Mapping[str, RunConfig], twins: Twins, roles: Mapping[str, str], apart: Sequence[str]
+) -> list[str]:
+    """The groups in the order of the tables: each baseline, those of equal compute, the methods with their controls."""
+    first = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
+    plain = [name for name in apart if name not in METHOD and name != "optimizer"]
+    names = ["optimizer", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
+
+    def rank(group_id: str) -> tuple[Any, ...]:
+        config = configs[group_id]
+        matched = roles[group_id] == "compute-matched"
+        family = configs.get(first[group_id], config) if matched else config
+        return (
+            (config.task, config.model, config.dataset),
+            [_rank(family, name) for name in plain],
+            config.optimizer != "none",
+            [_rank(config, name) for name in (*plain, *names)],
+        )
+
+    return sorted(configs, key=rank)
+
+
+def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[RunConfig]], apart: Sequence[str]) -> None:
+    """Give each row its label, of what tells it apart from those of its model and data set."""
+    kinds = {key: (row["task"], row["model"], row["dataset"]) for key, row in rows.items()}
+    for kind in set(kinds.values()):
+        of_kind = [key for key in rows if kinds[key] == kind]
+        # That a baseline at equal compute has other epochs is in its own name alone.
+        others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in members[key]]
+        named = [name for name in varied(others) if name in apart and name not in ("optimizer", "direction")]
+        several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
+        for key in of_kind:
+            rows[key]["label"] = _label(members[key], rows[key], named, several)
+    _make_unique(rows)
 
 
 def twin_places(runs: pd.DataFrame, grouping: Grouping, against: str) -> np.ndarray[Any, np.dtype[np.int64]]:
