@@ -46,9 +46,10 @@ def comparison_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     """One row a group, what it is compared with, and metric: paired by seed, each run with its own twin.
 
     Columns: those of the group, as in `summary_table`; against, a key of `AGAINST`; metric; seeds, that both have a value of;
-    lacking, the seeds that both have runs of, but one of them no value; difference, std, low, high, p, effect, as in `statistics.compare`; p_holm, corrected over the comparisons of the metric in this
-    table; comparisons, how many these are; verdict, one of `VERDICTS`; seeds_needed, for a difference as large as the one that
-    was measured, where the verdict is that the seeds cannot tell; sentence, which says all this.
+    lacking, the seeds that both have runs of, but one of them no value; difference, std, low, high, p, effect, as in
+    `statistics.compare`; p_holm, corrected over the comparisons of the metric in this table; comparisons, how many these
+    are; verdict, one of `VERDICTS`; seeds_needed, for a difference as large as the one that was measured, where the verdict
+    is that the seeds cannot tell; sentence, which says all this.
 
     Args:
         runs: the rows of `runs_table` that count.

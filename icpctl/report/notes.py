@@ -72,20 +72,20 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
             "Compared with no baseline, for there is no finished one of the same seed: "
             f"{count(len(alone), 'run')}, {some(alone)}."
         )
-    for task in sorted(set(runs["task"][method])):
-        matched = twin_places(runs, grouping, "compute-matched") >= 0
-        if not (matched & (runs["task"] == task)).any():
-            notes.append(
-                f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
-                "`icpctl ablate --compute-matched` makes such baselines."
-            )
+    paired = {against: twin_places(runs, grouping, against) >= 0 for against in AGAINST}
+    notes += [
+        f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
+        "`icpctl ablate --compute-matched` makes such baselines."
+        for task in sorted(set(runs["task"][method]))
+        if not (paired["compute-matched"] & (runs["task"] == task)).any()
+    ]
     for against in AGAINST:
         twins = [
             (grouping.twins[group_id].get(against), seed)
             for group_id, seed in zip(runs["group_id"], runs["seed"], strict=True)
         ]
         there = np.array([twin in present for twin in twins])
-        dropped = runs["run_id"][there & (twin_places(runs, grouping, against) < 0)]
+        dropped = runs["run_id"][there & ~paired[against]]
         if len(dropped):
             notes.append(
                 f"Not compared with {AGAINST[against]}, as that was trained on other data, or is there for a part of the runs that a row "

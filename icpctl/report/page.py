@@ -18,17 +18,14 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from icpctl.figures.style import Drawing, encode
 from icpctl.report import Report
 from icpctl.report.groups import AGAINST, value_text
-from icpctl.report.measures import measure_of, p_text
+from icpctl.report.measures import measure_of
 from icpctl.report.runs import records
 from icpctl.report.tables import (
-    SHORT,
     Columns,
     at_best_epoch,
     compared,
-    effect_text,
+    comparison_cells,
     explanation,
-    interval_text,
-    needed_text,
     scorecard,
     summary_cells,
     who,
@@ -110,32 +107,10 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "changed": at_best_epoch(report, task)[["verdict", "sentence"]].to_dict("records"),
         "first": first,
         "rest": rest,
-        "comparisons": _table(_comparisons(table)) if len(table) else None,
+        "comparisons": _table(comparison_cells(table)) if len(table) else None,
         "above": above,
         "groups": _table(cells),
     }
-
-
-def _comparisons(table: pd.DataFrame) -> Columns:
-    columns: dict[str, list[tuple[str, Any]]] = {}
-    for row in records(table):
-        measure = measure_of(row["metric"])
-        needed = needed_text(row)
-        cells = {
-            "group": (row["label"], ""),
-            "minus": (SHORT[row["against"]], ""),
-            "seeds": (str(row["seeds"]), row["seeds"]),
-            "difference": (measure.value(row["difference"], signed=True), row["difference"]),
-            "95 % interval": (interval_text(row, measure, signed=True), row["low"]),
-            "p": (p_text(row["p"]), row["p"]),
-            "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
-            "d": (effect_text(row), row["effect"]),
-            "says": (row["verdict"], ""),
-            "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
-        }
-        for heading, cell in cells.items():
-            columns.setdefault(heading, []).append(cell)
-    return columns
 
 
 def _table(columns: Columns) -> Mapping[str, Any]:

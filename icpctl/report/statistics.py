@@ -1,7 +1,6 @@
 """What the noise of the seeds allows to say: intervals, paired t tests, Holm's correction, effect size, seeds needed.
 
-Every function takes whole columns. The distributions are scipy's; Holm's correction is
-statsmodels'.
+Every function takes whole columns. The distributions are scipy's; Holm's correction is statsmodels'.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, assert_never
@@ -14,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from icpctl.config import SELECTION
 from icpctl.report import Report
 from icpctl.report.comparison import VERDICTS
 from icpctl.report.groups import AGAINST, short_dataset, value_text
@@ -37,7 +39,7 @@ Columns = dict[str, list[tuple[str, Any]]]
 def explanation(report: Report, task: str, interval: bool = True) -> str:
     """What the columns of the tables of a task are; `interval`, whether that of the mean is one."""
     measure = measure_of(report.metrics[task])
-    held_out = measure_of({"classification": "accuracy", "generation": "ssim"}[task]).name
+    held_out = measure_of(SELECTION[task]).name
     less = " FID and KID: less is better." if task == "generation" else ""
     by_t = f"; 95 % interval of the mean {measure.name} by t" if interval else ""
     return (
@@ -377,24 +379,34 @@ def _markdown(report: Report, task: str) -> Iterator[str]:
             yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(changed, MOST_ROWS))
 
 
-def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:
-    """Each comparison as a row of text."""
-    rows = [
-        {
-            "group": row["label"],
-            "minus": SHORT[row["against"]],
-            "seeds": str(row["seeds"]),
-            f"difference in {measure.name}": measure.value(row["difference"], signed=True),
-            "95 % interval": interval_text(row, measure, signed=True),
-            "p": p_text(row["p"]),
-            "p (Holm)": p_text(row["p_holm"]),
-            "d": effect_text(row),
-            "says": row["verdict"],
-            "seeds needed": needed_text(row),
+def comparison_cells(table: pd.DataFrame) -> Columns:
+    """The columns of the table of the comparisons, as `summary_cells` has those of the groups."""
+    columns: Columns = {}
+    for row in records(table):
+        measure = measure_of(row["metric"])
+        needed = needed_text(row)
+        cells = {
+            "group": (row["label"], ""),
+            "minus": (SHORT[row["against"]], ""),
+            "seeds": (str(row["seeds"]), row["seeds"]),
+            "difference": (measure.value(row["difference"], signed=True), row["difference"]),
+            "95 % interval": (interval_text(row, measure, signed=True), row["low"]),
+            "p": (p_text(row["p"]), row["p"]),
+            "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
+            "d": (effect_text(row), row["effect"]),
+            "says": (row["verdict"], ""),
+            "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
         }
-        for row in records(table)
-    ]
-    people = pd.DataFrame(rows)
+        for heading, cell in cells.items():
+            columns.setdefault(heading, []).append(cell)
+    return columns
+
+
+def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:
+    """Each comparison as a row of text; and the headings of numbers."""
+    cells = comparison_cells(table)
+    people = pd.DataFrame({heading: [text for text, _ in column] for heading, column in cells.items()})
+    people = people.rename(columns={"difference": f"difference in {measure.name}"})
     return people, [str(heading) for heading in people if heading not in ("group", "minus", "says")]
 
 
