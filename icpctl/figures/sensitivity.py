@@ -33,8 +33,8 @@ from icpctl.figures.drawing import (
     series_label,
 )
 from icpctl.figures.style import Drawing
-from icpctl.report import METHOD, value_text
-from icpctl.report.groups import SIGNS
+from icpctl.report.groups import SIGNS, value_text
+from icpctl.report.runs import METHOD
 
 MOST_PAIRS = 6
 MOST_NUMBERED = 12

@@ -38,8 +38,10 @@ from icpctl.figures.drawing import (
 )
 from icpctl.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.figures.style import Drawing, styled
-from icpctl.report import METHOD, Report, value_text
+from icpctl.report import Report
+from icpctl.report.groups import value_text
 from icpctl.report.measures import measure_of
+from icpctl.report.runs import METHOD
 from icpctl.results import RunRecord
 
 __all__ = ["Drawing", "study_figures"]

@@ -15,12 +15,10 @@ import pandas as pd
 from icpctl.config import SELECTION
 from icpctl.errors import UserError, unknown
 from icpctl.report import notes as remarks
-from icpctl.report.groups import Grouping, check_settings, group, printable, value_text
-from icpctl.report.runs import METHOD, foreign_metrics, metric_columns, runs_table
+from icpctl.report.groups import Grouping, check_settings, group, printable
+from icpctl.report.runs import foreign_metrics, metric_columns, runs_table
 from icpctl.report.selection import select
 from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
-
-__all__ = ["METHOD", "Report", "build", "runs_table", "value_text", "write"]
 
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
 
