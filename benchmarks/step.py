@@ -1,85 +1,268 @@
-"""What a step of the method costs beside a plain step of training, measured side by side in one process.
+"""A step of the engine against the authors' procedure (reference.py) and the least work (floor.py), side by side.
 
-    python benchmarks/step.py --batch 32 --rounds 12 > benchmarks/results/step.md
+    python benchmarks/step.py > benchmarks/results/step.md
 
-Every round times one step of each kind in turn, so that a slow moment of the machine falls on all of them; the ratio
-is that of the medians. Images are random: the cost does not depend on them.
+First it checks in float64 that the three compute the same: perturbed input, losses, gradients of the parameters. Then
+every round times one step of each kind in turn, in float32, so that a slow moment of the machine falls on all of them; the
+ratios are of medians. Images are random: the cost does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from datetime import UTC, datetime
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 
-import numpy as np
 import torch
+from floor import Floor
+from measure import command, interleaved, machine, matrix_product_rate, random_images, table
+from reference import Reference
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import icpctl
-from icpctl.data import ImageData, Split
-from icpctl.network import choose_device
+from icpctl.network import choose_device, set_precision
 from icpctl.trainer import Trainer
 
+TASK_WEIGHT = 0.7
+ICP_LR = 2e-3
+TOLERANCE = 1e-9
+"""Of ‖a − b‖ / ‖b‖ in float64; Adam divides by √v, which magnifies rounding where gradients are tiny."""
 
-def random_images(count: int, side: int, classes: int) -> ImageData:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, 3, side, side), dtype=np.uint8)
-    split = Split(images, np.arange(count, dtype=np.int64) % classes)
-    return ImageData("random", split, split, tuple(map(str, range(classes))), "random")
+
+@dataclass(frozen=True)
+class Row:
+    """The median seconds of one setting, and what they come to."""
+
+    model: str
+    optimizer: str
+    batch: int
+    steps: int
+    engine: float
+    reference: float
+    reference_without_extras: float
+    """Without the clean pass, the garbage collection and the flush."""
+    floor: float
+    plain: float
+    share: float
+    """Of the rate of the machine's own matrix product."""
+
+    @property
+    def speed(self) -> float:
+        """The reference's seconds for one of the engine's."""
+        return self.reference / self.engine
+
+
+def engine(model: str, optimizer: str, steps: int, batch: int, device: torch.device, fast: bool = True) -> Trainer:
+    """The engine of a run with the paper's recipe, on one batch of random images."""
+    side = 64 if model == "vae" else 32
+    config = icpctl.RunConfig(
+        model=model,
+        optimizer=optimizer,
+        steps=steps,
+        icp_lr=ICP_LR,
+        image_size=side,
+        batch_size=batch,
+        epochs=1,
+        val_fraction=0.0,
+        augmentation="none",
+        fast=fast,
+    )
+    return Trainer(config, random_images(batch, side, 100), device)
+
+
+def inputs(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """The normalised batch, and its targets."""
+    x = trainer.network.normalise(trainer.train_set.images)
+    return x, trainer.task.targets(x, trainer.train_set.labels)
+
+
+def reference(trainer: Trainer, collect: bool = True, clean_pass: bool = True) -> tuple[Reference, Tensor, Tensor]:
+    """The authors' procedure with the engine's weights and batch, in NCHW."""
+    config = trainer.config
+    model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
+    x, y = (each.contiguous() for each in inputs(trainer))
+    made = Reference(
+        model,
+        config.layers,
+        trainer.task.loss,
+        config.optimizer,
+        config.steps,
+        config.icp_lr,
+        config.lr,
+        config.clip_grad_norm,
+        collect=collect,
+        clean_pass=clean_pass,
+    )
+    return made, x, y
+
+
+def check(model: str, optimizer: str, steps: int, batch: int, device: torch.device) -> float:
+    """The largest relative difference between the three in float64, of x_T − x, the losses and the gradients."""
+    trainer = engine(model, optimizer, steps, batch, device)
+    distiller = trainer.distiller
+    assert distiller is not None
+    _move_statistics(trainer.model)
+    trainer.model.double().train()
+    x, y = (each.double() if each.is_floating_point() else each for each in inputs(trainer))
+    if model == "vae":
+        y = x
+    peer, _, _ = reference(trainer)
+    peer.criterion = trainer.task.loss
+    least = Floor(copy.deepcopy(trainer.model), trainer.task.loss, x, y)
+
+    def of_engine() -> tuple[Tensor, Tensor, Tensor]:
+        loss, log = distiller(x, y, TASK_WEIGHT, trainer.task.loss)
+        loss.backward()
+        return log["x_icp"], log["feature_loss"], log["task_loss"]
+
+    results = []
+    for network, backward in (
+        (trainer.model, of_engine),
+        (peer.model, partial(peer.backward, x.contiguous(), y.contiguous(), TASK_WEIGHT)),
+        (least.model, partial(least.backward, trainer.config.layers, optimizer, steps, ICP_LR, TASK_WEIGHT)),
+    ):
+        torch.manual_seed(1)
+        x_icp, feature_loss, task_loss = backward()
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        results.append((x_icp - x, feature_loss.detach(), task_loss.detach(), gradient))
+    mine, *others = results
+    return max(float((a - b).norm() / b.norm()) for other in others for a, b in zip(mine, other, strict=True))
+
+
+def _move_statistics(model: nn.Module) -> None:
+    """Running statistics and scales as of a trained network: fresh ones fold to nothing."""
+    torch.manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+
+
+def measure(
+    model: str, optimizers: list[str], steps: list[int], batch: int, rounds: int, device: torch.device
+) -> list[Row]:
+    """Every optimizer and T at one batch size, all in the same rounds."""
+    plain = engine(model, "none", 0, batch, device)
+    plain.model.train()
+    least = Floor(copy.deepcopy(plain.model), plain.task.loss, *inputs(plain))
+    work: dict[str, Callable[[], object]] = {
+        "plain": partial(_step, plain),
+        "train": least.train_step,
+        "pass": least.perturbation_pass,
+        "teacher": least.teacher_pass,
+    }
+    settings = [(optimizer, t) for optimizer in optimizers for t in steps]
+    for optimizer, t in settings:
+        trainer = engine(model, optimizer, t, batch, device)
+        trainer.model.train()
+        work[f"engine {optimizer} {t}"] = partial(_step, trainer)
+        for name, extras in (("reference", True), ("bare reference", False)):
+            peer, x, y = reference(trainer, extras, extras)
+            work[f"{name} {optimizer} {t}"] = partial(peer.step, x, y, TASK_WEIGHT)
+    rate = matrix_product_rate(device)
+    seconds = interleaved(work, rounds, device)
+    rows = []
+    train, each_pass, teacher = _operations(least)
+    for optimizer, t in settings:
+        of_engine = seconds[f"engine {optimizer} {t}"]
+        rows.append(
+            Row(
+                model,
+                optimizer,
+                batch,
+                t,
+                of_engine,
+                seconds[f"reference {optimizer} {t}"],
+                seconds[f"bare reference {optimizer} {t}"],
+                seconds["train"] + t * seconds["pass"] + seconds["teacher"],
+                seconds["plain"],
+                (train + t * each_pass + teacher) / of_engine / rate,
+            )
+        )
+    return rows
+
+
+def _operations(least: Floor) -> tuple[int, int, int]:
+    """Floating-point operations of a train step, a pass of the perturbation, and the teacher's pass."""
+
+    def perturbation_pass() -> None:  # torch's counter does not take autograd.grad
+        x = least.x.clone().requires_grad_()
+        least.criterion(least.folded(x), least.y).backward()
+
+    counts = []
+    for work in (least.train_step, perturbation_pass, least.teacher_pass):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts.append(counter.get_total_flops())
+    return counts[0], counts[1], counts[2]
+
+
+def _step(trainer: Trainer) -> None:
+    trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--models", nargs="*", default=["resnet20", "vae"])
+    parser.add_argument("--batches", type=int, nargs="*", default=[32, 128])
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 3, 5, 10])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument(
+        "--optimizers", nargs="*", default=["sgd", "adam", "ademamix"], help="at T = 5; others: the last"
+    )
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
 
     device = choose_device(options.device)
-    images = random_images(options.batch, options.side, 100)
-    trainers: dict[str, Trainer] = {}
-    for steps in (0, *options.steps):
-        config = icpctl.RunConfig(
-            model=options.model,
-            optimizer="ademamix" if steps else "none",
-            steps=steps,
-            image_size=options.side,
-            batch_size=options.batch,
-            epochs=1,
-            val_fraction=0.0,
-            augmentation="none",
+    set_precision("float32")
+    rows, checks = [], {}
+    for model in options.models:
+        for optimizer in options.optimizers:
+            checks[f"{model}, {optimizer}"] = difference = check(model, optimizer, 5, 8, device)
+            if not difference < TOLERANCE:
+                raise SystemExit(
+                    f"{model}, {optimizer}: the three do not compute the same: {difference:.1e} in float64"
+                )
+        for batch in options.batches:
+            others = [optimizer for optimizer in options.optimizers if optimizer != options.optimizers[-1]]
+            rows += measure(model, options.optimizers[-1:], options.steps, batch, options.rounds, device)
+            rows += measure(model, others, [5], batch, options.rounds, device) if others else []
+    if options.json:
+        print(json.dumps({"machine": machine(device), "differences": checks, "rows": [asdict(row) for row in rows]}))
+        return
+    print("# A step: engine, authors' procedure, least work\n")
+    print(f"{machine(device)}; `{command()}`; medians of {options.rounds} interleaved rounds.\n")
+    print(f"In float64 the three agree to {max(checks.values()):.0e} (x_T − x, losses, gradients; T = 5).\n")
+    header = ["step", "plain, ms", "engine, ms", "times plain", "reference, ms", "reference / engine"]
+    header += ["bare reference / engine", "engine / floor", "share of matrix-product rate"]
+    print(
+        table(
+            header,
+            (
+                (
+                    f"{row.model}, batch {row.batch}, {row.optimizer}, T = {row.steps}",
+                    f"{row.plain * 1e3:.1f}",
+                    f"{row.engine * 1e3:.1f}",
+                    f"{row.engine / row.plain:.2f}",
+                    f"{row.reference * 1e3:.1f}",
+                    f"{row.reference / row.engine:.2f}",
+                    f"{row.reference_without_extras / row.engine:.2f}",
+                    f"{row.engine / row.floor:.3f}",
+                    f"{row.share:.0%}",
+                )
+                for row in rows
+            ),
         )
-        trainers[f"ademamix, T = {steps}" if steps else "plain"] = Trainer(config, images, device)
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    for number in range(options.rounds + 2):  # two to warm up
-        for name, trainer in trainers.items():
-            trainer.model.train()
-            batch, targets = trainer.train_set.images, trainer.train_set.labels
-            _synchronise(device)
-            started = time.perf_counter()
-            trainer.step(0, 1, batch, targets)
-            _synchronise(device)
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"# The cost of a step: {options.model}, {options.side} pixels, batch {options.batch}\n")
-    print(f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, {torch.get_num_threads()} threads, torch {torch.__version__};")
-    print(f"`python benchmarks/step.py --model {options.model} --side {options.side} --batch {options.batch} "
-          f"--rounds {options.rounds}`; medians of {options.rounds} interleaved rounds.\n")  # fmt: skip
-    print("| step | ms | times a plain step |\n| --- | ---: | ---: |")
-    for name, median in medians.items():
-        print(f"| {name} | {median * 1e3:.1f} | {median / medians['plain']:.2f} |")
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    )
 
 
 if __name__ == "__main__":

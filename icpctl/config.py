@@ -253,6 +253,12 @@ class RunConfig(BaseModel):
         "Precision of the network's passes; bf16 drowns the feature shift of small perturbations.",
         "machine",
     )
+    fast: bool = _field(
+        True,
+        "Take the fast paths, which are the same up to rounding; --no-fast: the plain code, to compare with.",
+        "machine",
+        identity=False,
+    )
     device: str = _field(
         "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",

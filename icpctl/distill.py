@@ -4,7 +4,7 @@
     L_total = a_e · L_task(x) + (1 − a_e) · L_feat
 
 The student sees x; the teacher is the same network on x_T. F_1 … F_L are the outputs of the network's stages.
-This module needs torch and the perturbation alone.
+This module needs torch, the perturbation and its fast path alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
+from icpctl.fastpath import fold
 from icpctl.icp import SGD, eval_mode, make_optimizer, perturb
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
@@ -155,6 +156,8 @@ class SelfDistiller:
         weights: kind of the layer weights, see `icpctl.layer_weights`.
         teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
         extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
+        fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
+            the same up to rounding; see `icpctl.fastpath.fold` for what it asks of the model.
 
     Raises:
         ValueError: a layer that the model does not have, or no layer.
@@ -179,6 +182,7 @@ class SelfDistiller:
         weights: str = "cosine",
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
+        fold_batch_norm: bool = False,
     ) -> None:
         if isinstance(layers, str):
             raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
@@ -193,6 +197,7 @@ class SelfDistiller:
         self.reduction, self.carry_state = reduction, carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
+        self.folded = fold(self.model) if fold_batch_norm else None
 
     def __call__(
         self,
@@ -222,9 +227,10 @@ class SelfDistiller:
         if not self.carry_state:
             self.optimizer.state = {}
         losses: list[Tensor] = []
+        network = self.model if self.folded is None else self.folded.now()
 
         def loss_fn(z: Tensor) -> Tensor:
-            loss = criterion(self.model(z), y)
+            loss = criterion(network(z), y)
             losses.append(loss.detach())
             if self.group is not None and self.reduction == "mean":  # over the whole batch
                 loss = loss / self.group.size()
@@ -241,7 +247,7 @@ class SelfDistiller:
         )
         if icp_losses:  # before the passes below move the running statistics
             with torch.no_grad(), eval_mode():
-                losses.append(criterion(self.model(x_icp), y))
+                losses.append(criterion(network(x_icp), y))
         with _same_random_numbers(x.device), torch.no_grad(), tap(self.model, self.layers) as teacher:
             if self.teacher_statistics:
                 self.model(x_icp)

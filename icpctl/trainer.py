@@ -166,6 +166,7 @@ def _distiller(config: RunConfig, model: nn.Module) -> SelfDistiller:
         weights=config.layer_weights,
         teacher_statistics=config.teacher_statistics,
         extra_task_grad=config.extra_task_grad,
+        fold_batch_norm=config.fast,
     )
 
 

@@ -56,7 +56,7 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, S, S) in the units of the inputs, from latents (B, Z)."""
         side = VAE_BOTTLENECK
-        return self.to_image(self.decoder(self.from_latent(z).view(len(z), -1, side, side)))  # type: ignore[no-any-return]
+        return self.to_image(self.decoder(self.from_latent(z).view(z.shape[0], -1, side, side)))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> VAEOutput:
         mean, log_variance = self.encode(x)

@@ -1,0 +1,86 @@
+"""What the benchmarks share: timing side by side, the machine in words, tables, random images."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from icpctl.data import ImageData, Split
+
+
+def random_images(count: int, side: int, classes: int) -> ImageData:
+    """Images of noise: what a step costs does not depend on them."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+    split = Split(images, np.arange(count, dtype=np.int64) % classes)
+    return ImageData("random", split, split, tuple(map(str, range(classes))), "random")
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """The median seconds of each piece of work.
+
+    Every round times each of them once, so that a slow moment of the machine falls on all; two rounds before are to warm up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 2):
+        for name, piece in work.items():
+            synchronise(device)
+            started = time.perf_counter()
+            piece()
+            synchronise(device)
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_product_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a float32 matrix product, the best of some."""
+    a, b = torch.randn(2, size, size, device=device)
+    seconds = []
+    for _ in range(8):
+        synchronise(device)
+        started = time.perf_counter()
+        a @ b
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return float(2 * size**3 / min(seconds))
+
+
+def machine(device: torch.device) -> str:
+    """Date, hardware, threads and versions: what a figure was measured on."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def command() -> str:
+    """The command line of this benchmark."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; all but the first column are numbers, to the right."""
+    columns = list(header)
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,234 @@
+"""Fast paths give the same numbers as the plain code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrizations
+
+import icpctl
+from icpctl import models
+from icpctl.fastpath import fold
+from icpctl.icp import eval_mode
+from icpctl.models import CifarResNet
+
+FAMILIES = {"resnet20": 32, "vae": 64, "resnet18": 64, "googlenet": 64, "densenet121": 64, "mobilenet_v3_small": 64}
+FAMILIES |= {"shufflenet_v2_x0_5": 64, "regnet_y_400mf": 64, "vgg11_bn": 64, "efficientnet_b0": 64, "mnasnet0_5": 64}
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def trained(model: Model) -> Model:
+    """The model with running statistics, scales and shifts as of a trained one: fresh ones fold to nothing."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            if module.running_mean is not None and module.running_var is not None:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.3)
+    return model
+
+
+def outputs(function: Any, x: Tensor) -> Tensor:
+    with torch.no_grad(), eval_mode():
+        output = function(x)
+    return torch.cat([each.flatten() for each in output]) if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
+    torch.manual_seed(0)
+    with float64():
+        model = trained(models.build(name, 10))
+        folded = fold(model)
+        assert folded is not None
+        x = torch.randn(2, 3, FAMILIES[name], FAMILIES[name])
+        torch.testing.assert_close(outputs(folded.now(), x), outputs(model, x), rtol=1e-9, atol=1e-9)
+    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    assert len(folded.pairs) == (59 if name == "densenet121" else norms)  # where others come before the convolution
+    assert not any(isinstance(folded.model.get_submodule(path), _BatchNorm) for path, _ in folded.pairs)
+
+
+class Layers(nn.Sequential):
+    """Some layers for images of 8 pixels, with what comes after them."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers, nn.Flatten(), nn.LazyLinear(3))
+        self.eval()(torch.zeros(2, 3, 8, 8))
+        trained(self.train())
+
+
+class Branching(nn.Module):
+    """A convolution whose output goes past its batch norm, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return self.norm(out) + out  # type: ignore[no-any-return]
+
+
+class Twice(nn.Module):
+    """A convolution that is passed twice, with a batch norm after one of the times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+
+class Deciding(nn.Module):
+    """A model whose way depends on the values of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out if out.mean() > 0 else -out
+
+
+UNFOLDABLE = {
+    "no batch norm": lambda: Layers(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "batch norm first": lambda: Layers(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)),
+    "something between": lambda: Layers(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+    "no running statistics": lambda: Layers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+    "a parametrised weight": lambda: Layers(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)),
+    "groups of a transposed one": lambda: Layers(nn.ConvTranspose2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
+    "another user": Branching,
+    "another use": Twice,
+    "a way that depends on values": Deciding,
+}
+
+
+@pytest.mark.parametrize("case", UNFOLDABLE)
+def test_what_cannot_be_folded_is_left(case: str) -> None:
+    assert fold(UNFOLDABLE[case]()) is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 4, 3, bias=True), nn.BatchNorm2d(4)),
+        (nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6, affine=False, eps=0.1)),
+        (nn.ConvTranspose2d(3, 5, 3, stride=2), nn.BatchNorm2d(5)),
+    ],
+    ids=["bias", "groups, no affine", "transposed"],
+)
+def test_every_kind_of_convolution_and_batch_norm(layers: tuple[nn.Module, ...]) -> None:
+    torch.manual_seed(0)
+    model = Layers(*layers).double()
+    folded = fold(model)
+    assert folded is not None
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(outputs(folded.now(), x), outputs(model, x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = trained(CifarResNet(20, 10))
+    model.layer1.eval()
+    model.conv1.weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    trains = [parameter.requires_grad for parameter in model.parameters()]
+    folded = fold(model)
+    assert folded is not None
+    outputs(folded.now(), torch.randn(2, 3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == trains
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert model.conv1.bias is None
+
+
+def test_it_is_folded_anew_for_the_weights_of_now() -> None:
+    torch.manual_seed(0)
+    model = trained(CifarResNet(20, 10))
+    folded = fold(model)
+    assert folded is not None
+    x = torch.randn(2, 3, 32, 32)
+    network = folded.now()
+    before = outputs(network, x)
+    with torch.no_grad():
+        model.get_buffer("layer2.0.bn1.running_var").mul_(2)
+        model.get_parameter("layer3.0.conv1.weight").mul_(1.5)
+    torch.testing.assert_close(outputs(folded.now(), x), outputs(model, x))
+    assert not torch.allclose(outputs(folded.now(), x), before)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "ademamix"])
+def test_distillation_with_and_without_folding_is_the_same(
+    optimizer: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """‖a − b‖ / ‖b‖ of x_T − x and of the gradients; Adam magnifies the rounding of entries whose gradient is tiny."""
+    results = []
+    for folded in (True, False):
+        torch.manual_seed(0)
+        model = trained(CifarResNet(20, 10)).to(dtype)
+        x, y = torch.randn(8, 3, 32, 32, dtype=dtype), torch.arange(8)
+        distiller = icpctl.SelfDistiller(
+            model, ["layer1", "layer2", "layer3"], optimizer, steps=3, lr=2e-3, fold_batch_norm=folded
+        )
+        loss, log = distiller(x, y, 0.5, icp_losses=True)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append([log["x_icp"] - x, log["icp_loss_before"], log["icp_loss_after"], loss.detach(), gradient])
+    for fast, plain in zip(*results, strict=True):
+        assert (fast - plain).norm() <= tolerance * plain.norm()
+        assert not torch.equal(fast, plain) or plain.dim() == 0
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vae"])
+def test_a_run_with_and_without_fast_paths_is_the_same(model: str, tmp_path: Path) -> None:
+    metrics = []
+    for fast in (True, False):
+        config = icpctl.RunConfig(
+            model=model,
+            dataset="digits",
+            optimizer="adam",
+            epochs=2,
+            warmup_epochs=0,
+            steps=2,
+            train_size=200,
+            fast=fast,
+        )
+        run = icpctl.train(config, tmp_path / str(fast))
+        rows = run.metrics.set_index(["epoch", "split", "metric"])["value"]
+        metrics.append(
+            rows[~rows.index.get_level_values("metric").isin(["seconds", "images_per_second", "peak_memory"])]
+        )
+    fast_run, plain_run = metrics
+    assert fast_run.index.equals(plain_run.index)
+    learned = ["loss", "task_loss", "feature_loss", "icp_loss_before", "icp_loss_after", "delta_l2", "feature_shift_1"]
+    for name in learned:
+        fast_values, plain_values = (rows.xs(name, level="metric") for rows in metrics)
+        assert fast_values.to_numpy() == pytest.approx(plain_values.to_numpy(), rel=1e-2), name
+    # Rounding differs, so what is equal to the last bit everywhere is the same code.
+    assert not fast_run.equals(plain_run)
