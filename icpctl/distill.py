@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from icpctl.fastpath import fold
-from icpctl.icp import SGD, eval_mode, make_optimizer, perturb
+from icpctl.icp import SGD, GradientOf, autograd_gradient, eval_mode, make_optimizer, perturb
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 
@@ -158,6 +158,7 @@ class SelfDistiller:
         extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
         fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
             the same up to rounding; see `icpctl.fastpath.fold` for what it asks of the model.
+        gradient_of: see `icpctl.perturb`.
 
     Raises:
         ValueError: a layer that the model does not have, or no layer.
@@ -183,6 +184,7 @@ class SelfDistiller:
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
         fold_batch_norm: bool = False,
+        gradient_of: GradientOf = autograd_gradient,
     ) -> None:
         if isinstance(layers, str):
             raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
@@ -197,6 +199,7 @@ class SelfDistiller:
         self.reduction, self.carry_state = reduction, carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
+        self.gradient_of = gradient_of
         self.folded = fold(self.model) if fold_batch_norm else None
 
     def __call__(
@@ -226,28 +229,24 @@ class SelfDistiller:
         extra = self._eval_mode_loss(x, y, criterion) if self.extra_task_grad else None
         if not self.carry_state:
             self.optimizer.state = {}
-        losses: list[Tensor] = []
         network = self.model if self.folded is None else self.folded.now()
-
-        def loss_fn(z: Tensor) -> Tensor:
-            loss = criterion(network(z), y)
-            losses.append(loss.detach())
-            if self.group is not None and self.reduction == "mean":  # over the whole batch
-                loss = loss / self.group.size()
-            return loss
-
+        # Of several processes, each has the gradient of the mean over the whole batch.
+        share = 1 / self.group.size() if self.group is not None and self.reduction == "mean" else 1.0
+        losses: list[Tensor] = []
         x_icp = perturb(
             x,
-            loss_fn,
+            lambda z: share * criterion(network(z), y),
             self.optimizer,
             self.steps,
             self.lr,
             self.direction,
             reduction=self.reduction,
+            losses=losses,
+            gradient_of=self.gradient_of,
         )
         if icp_losses:  # before the passes below move the running statistics
             with torch.no_grad(), eval_mode():
-                losses.append(criterion(network(x_icp), y))
+                loss_after = criterion(network(x_icp), y)
         with _same_random_numbers(x.device), torch.no_grad(), tap(self.model, self.layers) as teacher:
             if self.teacher_statistics:
                 self.model(x_icp)
@@ -273,7 +272,7 @@ class SelfDistiller:
             for i, (shift, norm) in enumerate(norms, start=1):
                 log[f"feature_shift_{i}"] = shift / norm
             if icp_losses:
-                log |= {"icp_loss_before": losses[0], "icp_loss_after": losses[-1]}
+                log |= {"icp_loss_before": losses[0] / share, "icp_loss_after": loss_after}
             if self.group is not None:
                 log = _over_processes(log, norms, self.group)
         return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "x_icp": x_icp, **log}

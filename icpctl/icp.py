@@ -55,11 +55,11 @@ class Adam(SGD):
         if not self.state:
             self.state = {"t": 0, "m": torch.zeros_like(gradient), "v": torch.zeros_like(gradient)}
         beta1, beta2 = self.betas
-        self.state["t"] += 1
-        t = self.state["t"]
-        m = self.state["m"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        v = self.state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        return m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt_().add_(self.eps)
+        t = self.state["t"] + 1
+        m = beta1 * self.state["m"] + (1 - beta1) * gradient
+        v = beta2 * self.state["v"] + (1 - beta2) * gradient.square()
+        self.state |= {"t": t, "m": m, "v": v}
+        return m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt() + self.eps
 
 
 class AdEMAMix(Adam):
@@ -88,13 +88,13 @@ class AdEMAMix(Adam):
         first, scale = self._moments(gradient)
         if "m2" not in self.state:
             self.state["m2"] = torch.zeros_like(gradient)
-        slow: Tensor = self.state["m2"]
-        slow.mul_(self.beta3).add_(gradient, alpha=1 - self.beta3)
-        update = first.add_(slow, alpha=self.alpha).div_(scale)
-        return update.add_(x, alpha=self.weight_decay) if self.weight_decay else update
+        slow: Tensor = self.beta3 * self.state["m2"] + (1 - self.beta3) * gradient
+        self.state["m2"] = slow
+        return (first + self.alpha * slow) / scale + self.weight_decay * x
 
 
 OPTIMIZERS: dict[str, type[SGD]] = {"sgd": SGD, "adam": Adam, "ademamix": AdEMAMix}
+GradientOf = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
 DIRECTIONS = ("descend", "ascend", "random")
 REDUCTIONS = ("mean", "sum")
 
@@ -110,6 +110,21 @@ def make_optimizer(name: str) -> SGD:
     return OPTIMIZERS[name]()
 
 
+def autograd_gradient(loss_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a scalar loss at inputs (B, …), and the loss, detached."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = loss_fn(x)
+        (gradient,) = torch.autograd.grad(loss, x)
+    return gradient, loss.detach()
+
+
+def func_gradient(loss_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same inside of `torch.func` transforms, such as `torch.vmap`."""
+    with torch.no_grad():  # nothing outside differentiates through the perturbation
+        return torch.func.grad_and_value(loss_fn)(x)
+
+
 def perturb(
     x: Tensor,
     loss_fn: Callable[[Tensor], Tensor],
@@ -120,6 +135,7 @@ def perturb(
     *,
     reduction: str = "mean",
     losses: list[Tensor] | None = None,
+    gradient_of: GradientOf = autograd_gradient,
 ) -> Tensor:
     """Perturb a batch of inputs along the gradient of its loss.
 
@@ -138,6 +154,8 @@ def perturb(
             does, per sample in the L2 norm, in a random direction.
         reduction: "mean" takes the gradient as it is, which shrinks as 1/B; "sum" takes that of each sample's own loss.
         losses: the scalar loss at x_0 … x_{T−1} is appended to it, detached.
+        gradient_of: what computes g_t; by default torch's autograd, which a function that torch.func transforms cannot
+            ask: there give `func_gradient`.
 
     Returns:
         x_T: as x, detached.
@@ -160,12 +178,9 @@ def perturb(
     x_0 = x_t = x.detach()
     with eval_mode(frozen=True):
         for _ in range(steps):
-            with torch.enable_grad():
-                x_t = x_t.detach().requires_grad_()
-                loss = loss_fn(x_t)
-                (gradient,) = torch.autograd.grad(loss, x_t)
+            gradient, loss = gradient_of(loss_fn, x_t)
             if losses is not None:
-                losses.append(loss.detach())
+                losses.append(loss)
             with torch.no_grad():
                 if reduction == "sum":
                     gradient = gradient * len(x)
