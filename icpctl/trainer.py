@@ -43,7 +43,7 @@ class Trainer:
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
         self.optimizer = _model_optimizer(config, self.model.parameters(), device)
         self.trained = processes.share(self.model)
-        self.distiller = _distiller(config, self.trained) if config.optimizer != "none" else None
+        self.distiller = make_distiller(config, self.trained) if config.optimizer != "none" else None
         self.batch_size = min(config.batch_size, len(self.train_set))
         # The rest of an epoch that does not fill a batch is left out: another one each time, as the order is random.
         self.batches = len(self.train_set) // self.batch_size
@@ -95,30 +95,41 @@ class Trainer:
 
     def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
+        x, y = self.inputs(epoch, batch, images, labels)
+        with self.network.autocast():
+            loss, log = self.objective(epoch, batch, x, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach(), self.update(epoch, batch, x, y, log)
+
+    def inputs(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Begin a step: its random numbers, its learning rate; this process's inputs (B, 3, H, W) and targets."""
         images, labels = self.processes.part(images), self.processes.part(labels)
         # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
         torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1, self.processes.rank))
-        x = self.network.normalise(images)
-        y = self.task.targets(x, labels)
         self._set_lr((epoch + batch / self.batches) / self.config.epochs)
-        with self.network.autocast():
-            if self.distiller is not None and self.uses_icp(epoch):
-                measure = batch % ICP_LOSSES_EVERY == 0
-                loss, log = self.distiller(x, y, self.weight(epoch), self.task.loss, icp_losses=measure)
-                x_icp = log.pop("x_icp")
-            else:
-                output = self.trained(x)
-                loss = self.task.loss(output, y)
-                log = {"output": output, "task_loss": loss.detach()}
+        x = self.network.normalise(images)
+        return x, self.task.targets(x, labels)
+
+    def objective(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The loss to minimise, with its graph, and the log: `output`, scalars and, of the method, `x_icp`."""
+        if self.distiller is not None and self.uses_icp(epoch):
+            measure = batch % ICP_LOSSES_EVERY == 0
+            return self.distiller(x, y, self.weight(epoch), self.task.loss, icp_losses=measure)
+        output = self.trained(x)
+        loss = self.task.loss(output, y)
+        return loss, {"output": output, "task_loss": loss.detach()}
+
+    def update(self, epoch: int, batch: int, x: Tensor, y: Tensor, log: dict[str, Any]) -> dict[str, Tensor]:
+        """End a step, with the gradients in place: what is recorded of it, and the update of the weights."""
         log["record"] = self.task.record(log.pop("output"), y)
-        if batch == 0 and self.uses_icp(epoch):
+        x_icp = log.pop("x_icp", None)
+        if batch == 0 and x_icp is not None:
             log |= self._shift_errors(x, x_icp)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         if self.config.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
-        return loss, log
+        return log
 
     def _shift_errors(self, x: Tensor, x_icp: Tensor) -> dict[str, Tensor]:
         x, x_icp = (self.processes.whole(part)[:SHIFT_ERROR_IMAGES] for part in (x, x_icp))
@@ -153,11 +164,14 @@ def _model_optimizer(
     )
 
 
-def _distiller(config: RunConfig, model: nn.Module) -> SelfDistiller:
+def make_distiller(
+    config: RunConfig, model: nn.Module, gradient_of: icp.GradientOf = icp.autograd_gradient
+) -> SelfDistiller:
+    """The objective of a run for its model; `gradient_of` as of `icpctl.perturb`."""
     return SelfDistiller(
         model,
         config.layers,
-        _input_optimizer(config),
+        input_optimizer(config),
         config.steps,
         config.icp_lr,
         config.direction,
@@ -167,10 +181,12 @@ def _distiller(config: RunConfig, model: nn.Module) -> SelfDistiller:
         teacher_statistics=config.teacher_statistics,
         extra_task_grad=config.extra_task_grad,
         fold_batch_norm=config.fast,
+        gradient_of=gradient_of,
     )
 
 
-def _input_optimizer(config: RunConfig) -> icp.SGD:
+def input_optimizer(config: RunConfig) -> icp.SGD:
+    """The input optimizer of a run, with a fresh state."""
     beta1, beta2, beta3 = config.beta1, config.beta2, config.beta3
     match config.optimizer:
         case "adam":

@@ -1,0 +1,127 @@
+"""Several models trained at once: the runs differ in their seed or in numbers alone, and make each step together.
+
+The parameters of all models are stacked, and `torch.vmap` maps the objective over them, so that each operation of the
+network is one for all. The rest of a run is its own: data order, augmentation, optimizer, metrics, checkpoints. Each member
+equals the run that is trained alone up to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from icpctl.config import RunConfig
+from icpctl.icp import func_gradient
+from icpctl.trainer import Trainer, input_optimizer, make_distiller
+
+OF_THE_PERTURBATION = ("icp_lr", "beta1", "beta2", "beta3", "alpha", "eps", "icp_weight_decay")
+FREE = ("seed", "lr", "weight_decay", "clip_grad_norm", *OF_THE_PERTURBATION)
+"""The settings in which the members of a stack may differ."""
+
+
+def stack_key(config: RunConfig) -> Hashable | None:
+    """Equal for runs that can be trained together; None for one that cannot.
+
+    Those that draw random numbers in a step would draw others than alone: the noise of a VAE, a random direction. A state
+    that is carried over is of one run.
+    """
+    if config.task == "generation" or config.direction == "random" or config.icp_state == "carry":
+        return None
+    return config.model_copy(update={name: RunConfig.model_fields[name].default for name in FREE})
+
+
+class Stack:
+    """The steps of several trainers, whose models have the same shape, as one.
+
+    Args:
+        trainers: with the same `stack_key`; from now on their parameters and buffers are parts of the stacked ones.
+
+    Raises:
+        ValueError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        self.trainers = trainers
+        first = trainers[0]
+        self._objective = _Objective(first)
+        models = [trainer.model for trainer in trainers]
+        self._parameters = {
+            name: _stacked([model.get_parameter(name) for model in models])
+            for name, _ in first.model.named_parameters()
+        }
+        self._buffers = {
+            name: _stacked([model.get_buffer(name) for model in models]) for name, _ in first.model.named_buffers()
+        }
+        self._numbers = {
+            name: torch.tensor(
+                [getattr(trainer.config, name) for trainer in trainers], dtype=torch.float64, device=first.device
+            )
+            for name in OF_THE_PERTURBATION
+        }
+        self._check()
+
+    def step(
+        self, epoch: int, batch: int, parts: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """One update of all weights; `parts` are each member's images and labels. As `Trainer.step` for each."""
+        inputs = [trainer.inputs(epoch, batch, *part) for trainer, part in zip(self.trainers, parts, strict=True)]
+        x, y = (torch.stack(each) for each in zip(*inputs, strict=True))
+        for tensor in self._parameters.values():
+            tensor.grad = None
+        losses, logs = self._mapped(epoch, batch, x, y)
+        losses.sum().backward()
+        results = []
+        for i, (trainer, (x_i, y_i)) in enumerate(zip(self.trainers, inputs, strict=True)):
+            for name, parameter in trainer.model.named_parameters():
+                gradient = self._parameters[name].grad
+                parameter.grad = None if gradient is None else gradient[i]
+            log = tree_map_only(Tensor, lambda value, i=i: value[i], logs)
+            results.append((losses[i].detach(), trainer.update(epoch, batch, x_i, y_i, log)))
+        return results
+
+    def _mapped(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        def of_one(state: dict[str, Tensor], x: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Any:
+            return torch.func.functional_call(self._objective, state, (epoch, batch, x, y, numbers))
+
+        state = {f"model.{name}": tensor for name, tensor in (self._parameters | self._buffers).items()}
+        with self.trainers[0].network.autocast():
+            return torch.vmap(of_one)(state, x, y, self._numbers)  # type: ignore[no-any-return]
+
+    def _check(self) -> None:
+        """Try the objective on two images, and leave all as it was."""
+
+
+class _Objective(nn.Module):
+    """The objective of a trainer, as a function of the parameters and buffers of its model."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self.trainer = copy.copy(trainer)
+        if trainer.distiller is not None:
+            self.trainer.distiller = make_distiller(trainer.config, trainer.model, func_gradient)
+
+    def forward(
+        self, epoch: int, batch: int, x: Tensor, y: Tensor, numbers: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        if (distiller := self.trainer.distiller) is not None:
+            distiller.lr = numbers["icp_lr"]
+            distiller.optimizer = input_optimizer(self.trainer.config.model_copy(update=numbers))
+        return self.trainer.objective(epoch, batch, x, y)
+
+
+def _stacked(members: Sequence[Tensor]) -> Tensor:
+    """(N, …): the values of the members, of which each becomes a part, in its own layout in memory."""
+    first = members[0]
+    stacked = torch.empty_strided(
+        (len(members), *first.shape), (first.numel(), *first.stride()), dtype=first.dtype, device=first.device
+    )
+    for part, member in zip(stacked, members, strict=True):
+        part.copy_(member.detach())
+        member.data = part
+    return stacked.requires_grad_(first.requires_grad)
