@@ -195,7 +195,8 @@ class SelfDistiller:
             _module(self.model, layer)
         self.layers = tuple(layers)
         self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-        self.steps, self.lr, self.direction = steps, lr, direction
+        self.steps, self.direction = steps, direction
+        self.lr: float | Tensor = lr  # a tensor where torch.func maps over several
         self.reduction, self.carry_state = reduction, carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad

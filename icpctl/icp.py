@@ -130,7 +130,7 @@ def perturb(
     loss_fn: Callable[[Tensor], Tensor],
     optimizer: str | SGD = "ademamix",
     steps: int = 5,
-    lr: float = 2e-3,
+    lr: float | Tensor = 2e-3,
     direction: str = "descend",
     *,
     reduction: str = "mean",

@@ -8,7 +8,8 @@ equals the run that is trained alone up to the rounding of float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+import operator
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Stack:
             for name, parameter in trainer.model.named_parameters():
                 gradient = self._parameters[name].grad
                 parameter.grad = None if gradient is None else gradient[i]
-            log = tree_map_only(Tensor, lambda value, i=i: value[i], logs)
+            log = tree_map_only(Tensor, operator.itemgetter(i), logs)
             results.append((losses[i].detach(), trainer.update(epoch, batch, x_i, y_i, log)))
         return results
 
