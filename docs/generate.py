@@ -18,8 +18,8 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from icpctl.cli import POSITIONAL
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
+from icpctl.options import POSITIONAL
 
 FILE = Path(__file__).with_name("cli.md")
 COMMANDS = ("", "train", "eval", "ablate", "report")

@@ -1,36 +1,27 @@
 """The four commands: they parse, build a RunConfig, call the same functions as Python does, and print.
 
-An option of `train` and `ablate` is made from each hyper-parameter's declaration. Torch is imported by the commands
-that need it, so that help and the errors of the command line come at once.
+A command's options are made when it is called, and torch is imported by the commands that need it, so that help and the
+errors of the command line come at once.
 """
 
-import functools
+from __future__ import annotations
+
 import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
+from typer.main import get_command
 
-from icpctl.config import (
-    GROUPS,
-    RunConfig,
-    choices,
-    declaration,
-    default_text,
-    option,
-    read_toml,
-    resolve,
-)
-from icpctl.defaults import CIFAR_RESNETS
 from icpctl.errors import UserError
 
 app = typer.Typer(
@@ -55,7 +46,6 @@ class _Console(Console):
 console = _Console(quiet=OTHER_PROCESS)
 errors = Console(stderr=True, quiet=OTHER_PROCESS)
 
-POSITIONAL = ("model", "dataset")
 GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
@@ -90,6 +80,8 @@ def _say(message: str) -> None:
 
 def _version(show: bool) -> None:
     if show:
+        from importlib.metadata import version
+
         console.print(f"icpctl {version('icpctl')}", highlight=False)
         raise typer.Exit
 
@@ -103,79 +95,38 @@ def _root(
         raise UserError("torchrun is for `icpctl train`: start the other commands without it.")
 
 
-def _hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments MODEL and DATASET and an option for every hyper-parameter.
+def _command(name: str, hyperparameters: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as a command, with an option for every hyper-parameter if it takes them.
 
-    The command gets what the configuration file and the command line say as `settings`, unresolved.
+    What lists the commands gets their help alone: the options are made when a command is called.
     """
-    own = inspect.signature(command).parameters
-    hints = get_type_hints(command, include_extras=True)
-    parameters = [_parameter(name) for name in RunConfig.model_fields]
-    parameters += [own[name].replace(annotation=hints[name]) for name in own if name != "settings"]
-    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
 
-    @functools.wraps(command)
-    def wrapper(config: Path | None, **given: Any) -> None:
-        chosen = {name: given.pop(name) for name in RunConfig.model_fields}
-        settings = read_toml(config) if config else {}
-        settings |= {name: value for name, value in chosen.items() if value is not None}
-        command(settings=settings, **given)
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        class Command(TyperCommand):
+            def make_context(self, *args: Any, **kwargs: Any) -> Any:
+                made = typer.Typer(add_completion=False)
+                made.command(name)(_with_hyperparameters(function) if hyperparameters else function)
+                return get_command(made).make_context(*args, **kwargs)
 
-    del wrapper.__wrapped__  # the signature is this one
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+        app.command(name, cls=Command, help=inspect.getdoc(function))(lambda: None)
+        return function
+
+    return add
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    field = RunConfig.model_fields[name]
-    listed = f" One of: {', '.join(choices(name))}." if choices(name) else ""
-    common: dict[str, Any] = {"help": f"{field.description}{listed}", "show_default": default_text(name) or False}
-    kind: Any = str
-    made: Any
-    if name in POSITIONAL:
-        made = typer.Argument(**common, autocompletion=_models if name == "model" else _datasets)
-    elif field.annotation is bool:
-        kind = bool
-        made = typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common)
-    else:
-        common |= {"rich_help_panel": _panel(name), "metavar": _metavar(name)}
-        made = typer.Option(option(name), autocompletion=_starting_with(choices(name)), **common)
-    return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, made]
-    )
+def _with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
+    from icpctl.options import with_hyperparameters
+
+    return with_hyperparameters(command)
 
 
 def _help(name: str) -> str:
+    from icpctl.config import RunConfig
+
     return str(RunConfig.model_fields[name].description)
 
 
-def _panel(name: str) -> str:
-    return GROUPS[declaration(name).group]
-
-
-def _metavar(name: str) -> str:
-    annotation = "" if choices(name) else str(RunConfig.model_fields[name].annotation)
-    words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
-    return next((words[word] for word in words if word in annotation), "TEXT")
-
-
-def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
-
-
-def _models(incomplete: str) -> list[str]:
-    return _starting_with((*CIFAR_RESNETS, "vae"))(incomplete)
-
-
-def _datasets(incomplete: str) -> list[str]:
-    from icpctl.data import DATASETS
-
-    return _starting_with((*DATASETS, "folder:"))(incomplete)
-
-
-@app.command()
-@_hyperparameters
+@_command("train", hyperparameters=True)
 def train(
     settings: dict[str, object],
     output: Output = Path("results"),
@@ -186,6 +137,8 @@ def train(
 
     Example: icpctl train resnet20 cifar100 --optimizer ademamix --steps 5
     """
+    from icpctl.config import resolve
+
     run_config = resolve(settings)
     from icpctl.display import ConsoleDisplay, metrics_table
     from icpctl.engine import train as train_run
@@ -207,7 +160,7 @@ def train(
     _say(f"Everything is in {run.path}")
 
 
-@app.command("eval")
+@_command("eval")
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     dataset: Annotated[
@@ -228,6 +181,8 @@ def evaluate(
 
     Example: icpctl eval results/RUN --dataset folder:my-photos
     """
+    from icpctl.config import resolve
+
     resolve({"device": device})
     from icpctl.display import metrics_table
     from icpctl.evaluation import evaluate as evaluate_checkpoint
@@ -258,8 +213,7 @@ def evaluate(
         _say(f"Written to {file}")
 
 
-@app.command()
-@_hyperparameters
+@_command("ablate", hyperparameters=True)
 def ablate(
     settings: dict[str, object],
     grid: Annotated[
@@ -365,7 +319,7 @@ def ablate(
         raise typer.Exit(1)
 
 
-@app.command()
+@_command("report")
 def report(
     folders: Annotated[
         list[Path] | None,
