@@ -19,13 +19,23 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from icpctl.errors import UserError
 
+
+class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an unknown command first: to read the options before it, though there are none, Typer imports pydantic."""
+        if args and not args[0].startswith("-"):
+            self.resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="icpctl",
+    cls=_Commands,
     help="Self-distillation by iterative constructive perturbations (arXiv 2505.14751): train, evaluate, ablate, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
