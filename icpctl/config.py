@@ -103,12 +103,9 @@ class RunConfig(BaseModel):
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
     """
 
+    # Built when first used: the options and their help need the fields alone.
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        defer_build=True,  # the options and their help need the fields alone
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
 
     # ── run
