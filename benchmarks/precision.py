@@ -53,12 +53,10 @@ def trained_network(images: data.ImageData, device: torch.device) -> tuple[nn.Mo
     )
     trainer = Trainer(config, images, device)
     for epoch in range(config.epochs):
-        pictures, targets = trainer.begin_epoch(epoch)
         trainer.model.train()
-        for batch in range(trainer.batches):
-            part = slice(batch * 64, batch * 64 + 64)
-            trainer.step(epoch, batch, pictures[part], targets[part])
-    x = trainer.network.normalise(trainer.train_set.images[:64])
+        for batch, (pictures, targets) in enumerate(trainer.epoch_batches(epoch)):
+            trainer.step(epoch, batch, pictures, targets)
+    x = trainer.network.normalise(trainer.train_set[:64])
     return trainer.model.eval(), x, trainer.train_set.labels[:64]
 
 

@@ -186,6 +186,7 @@ def evaluate(
     fid_features: Annotated[Path | None, typer.Option(help=_help("fid_features"))] = None,
     device: Annotated[str, typer.Option(help=_help("device"))] = "auto",
     data_dir: Annotated[Path | None, typer.Option(help=_help("data_dir"))] = None,
+    data_memory: Annotated[float | None, typer.Option(help=_help("data_memory"))] = None,
 ) -> None:
     """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
 
@@ -193,7 +194,7 @@ def evaluate(
     """
     from icpctl.config import resolve
 
-    resolve({"device": device})
+    resolve({"device": device, "data_memory": data_memory})
     from icpctl.display import metrics_table
     from icpctl.evaluation import evaluate as evaluate_checkpoint
     from icpctl.results import read_config, write_evaluation
@@ -207,6 +208,7 @@ def evaluate(
         fid_weights=fid_weights,
         fid_features=fid_features,
         data_dir=data_dir,
+        data_memory=data_memory,
         device=device,
         say=_say,
         warn=lambda message: _complain("[yellow]Warning:[/]", message),

@@ -238,17 +238,13 @@ class RunConfig(BaseModel):
     latent_dim: int = _field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
     beta: float = _field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
     fid_weights: Path | None = _field(
-        None,
-        "File with the Inception weights of FID and KID; without it they are downloaded once.",
-        "generation",
+        None, "File with the Inception weights of FID and KID; without it they are downloaded once.", "generation",
         identity=False,
-    )
+    )  # fmt: skip
     fid_features: Path | None = _field(
-        None,
-        "A run of a classifier whose features stand in for Inception's; the metrics carry its name.",
-        "generation",
+        None, "A run of a classifier whose features stand in for Inception's; the metrics carry its name.", "generation",
         identity=False,
-    )
+    )  # fmt: skip
 
     # ── machine
     precision: Literal["float32", "tf32", "bf16"] = _field(
@@ -267,11 +263,13 @@ class RunConfig(BaseModel):
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
     )  # fmt: skip
     data_dir: Path | None = _field(
-        None,
-        "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.",
-        "machine",
+        None, "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.", "machine",
         identity=False,
-    )
+    )  # fmt: skip
+    data_memory: float | None = _field(
+        None, "Memory that the images may take on the device; more are streamed from the disk; without it, half of what is free.",
+        "machine", unit="GiB", identity=False, gt=0,
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod

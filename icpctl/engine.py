@@ -1,8 +1,8 @@
 """The one training loop.
 
-The data set lives on the device as uint8. An epoch is shuffled and augmented there at once, so a batch is a slice. All
-random numbers derive from (seed, epoch, batch): a run that was killed goes on from its checkpoint to the same weights,
-bit for bit, as one that was not. Within an epoch nothing waits for the device; the display reads it once a second.
+The data set lives on the device as uint8, or is streamed from the disk if it does not fit there. All random numbers derive
+from (seed, epoch, batch): a run that was killed goes on from its checkpoint to the same weights, bit for bit, as one that
+was not. Within an epoch nothing waits for the device; the display reads it once a second.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def train(
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
-            trainer = Trainer(config, _load(config), device, shared)
+            trainer = Trainer(config, _load(config), device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
@@ -210,6 +210,7 @@ class Session:
                 self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
             raise
         finally:
+            self.trainer.close()
             self.display.stop()
 
     def _begin(self) -> None:
@@ -229,13 +230,11 @@ class Session:
         started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        images, labels = self.trainer.begin_epoch(self.epoch)
         self.trainer.model.train()
         due = Throttle(1.0)
         size = self.trainer.batch_size
-        for batch in range(self.batch, self.trainer.batches):
-            part = slice(batch * size, (batch + 1) * size)
-            loss, log = self.trainer.step(self.epoch, batch, images[part], labels[part])
+        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
+            loss, log = self.trainer.step(self.epoch, batch, images, labels)
             self.meter.add(batch, loss, log)
             done = batch + 1
             if due():
@@ -248,7 +247,7 @@ class Session:
                 self.batch, self.seconds = done, time.perf_counter() - started
                 self._save()
                 raise Interrupted
-        self._finish_epoch(labels[: self.trainer.batches * size], started)
+        self._finish_epoch(self.trainer.epoch_labels(self.epoch), started)
         if self.epoch < self.config.epochs and self._asked_to_stop():
             raise Interrupted
 
@@ -321,7 +320,7 @@ class Session:
             "classes": list(self.trainer.classes),
             "mean": self.trainer.network.mean,
             "std": self.trainer.network.std,
-            "image_size": list(self.trainer.train_set.images.shape[-2:]),
+            "image_size": list(self.trainer.train_set.shape[-2:]),
             "epoch": self.epoch,
             "batch": self.batch,
             "best": self.best,
@@ -429,7 +428,7 @@ class Session:
             "fingerprint": trainer.fingerprint,
             "classes": len(trainer.classes),
             "images": {"train": len(trainer.train_set)} | {n: len(s) for n, s in trainer.evaluation_sets.items()},
-            "image_size": list(trainer.train_set.images.shape[-2:]),
+            "image_size": list(trainer.train_set.shape[-2:]),
             "mean": trainer.network.mean.flatten().tolist(),
             "std": trainer.network.std.flatten().tolist(),
         }

@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from icpctl import data, tasks
-from icpctl.data.device import DeviceSplit
+from icpctl.data.streaming import choose_split
 from icpctl.errors import UserError
 from icpctl.network import load_trained, set_precision
 
@@ -24,6 +26,7 @@ def evaluate(
     fid_weights: Path | None = None,
     fid_features: Path | None = None,
     data_dir: Path | None = None,
+    data_memory: float | None = None,
     device: str = "auto",
     say: Callable[[str], None] = lambda message: None,
     warn: Callable[[str], None] = warnings.warn,
@@ -38,6 +41,8 @@ def evaluate(
         samples: images that a generative model draws for FID and KID; as many as the split has by default.
         fid_weights, fid_features: where the features of FID and KID come from; the run's own settings by default.
         data_dir: where the data sets are; the run's own setting by default.
+        data_memory: GiB that the images may take on the device, beyond which they are streamed from the disk; the run's
+            own setting by default.
         device: cpu, cuda, cuda:N or auto.
         say: told what takes long.
         warn: told which metrics are missing or not to be trusted, and why.
@@ -55,6 +60,8 @@ def evaluate(
     config = trained.config
     if data_dir is not None:
         config = config.model_copy(update={"data_dir": data_dir})
+    if data_memory is not None:
+        config = config.altered(data_memory=data_memory)
     if fid_weights or fid_features:  # in the place of the run's own, of whichever kind
         config = config.altered(fid_weights=fid_weights, fid_features=fid_features)
     if samples is not None and samples < 2:
@@ -84,15 +91,14 @@ def evaluate(
 
     set_precision(config.precision)
     target = trained.network.device
-    if split == "test":
-        part = DeviceSplit(images.test, target)
-    else:
+    source, indices = images.test, np.arange(len(images.test.labels))
+    if split != "test":
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
-        part = DeviceSplit(images.train, target, train_part if split == "train" else val_part)
-        if not len(part):
-            raise UserError(
-                f"The run held out no images (--val-fraction 0), so there is no split 'val' in {trained.file}."
-            )
+        source, indices = images.train, train_part if split == "train" else val_part
+    if not len(indices):
+        raise UserError(f"The run held out no images (--val-fraction 0), so there is no split 'val' in {trained.file}.")
+    needed = len(indices) * source.images[0].nbytes
+    part = choose_split(needed, target, config.data_memory, say)(source, target, indices)
     return task.evaluate(trained.network, part) | task.evaluate_last(trained.network, part, say, warn, lambda: None)
 
 

@@ -36,7 +36,7 @@ from torch_fidelity import feature_extractor_inceptionv3, metric_fid, metric_kid
 from torch_fidelity.utils import create_feature_extractor
 
 from icpctl.errors import UserError
-from icpctl.network import Network, Trained, load_trained, set_precision
+from icpctl.network import Images, Network, Trained, load_trained, set_precision
 from icpctl.results import write_atomic
 
 INCEPTION, INCEPTION_LAYER = "inception-v3-compat", "2048"
@@ -137,7 +137,7 @@ def check(weights: Path | None, classifier: Path | None) -> None:
 
 
 def distances(
-    real: Tensor,
+    real: Images,
     generated: Mapping[str, Callable[[], Tensor]],
     *,
     weights: Path | None,
@@ -150,7 +150,7 @@ def distances(
 
     Args:
         real: (N, 3, H, W) uint8, on the device that computes the features.
-        generated: what makes the same of generated images, by name; called if they can be measured.
+        generated: what makes the same of generated images, by name, on any device; called if they can be measured.
         weights: file of the Inception weights; without it they are downloaded once.
         classifier: run folder or checkpoint of a classifier whose features stand in for Inception's.
         say: told what takes long.
@@ -172,7 +172,7 @@ def distances(
         if file is None:
             return {}
         extractor = _inception(file, real.device)
-    sets = [real, *(make() for make in generated.values())]
+    sets: list[Images] = [real, *(make() for make in generated.values())]
     fewest = min(map(len, sets))
     if fewest < 2:
         warn(f"FID and KID are missing: they compare two images or more with two or more, and here is {fewest}.")
@@ -314,30 +314,35 @@ def _identity(module: Any, *settings: object) -> bytes:
 
 
 def _features(
-    extractor: Extractor, sets: Sequence[Tensor], say: Callable[[str], None], pause: Callable[[], None]
+    extractor: Extractor, sets: Sequence[Images], say: Callable[[str], None], pause: Callable[[], None]
 ) -> list[Tensor]:
     """The features (N, D) of each set of images (N, 3, H, W) uint8, as float64 on the CPU.
 
     Raises:
         UserError: features that are not finite.
     """
-    chunks = [[(_key(extractor, chunk), chunk) for chunk in images.split(CHUNK)] for images in sets]
+    device = sets[0].device
+    keys: list[list[str]] = [[] for _ in sets]
     found: dict[str, NDArray[np.float32]] = {}
-    missing: dict[str, Tensor] = {}
-    for key, chunk in (pair for pairs in chunks for pair in pairs):
-        kept = _kept(key, len(chunk))
-        if kept is None:
-            missing[key] = chunk
-        else:
-            found[key] = kept
+    missing: dict[str, tuple[Images, slice]] = {}  # to be taken again, as the images may be on the disk
+    for mine, images in zip(keys, sets, strict=True):
+        for start in range(0, len(images), CHUNK):
+            part = slice(start, min(start + CHUNK, len(images)))
+            key = _key(extractor, images[part])
+            mine.append(key)
+            kept = _kept(key, part.stop - part.start)
+            if kept is None:
+                missing[key] = images, part
+            else:
+                found[key] = kept
     if missing:
-        number, device = sum(map(len, missing.values())), sets[0].device
+        number = sum(part.stop - part.start for _, part in missing.values())
         patience = ": this takes a while on a CPU" if device.type == "cpu" else ""
         say(f"{extractor.title} features of {number:,} images{patience} …")
-    for key, chunk in missing.items():
+    for key, (images, part) in missing.items():
         pause()
-        with _exact(chunk.device):
-            parts = [extractor.module(batch)[0].float().cpu() for batch in chunk.split(BATCH)]
+        with _exact(device):
+            parts = [extractor.module(batch.to(device))[0].float().cpu() for batch in images[part].split(BATCH)]
         found[key] = torch.cat(parts).numpy()
         if not np.isfinite(found[key]).all():
             raise UserError(
@@ -345,7 +350,7 @@ def _features(
                 "other weights with --fid-weights, or another classifier with --fid-features."
             )
         _keep(key, found[key])
-    return [torch.from_numpy(np.concatenate([found[key] for key, _ in pairs])).double() for pairs in chunks]
+    return [torch.from_numpy(np.concatenate([found[key] for key in mine])).double() for mine in keys]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,20 @@ def evaluation_batch(height: int, width: int) -> int:
     return max(1, EVALUATION_BATCH * 32**2 // max(32**2, height * width))
 
 
+class Images(Protocol):
+    """uint8 (N, 3, H, W): a tensor, or what gives tensors on the device, such as a `DeviceSplit`."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Network:
     """A model on its device, with the mean and standard deviation, (3, 1, 1) in [0, 1], of what it was trained on."""
@@ -73,10 +87,11 @@ class Network:
         """The precision of the passes."""
         return autocast(self.precision, self.device)
 
-    def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def batches(self, images: Images) -> Iterator[tuple[Tensor, Any]]:
         """The normalised inputs and the outputs in eval mode for uint8 images, batch by batch, without gradients."""
-        for batch in images.split(evaluation_batch(*images.shape[-2:])):
-            x = self.normalise(batch)
+        size = evaluation_batch(*images.shape[-2:])
+        for start in range(0, len(images), size):
+            x = self.normalise(images[start : start + size])
             with torch.no_grad(), icp.eval_mode(), self.autocast():
                 output = self.model(x)
             yield x, output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from icpctl import data, icp, tasks
 from icpctl.config import RunConfig, option
-from icpctl.data.augment import augment
-from icpctl.data.device import DeviceSplit
+from icpctl.data.epochs import Plan
+from icpctl.data.streaming import choose_split
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
 from icpctl.network import Network, build_model
@@ -25,18 +25,29 @@ MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
 
 
 class Trainer:
-    """Model, data and step of one run."""
+    """Model, data and step of one run.
+
+    Data that do not fit the memory of the device are streamed, which is told to `say`; `close` ends what that started.
+    """
 
     def __init__(
-        self, config: RunConfig, images: data.ImageData, device: torch.device, processes: Processes = ALONE
+        self,
+        config: RunConfig,
+        images: data.ImageData,
+        device: torch.device,
+        processes: Processes = ALONE,
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.config, self.device, self.processes = config, device, processes
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
-        self.train_set = DeviceSplit(images.train, device, train_part)
-        self.evaluation_sets = {"val": DeviceSplit(images.train, device, val_part)} if len(val_part) else {}
-        self.evaluation_sets["test"] = DeviceSplit(images.test, device)
+        # The training images twice: an epoch of them is augmented at once.
+        needed = (2 * len(train_part) + len(val_part)) * images.train.images[0].nbytes + images.test.images.nbytes
+        split = choose_split(needed, device, config.data_memory, say, processes.any)
+        self.train_set = split(images.train, device, train_part)
+        self.evaluation_sets = {"val": split(images.train, device, val_part)} if len(val_part) else {}
+        self.evaluation_sets["test"] = split(images.test, device)
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.classes), device)
@@ -45,8 +56,9 @@ class Trainer:
         self.trained = processes.share(self.model)
         self.distiller = make_distiller(config, self.trained) if config.optimizer != "none" else None
         self.batch_size = min(config.batch_size, len(self.train_set))
-        # The rest of an epoch that does not fill a batch is left out: another one each time, as the order is random.
-        self.batches = len(self.train_set) // self.batch_size
+        shape = tuple(self.train_set.shape)
+        self.plan = Plan(config.seed, config.augmentation, self.batch_size, shape, processes.rank, processes.size)
+        self.batches = self.plan.batches
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
@@ -64,7 +76,7 @@ class Trainer:
                 f"{self.processes.size} processes cannot share a batch of {self.batch_size} images, all that there are to "
                 f"train on, equally. Start fewer processes, or lower {option('batch_size')}."
             )
-        x = self.network.normalise(self.train_set.images[:2])
+        x = self.network.normalise(self.train_set[:2])
         layers = self.config.layers if self.distiller is not None else ()
         try:
             with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
@@ -76,12 +88,24 @@ class Trainer:
                 f"{option('image_size')}{', or other ' + option('layers') if layers else ''}."
             ) from error
 
-    def begin_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The training images of an epoch in their order, augmented (uint8), and their labels."""
-        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, epoch))
-        order = torch.randperm(len(self.train_set), generator=generator).to(self.device)
-        images = augment(self.train_set.images[order], self.config.augmentation, generator)
-        return images, self.train_set.labels[order]
+    def epoch_labels(self, epoch: int) -> Tensor:
+        """The labels of all batches of an epoch, in their order."""
+        order = self.plan.order(epoch)[: self.batches * self.batch_size]
+        return self.train_set.labels[order.to(self.device)]
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images, augmented (uint8), and the labels of each batch of an epoch, from batch `start` on.
+
+        Raises:
+            UserError: images that are streamed cannot be read any more.
+        """
+        labels = self.epoch_labels(epoch)
+        for batch, images in enumerate(self.train_set.batches(self.plan, epoch, start), start):
+            yield images, labels[self.plan.rows(batch)]
+
+    def close(self) -> None:
+        """End the processes that stream the images; they start again with the next epoch."""
+        self.train_set.close()
 
     def weight(self, epoch: int) -> float:
         """The task weight a_e; the baseline has nothing but its task."""

@@ -58,7 +58,7 @@ def test_randaugment_applies_what_each_image_drew() -> None:
     operations = list(module._operations(32, 32).values())
     draws = torch.randint(len(operations), (2, 60), generator=seeded())
     expected = [operations[b](operations[a](image[None]))[0] for image, a, b in zip(images, *draws, strict=True)]
-    assert torch.equal(module._randaugment(images, seeded()), torch.stack(expected))
+    assert torch.equal(module._randaugment(images.clone(), draws), torch.stack(expected))
 
 
 @pytest.mark.parametrize("size", SHAPES, ids=str)
@@ -73,7 +73,7 @@ def test_crop_is_resized_back(size: tuple[int, int]) -> None:
         F.resized_crop(image, int(top), int(left), *crop, size=list(size))
         for image, top, left in zip(images, tops, lefts, strict=True)
     ]
-    assert torch.equal(module._crop_resize(images, seeded()), torch.stack(expected))
+    assert torch.equal(module._crop_resize(images, torch.stack([tops, lefts])), torch.stack(expected))
 
 
 def test_pad_crop_flip_shows_every_shift_and_both_directions() -> None:

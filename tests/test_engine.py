@@ -422,15 +422,12 @@ def test_evaluate_gives_the_figures_of_the_run(reference: Callable[..., Path]) -
 
 def test_the_cosine_schedule_is_torchs() -> None:
     config = small(lr_schedule="cosine", lr=0.1, model_optimizer="sgd", optimizer="none")
-    images = icpctl_digits()
-    machine = trainer.Trainer(config, images, torch.device("cpu"))
+    machine = trainer.Trainer(config, icpctl_digits(), torch.device("cpu"))
     peer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(peer, config.epochs * machine.batches)
     for epoch in range(config.epochs):
-        data, targets = machine.begin_epoch(epoch)
-        for batch in range(machine.batches):
-            part = slice(batch * 32, batch * 32 + 32)
-            machine.step(epoch, batch, data[part], targets[part])
+        for batch, (images, targets) in enumerate(machine.epoch_batches(epoch)):
+            machine.step(epoch, batch, images, targets)
             assert machine.optimizer.param_groups[0]["lr"] == pytest.approx(peer.param_groups[0]["lr"], abs=1e-12)
             peer.step()
             schedule.step()
@@ -447,9 +444,10 @@ def test_an_epoch_is_every_image_once_in_another_order() -> None:
     stored = sorted(image.tobytes() for image in machine.train_set.images.numpy())
     orders = []
     for epoch in range(2):
-        images, targets = machine.begin_epoch(epoch)
-        assert sorted(image.tobytes() for image in images.numpy()) == stored
-        orders.append(targets)
+        images, targets = zip(*machine.epoch_batches(epoch), strict=True)
+        assert sorted(image.tobytes() for image in torch.cat(images).numpy()) == stored
+        orders.append(torch.cat(targets))
+        assert torch.equal(orders[-1], machine.epoch_labels(epoch))
     assert not torch.equal(*orders)
 
 

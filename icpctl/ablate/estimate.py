@@ -31,7 +31,7 @@ class Pace:
     icp_passes: int
     """Of the step that was measured."""
     epoch: float
-    """Beside its steps: shuffling, augmentation, evaluation."""
+    """Beside its steps: shuffling, augmentation, evaluation. Of streamed images the first batch alone is counted."""
 
     def seconds(self, config: RunConfig) -> float:
         """Of a whole run. The costly metrics after the last epoch (FID) are not counted."""
@@ -71,9 +71,9 @@ def _measure(config: RunConfig) -> Pace:
     trainer = Trainer(config, images, choose_device(config.device))
     trainer.check()
     began = time.perf_counter()
-    inputs, labels = trainer.begin_epoch(0)
+    batch, targets = next(trainer.epoch_batches(0))
     prepared = time.perf_counter() - began
-    batch, targets = inputs[: trainer.batch_size], labels[: trainer.batch_size]
+    trainer.close()
     trainer.model.train()
     # Batch 1, as the first one of an epoch and each tenth measure more.
     plain = _time(lambda: trainer.step(0, 1, batch, targets), trainer.device)

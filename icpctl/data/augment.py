@@ -1,9 +1,10 @@
-"""Random augmentation of a whole epoch of images at once, on the device that they are on."""
+"""Random augmentation of the images of an epoch: drawn for all of them at first, applied to any part, on their device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -25,8 +26,28 @@ CHUNK_BYTES = 64 * 2**20
 Operation = Callable[[Tensor], Tensor]
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Augment every image independently.
+@dataclass(frozen=True)
+class Augmentation:
+    """What each of N images goes through; what was drawn of it takes a few bytes an image."""
+
+    apply: Callable[..., Tensor]
+    """Of some of the images and their part of each of the `draws`."""
+
+    draws: tuple[Tensor, ...]
+    """(…, N) each, on the CPU."""
+
+    def __call__(self, images: Tensor, part: slice = slice(None)) -> Tensor:
+        """Some of the images, augmented; they come out the same whichever others are with them.
+
+        Args:
+            images: (B, C, H, W) uint8, on any device.
+            part: which B of the N images these are.
+        """
+        return self.apply(images, *(drawn[..., part] for drawn in self.draws))
+
+
+def draw(kind: str, count: int, height: int, width: int, generator: torch.Generator) -> Augmentation:
+    """The augmentation of `count` images of this size.
 
     - "crop-randaugment": a random crop of 0.78 of each side, resized back, then RandAugment (two operations
       at magnitude 9 of 31, bilinear, black outside).
@@ -35,73 +56,92 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     - "none": the images unchanged.
 
     Args:
-        images: (N, C, H, W) uint8 with one or three channels, on any device.
         kind: one of `AUGMENTATIONS`.
-        generator: on the CPU. All numbers are drawn for the whole epoch, before the work is divided, so each
-            image gets the same augmentation on every device.
-
-    Returns:
-        uint8 of the same shape on the same device.
+        generator: on the CPU, so each image gets the same augmentation on every device.
 
     Raises:
         UserError: unknown `kind`.
     """
     match kind:
         case "crop-randaugment":
-            return _randaugment(_crop_resize(images, generator), generator)
+            crop_height, crop_width = _crop_size(height, width)
+            corners = _random_corners(count, height - crop_height, width - crop_width, generator)
+            number = len(_operations(height, width))
+            operations = torch.randint(number, (NUM_OPS, count), generator=generator).to(torch.uint8)
+            return Augmentation(_crop_randaugment, (corners, operations))
         case "pad-crop-flip":
-            return _pad_crop_flip(images, generator)
+            corners = _random_corners(count, 2 * PADDING, 2 * PADDING, generator)
+            return Augmentation(_pad_crop_flip, (corners, torch.rand(count, generator=generator).lt(0.5)))
         case "none":
-            return images
+            return Augmentation(lambda images: images, ())
     raise unknown("augmentation", kind, AUGMENTATIONS)
 
 
-def _crop_resize(images: Tensor, generator: torch.Generator) -> Tensor:
-    size = height, width = images.shape[2], images.shape[3]
-    crop = round(CROP * height), round(CROP * width)
-    corners = _random_corners(images, (height - crop[0], width - crop[1]), generator)
+def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Augment every image independently: `draw` for all of them, and apply it.
+
+    Args:
+        images: (N, C, H, W) uint8 with one or three channels, on any device.
+
+    Returns:
+        uint8 of the same shape on the same device.
+    """
+    count, _, height, width = images.shape
+    return draw(kind, count, height, width, generator)(images)
+
+
+def _crop_randaugment(images: Tensor, corners: Tensor, operations: Tensor) -> Tensor:
+    return _randaugment(_crop_resize(images, corners), operations)
+
+
+def _crop_size(height: int, width: int) -> tuple[int, int]:
+    return round(CROP * height), round(CROP * width)
+
+
+def _crop_resize(images: Tensor, corners: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    corners = corners.to(images.device)
     output = torch.empty_like(images)
     for part in _chunks(torch.arange(len(images)), images):
-        output[part] = F.resize(_crops(images[part], corners[:, part], crop), list(size))
+        crops = _crops(images[part], corners[:, part], _crop_size(height, width))
+        output[part] = F.resize(crops, [height, width])
     return output
 
 
-def _pad_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    corners = _random_corners(images, (2 * PADDING, 2 * PADDING), generator)
-    flipped = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
+def _pad_crop_flip(images: Tensor, corners: Tensor, flipped: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    corners, flipped = corners.to(images.device), flipped.to(images.device)
     output = torch.empty_like(images)
     for part in _chunks(torch.arange(len(images)), images):
-        crops = _crops(F.pad(images[part], [PADDING]), corners[:, part], (images.shape[2], images.shape[3]))
+        crops = _crops(F.pad(images[part], [PADDING]), corners[:, part], (height, width))
         output[part] = torch.where(flipped[part, None, None, None], crops.flip(3), crops)
     return output
 
 
-def _random_corners(images: Tensor, highest: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(2, N): top and left of a crop for each image, from 0 to `highest`, both included."""
-    draws = [torch.randint(bound + 1, (len(images),), generator=generator) for bound in highest]
-    return torch.stack(draws).to(images.device)
+def _random_corners(count: int, lowest: int, rightmost: int, generator: torch.Generator) -> Tensor:
+    """(2, N): top and left of a crop for each image, from 0 to `lowest` and `rightmost`, both included."""
+    draws = [torch.randint(bound + 1, (count,), generator=generator) for bound in (lowest, rightmost)]
+    return torch.stack(draws).to(torch.int16)
 
 
 def _crops(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
     """The part of each image of height and width `size` that starts at its corner."""
     windows = images.unfold(2, size[0], 1).unfold(3, size[1], 1)  # a view: (N, C, tops, lefts, height, width)
-    return windows[torch.arange(len(images), device=images.device), :, corners[0], corners[1]]
+    tops, lefts = corners.long()
+    return windows[torch.arange(len(images), device=images.device), :, tops, lefts]
 
 
-def _randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """torchvision's RandAugment on a batch in which every image draws its own operations.
+def _randaugment(images: Tensor, draws: Tensor) -> Tensor:
+    """torchvision's RandAugment, in place, on a batch in which every image drew its own operations: `draws` (2, B).
 
     The magnitude is fixed, so there are few different operations, and the images that drew the same one go
     through it together.
     """
-    operations = list(_operations(images.shape[2], images.shape[3]).values())
-    draws = torch.randint(len(operations), (NUM_OPS, len(images)), generator=generator)
-    output = images.clone()
     for draw in draws:
-        for index, operation in enumerate(operations):
+        for index, operation in enumerate(_operations(*images.shape[2:]).values()):
             for part in _chunks((draw == index).nonzero().flatten(), images):
-                output[part] = operation(output[part])
-    return output
+                images[part] = operation(images[part])
+    return images
 
 
 def _operations(height: int, width: int) -> dict[tuple[str, int], Operation]:

@@ -43,7 +43,7 @@ class Classification:
 
     def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
         """The metrics of a split in eval mode."""
-        outputs = torch.cat([output for _, output in network.batches(split.images)])
+        outputs = torch.cat([output for _, output in network.batches(split)])
         return self.metrics(outputs, split.labels)
 
     def check(self) -> None:

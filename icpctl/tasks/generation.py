@@ -61,7 +61,7 @@ class Generation:
     def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
         """The same at z = μ, with ssim and psnr (dB) of the reconstructions as 8-bit images, means over the images."""
         records, quality = [], []
-        for x, output in network.batches(split.images):
+        for x, output in network.batches(split):
             records.append(self._terms(output, x))
             quality += image_quality(network.pixels(x), network.pixels(output.reconstruction))
         ssim, psnr = np.mean(quality, axis=0)
@@ -86,14 +86,15 @@ class Generation:
         """FID and KID of the split's reconstructions (z = μ) and of samples from the prior, against the split."""
 
         def reconstructed() -> Tensor:
-            return torch.cat([network.pixels(output.reconstruction) for _, output in network.batches(split.images)])
+            # On the host, as the split itself may not fit the memory of the device.
+            return torch.cat([network.pixels(output.reconstruction).cpu() for _, output in network.batches(split)])
 
         def sampled() -> Tensor:
             return sample(network, self.samples or len(split), self.config.seed)
 
         try:
             return fidelity.distances(
-                split.images,
+                split,
                 {"reconstruction": reconstructed, "prior": sampled},
                 weights=self.config.fid_weights,
                 classifier=self.config.fid_features,
@@ -129,7 +130,7 @@ def image_quality(images: Tensor, others: Tensor) -> list[tuple[float, float]]:
 
 
 def sample(network: Network, number: int, seed: int) -> Tensor:
-    """Images (N, 3, S, S) uint8 decoded from latents of the prior N(0, 1); fewer are the first ones of more."""
+    """Images (N, 3, S, S) uint8 decoded from latents of the prior N(0, 1), on the host; fewer are the first ones of more."""
     assert isinstance(network.model, VAE)
     latents = []
     for batch in range(math.ceil(number / SAMPLE_BATCH)):
@@ -138,4 +139,4 @@ def sample(network: Network, number: int, seed: int) -> Tensor:
     z = torch.cat(latents)[:number].to(network.device)
     with torch.no_grad(), icp.eval_mode(), network.autocast():
         parts = z.split(evaluation_batch(network.model.image_size, network.model.image_size))
-        return torch.cat([network.pixels(network.model.decode(part)) for part in parts])
+        return torch.cat([network.pixels(network.model.decode(part)).cpu() for part in parts])
