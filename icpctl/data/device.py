@@ -56,7 +56,7 @@ class DeviceSplit:
         mean = (counts.double() @ levels) / number
         variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / number
         # A channel without any variation stays as it is instead of being divided by 0.
-        std = torch.where(variance > 0, variance.sqrt(), 1.0)
+        std = torch.where((counts > 0).sum(1) > 1, variance.sqrt(), 1.0)
         return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
     def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Tensor]:

@@ -1,0 +1,129 @@
+"""How long training waits for its batches, with the images in memory and streamed from the disk.
+
+    python benchmarks/streaming.py --images 20000 --side 64 --workers 1 2 4 > benchmarks/results/streaming.md
+
+Random images are written to a temporary file and read from there, most likely from the memory in which the system keeps
+files. An epoch that is not counted starts the worker processes; the next one is timed. "Waiting" is the time between the
+end of a step, the device's work included, and the arrival of the next batch; in memory that is preparing the whole epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import icpctl
+from icpctl.data import ImageData, Split
+from icpctl.data.streaming import StreamedSplit
+from icpctl.network import choose_device
+from icpctl.trainer import Trainer
+
+CHUNK = 1000  # images that are written at once
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of an epoch, and how many of them went by without a batch."""
+
+    epoch: float
+    waiting: float
+
+
+def random_images(file: Path, count: int, side: int, classes: int) -> ImageData:
+    """A memory-mapped data set; the test images are a hundredth of it."""
+    generator = np.random.default_rng(0)
+    images = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, 3, side, side))
+    for start in range(0, count, CHUNK):
+        part = images[start : start + CHUNK]
+        part[:] = generator.integers(0, 256, part.shape, dtype=np.uint8)
+    images.flush()
+    labels = np.arange(count, dtype=np.int64) % classes
+    test = file.with_name("test.npy")
+    np.save(test, images[: max(1, count // 100)])
+    splits = [Split(np.load(path, mmap_mode="r"), labels) for path in (file, test)]
+    splits[1] = Split(splits[1].images, labels[: len(splits[1].images)])
+    return ImageData("random", *splits, tuple(map(str, range(classes))), "random")
+
+
+def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, workers: int = 0) -> Timing:
+    """The second epoch; streamed by so many workers, if any."""
+    if workers:
+        config = config.altered(data_memory=1e-9)
+    trainer = Trainer(config, images, device)
+    if isinstance(trainer.train_set, StreamedSplit):
+        trainer.train_set.workers = workers
+    trainer.model.train()
+    try:
+        for epoch in range(2):
+            waiting = 0.0
+            began = ended = time.perf_counter()
+            for batch, (inputs, labels) in enumerate(trainer.epoch_batches(epoch)):
+                _synchronise(device)
+                waiting += time.perf_counter() - ended
+                trainer.step(epoch, batch, inputs, labels)
+                _synchronise(device)
+                ended = time.perf_counter()
+        return Timing(ended - began, waiting)
+    finally:
+        trainer.close()
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, nargs="*", default=[0, 5], help="of the perturbation; 0 is the baseline")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--augmentation", default="crop-randaugment")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+
+    device = choose_device(options.device)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    print(f"# Waiting for batches: {options.model}, {options.images:,} images of {options.side} pixels, "
+          f"batch {options.batch}, {options.augmentation}\n")  # fmt: skip
+    print(f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, {torch.get_num_threads()} threads, torch {torch.__version__};")
+    print(f"`python benchmarks/streaming.py --model {options.model} --images {options.images} --side {options.side} "
+          f"--batch {options.batch} --steps {' '.join(map(str, options.steps))} "
+          f"--workers {' '.join(map(str, options.workers))} --augmentation {options.augmentation}`.\n")  # fmt: skip
+    print("| step | images | epoch, s | waiting, s | share |\n| --- | --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        images = random_images(Path(folder) / "train.npy", options.images, options.side, 100)
+        for steps in options.steps:
+            config = icpctl.RunConfig(
+                model=options.model,
+                optimizer="ademamix" if steps else "none",
+                steps=steps,
+                batch_size=options.batch,
+                epochs=2,
+                warmup_epochs=0,
+                val_fraction=0.0,
+                augmentation=options.augmentation,
+            )
+            for workers in (0, *options.workers):
+                timing = measure(config, images, device, workers)
+                where = f"streamed, {workers} worker{'s' if workers > 1 else ''}" if workers else "in memory"
+                print(
+                    f"| {f'ademamix, T = {steps}' if steps else 'plain'} | {where} | {timing.epoch:.1f} | "
+                    f"{timing.waiting:.2f} | {timing.waiting / timing.epoch:.1%} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
