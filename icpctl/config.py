@@ -253,11 +253,9 @@ class RunConfig(BaseModel):
         "machine",
     )
     fast: bool = _field(
-        True,
-        "Take the fast paths, which are the same up to rounding; --no-fast: the plain code, to compare with.",
-        "machine",
-        identity=False,
-    )
+        True, "Take the fast paths, which are the same up to rounding; --no-fast: the plain code, to compare with.",
+        "machine", identity=False,
+    )  # fmt: skip
     device: str = _field(
         "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
@@ -267,7 +265,7 @@ class RunConfig(BaseModel):
         identity=False,
     )  # fmt: skip
     data_memory: float | None = _field(
-        None, "Memory that the images may take on the device; more are streamed from the disk; without it, half of what is free.",
+        None, "GiB of the device's memory that the images may take; more are streamed from the disk; without it, half of what is free.",
         "machine", unit="GiB", identity=False, gt=0,
     )  # fmt: skip
 
