@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +49,12 @@ def random_images(file: Path, count: int, side: int, classes: int) -> ImageData:
     labels = np.arange(count, dtype=np.int64) % classes
     test = file.with_name("test.npy")
     np.save(test, images[: max(1, count // 100)])
-    splits = [Split(np.load(path, mmap_mode="r"), labels) for path in (file, test)]
-    splits[1] = Split(splits[1].images, labels[: len(splits[1].images)])
-    return ImageData("random", *splits, tuple(map(str, range(classes))), "random")
+    train_split, test_split = (Split(images, labels[: len(images)]) for images in map(_mapped, (file, test)))
+    return ImageData("random", train_split, test_split, tuple(map(str, range(classes))), "random")
+
+
+def _mapped(file: Path) -> np.ndarray[Any, Any]:
+    return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
 
 
 def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, workers: int = 0) -> Timing:

@@ -253,9 +253,11 @@ class RunConfig(BaseModel):
         "machine",
     )
     fast: bool = _field(
-        True, "Take the fast paths, which are the same up to rounding; --no-fast: the plain code, to compare with.",
-        "machine", identity=False,
-    )  # fmt: skip
+        True,
+        "Fast paths, the same up to rounding; --no-fast: the plain code, to compare with.",
+        "machine",
+        identity=False,
+    )
     device: str = _field(
         "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",

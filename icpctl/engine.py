@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from icpctl.network import choose_device, set_precision
 from icpctl.parallel import processes
 from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
+from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
 from icpctl.trainer import Trainer
 
 NO_OP = 1e-3  # relative change of the loss and of the features up to which a perturbation does nothing
@@ -144,22 +145,86 @@ def train(
         if shared.lead(folder.status).get("state") == "finished" and not overwrite:
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
-        try:
+        with _out_of_memory_in_words(config, device):
             trainer = Trainer(config, _load(config), device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
                     folder.clear()
-                Session(config, folder, trainer, display, should_stop).run()
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower "
-                f"{option('batch_size')} or {option('image_size')}, or take a smaller model. The same command goes on "
-                "from the last checkpoint if these stay as they are."
-            ) from error
+                stopped = take_steps([Session(config, folder, trainer, display, should_stop)])
+        for error in stopped.values():
+            raise error
         return Run(config, folder.path)
+
+
+def train_stack(
+    configs: Sequence[RunConfig],
+    output: str | Path = "results",
+    *,
+    displays: Sequence[Display] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[BaseException | None]:
+    """Train several runs at once, which make their steps together (`icpctl.stack`), or go on with them.
+
+    Args:
+        configs: runs with one `icpctl.stack.stack_key`.
+        output: the results folder.
+        displays: one for each run; none shows nothing.
+        should_stop: asked after every batch; at True all are saved.
+
+    Returns:
+        For each run None, or what stopped it: as `train` would raise it.
+    """
+    device = choose_device(configs[0].device)
+    set_precision(configs[0].precision)
+    outcomes: dict[str, BaseException] = {}
+    with ExitStack() as locks, _out_of_memory_in_words(configs[0], device, len(configs)):
+        sessions: list[Session] = []
+        images = _load(configs[0])
+        for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
+            folder = RunFolder(Path(output), config)
+            try:
+                if folder.status().get("state") == "finished":
+                    continue
+                locks.enter_context(_sole_writer(folder))
+                beside = sessions[0].trainer if sessions else None
+                trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
+                trainer.check()
+                sessions.append(Session(config, folder, trainer, display, should_stop))
+            except UserError as error:
+                outcomes[config.run_id] = error
+        for together in _stackable(sessions):
+            outcomes |= {session.config.run_id: error for session, error in take_steps(together).items()}
+    return [outcomes.get(config.run_id) for config in configs]
+
+
+def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
+    """All of them at once; one at a time if they cannot take their steps together, which is said."""
+    try:
+        if len(sessions) > 1:
+            Stack([session.trainer for session in sessions])
+        return [sessions]
+    except UnstackableError as error:
+        for session in sessions:
+            session.display.warn(
+                f"{session.config.model} is trained alone, as models of it cannot be stacked: {error}."
+            )
+        return [[session] for session in sessions]
+
+
+@contextmanager
+def _out_of_memory_in_words(config: RunConfig, device: torch.device, stack: int = 1) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        fewer = "fewer runs at once (--stack), or " if stack > 1 else ""
+        raise UserError(
+            f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower {fewer}"
+            f"{option('batch_size')} or {option('image_size')}, or take a smaller model. The same command goes on "
+            "from the last checkpoint if these stay as they are."
+        ) from error
 
 
 @contextmanager
@@ -194,12 +259,13 @@ class Session:
         self.warned: set[str] = set()
         self.notes: list[str] = []  # what the report says of the run
 
-    def run(self) -> None:
+    def steps(self) -> Generator[Step, Result, None]:
+        """Train the run: asks for each step, is sent its result, and does all the rest."""
         try:
             self._resume()
             self.processes.lead(self._begin)
             while self.epoch < self.config.epochs:
-                self._run_epoch()
+                yield from self._epoch()
             self.processes.lead(self._measure_last)
             self._write_status("finished", epoch=self.config.epochs, notes=self.notes)
         except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
@@ -226,7 +292,7 @@ class Session:
     def _asked_to_stop(self) -> bool:
         return self.processes.any(self.should_stop())
 
-    def _run_epoch(self) -> None:
+    def _epoch(self) -> Generator[Step, Result, None]:
         started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
@@ -234,7 +300,7 @@ class Session:
         due = Throttle(1.0)
         size = self.trainer.batch_size
         for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
-            loss, log = self.trainer.step(self.epoch, batch, images, labels)
+            loss, log = yield Step(self.epoch, batch, images, labels)
             self.meter.add(batch, loss, log)
             done = batch + 1
             if due():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,87 @@ def stack_key(config: RunConfig) -> Hashable | None:
     return config.model_copy(update={name: RunConfig.model_fields[name].default for name in FREE})
 
 
+class UnstackableError(Exception):
+    """Models of this kind cannot make their steps together."""
+
+
+class Step(NamedTuple):
+    """A step that a run asks for: its place, and the images (uint8) and labels of its batch."""
+
+    epoch: int
+    batch: int
+    images: Tensor
+    labels: Tensor
+
+
+Result = tuple[Tensor, dict[str, Tensor]]
+"""The loss and the log of a step, which stay on the device."""
+
+
+class Session(Protocol):
+    """A run at work; see `icpctl.engine.Session`."""
+
+    trainer: Trainer
+
+    def steps(self) -> Generator[Step, Result, None]:
+        """Train the run: asks for each step, and is sent its result."""
+
+
+AnySession = TypeVar("AnySession", bound=Session)
+
+
+def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException]:
+    """Train the runs to their end: take the steps that they ask for, those at the same place together.
+
+    A run that is behind, as it was resumed from an earlier checkpoint, takes steps alone until it has caught up.
+
+    Returns:
+        What stopped a run, for those that did not come to their end; the others went on.
+    """
+    at_work = {session: session.steps() for session in sessions}
+    asked: dict[AnySession, Step] = {}
+    stopped: dict[AnySession, BaseException] = {}
+    together = _Together()
+
+    def go_on(session: AnySession, resume: Callable[[], Step]) -> None:
+        try:
+            asked[session] = resume()
+        except StopIteration:
+            asked.pop(session, None)
+        except (Exception, KeyboardInterrupt) as error:
+            asked.pop(session, None)
+            stopped[session] = error
+
+    for session, steps in at_work.items():
+        go_on(session, partial(next, steps))
+    while asked:
+        place = min(step[:2] for step in asked.values())
+        ready = {session: step for session, step in asked.items() if step[:2] == place}
+        try:
+            results = together.step([session.trainer for session in ready], list(ready.values()))
+        except Exception as error:
+            for session in ready:
+                go_on(session, partial(at_work[session].throw, error))
+            continue
+        for session, result in zip(ready, results, strict=True):
+            go_on(session, partial(at_work[session].send, result))
+    return stopped
+
+
+class _Together:
+    """Takes steps of the same place; keeps the stack for the next ones of the same runs."""
+
+    def __init__(self) -> None:
+        self._stack: Stack | None = None
+
+    def step(self, trainers: Sequence[Trainer], steps: Sequence[Step]) -> list[Result]:
+        if len(trainers) == 1:
+            return [trainers[0].step(*steps[0])]
+        if self._stack is None or self._stack.trainers != trainers:
+            self._stack = Stack(trainers)
+        return self._stack.step(steps)
+
+
 class Stack:
     """The steps of several trainers, whose models have the same shape, as one.
 
@@ -43,7 +125,7 @@ class Stack:
         trainers: with the same `stack_key`; from now on their parameters and buffers are parts of the stacked ones.
 
     Raises:
-        ValueError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
+        UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
     """
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
@@ -66,11 +148,10 @@ class Stack:
         }
         self._check()
 
-    def step(
-        self, epoch: int, batch: int, parts: Sequence[tuple[Tensor, Tensor]]
-    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """One update of all weights; `parts` are each member's images and labels. As `Trainer.step` for each."""
-        inputs = [trainer.inputs(epoch, batch, *part) for trainer, part in zip(self.trainers, parts, strict=True)]
+    def step(self, steps: Sequence[Step]) -> list[Result]:
+        """One update of all weights, by a step of each member at the same place; for each as `Trainer.step`."""
+        epoch, batch = steps[0][:2]
+        inputs = [trainer.inputs(*step) for trainer, step in zip(self.trainers, steps, strict=True)]
         x, y = (torch.stack(each) for each in zip(*inputs, strict=True))
         for tensor in self._parameters.values():
             tensor.grad = None
@@ -94,7 +175,19 @@ class Stack:
             return torch.vmap(of_one)(state, x, y, self._numbers)  # type: ignore[no-any-return]
 
     def _check(self) -> None:
-        """Try the objective on two images, and leave all as it was."""
+        """Try the objective on two images, with the method and without, and leave all as it was."""
+        kept = {name: tensor.clone() for name, tensor in self._buffers.items()}
+        inputs = [trainer.network.normalise(trainer.train_set[:2]) for trainer in self.trainers]
+        labels = [trainer.train_set.labels[:2] for trainer in self.trainers]
+        try:
+            with torch.no_grad():
+                for epoch in (0, self.trainers[0].config.epochs - 1):
+                    self._mapped(epoch, 1, torch.stack(inputs), torch.stack(labels))
+        except RuntimeError as error:
+            raise UnstackableError(str(error).partition("\n")[0]) from error
+        finally:
+            for name, tensor in self._buffers.items():
+                tensor.copy_(kept[name])
 
 
 class _Objective(nn.Module):

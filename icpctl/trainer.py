@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from icpctl import data, icp, tasks
 from icpctl.config import RunConfig, option
+from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
 from icpctl.data.streaming import choose_split
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
@@ -28,6 +29,15 @@ class Trainer:
     """Model, data and step of one run.
 
     Data that do not fit the memory of the device are streamed, which is told to `say`; `close` ends what that started.
+
+    Args:
+        config: of the run.
+        images: its data set.
+        device: where it is trained.
+        processes: that train it together.
+        say: told how the images are kept.
+        stack: how many runs are trained together on this device.
+        beside: one of these, whose images this one shares.
     """
 
     def __init__(
@@ -37,17 +47,18 @@ class Trainer:
         device: torch.device,
         processes: Processes = ALONE,
         say: Callable[[str], None] = lambda message: None,
+        stack: int = 1,
+        beside: Trainer | None = None,
     ) -> None:
         self.config, self.device, self.processes = config, device, processes
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
-        train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
-        # The training images twice: an epoch of them is augmented at once.
-        needed = (2 * len(train_part) + len(val_part)) * images.train.images[0].nbytes + images.test.images.nbytes
-        split = choose_split(needed, device, config.data_memory, say, processes.any)
-        self.train_set = split(images.train, device, train_part)
-        self.evaluation_sets = {"val": split(images.train, device, val_part)} if len(val_part) else {}
-        self.evaluation_sets["test"] = split(images.test, device)
+        self.train_set: DeviceSplit
+        self.evaluation_sets: dict[str, DeviceSplit]
+        if beside is not None and type(beside.train_set) is DeviceSplit:  # one that streams reads for its own run
+            self.train_set, self.evaluation_sets = beside.train_set, beside.evaluation_sets
+        else:
+            self._keep(images, say, stack)
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.classes), device)
@@ -59,6 +70,19 @@ class Trainer:
         shape = tuple(self.train_set.shape)
         self.plan = Plan(config.seed, config.augmentation, self.batch_size, shape, processes.rank, processes.size)
         self.batches = self.plan.batches
+
+    def _keep(self, images: data.ImageData, say: Callable[[str], None], stack: int) -> None:
+        """Put the images where they fit."""
+        config = self.config
+        train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
+        # Of the training images each run has another copy: an epoch of them is augmented at once.
+        needed = ((1 + stack) * len(train_part) + len(val_part)) * images.train.images[
+            0
+        ].nbytes + images.test.images.nbytes
+        split = choose_split(needed, self.device, config.data_memory, say, self.processes.any)
+        self.train_set = split(images.train, self.device, train_part)
+        self.evaluation_sets = {"val": split(images.train, self.device, val_part)} if len(val_part) else {}
+        self.evaluation_sets["test"] = split(images.test, self.device)
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
