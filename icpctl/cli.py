@@ -279,6 +279,15 @@ def ablate(
     jobs_per_gpu: Annotated[
         int | None, typer.Option(help="Runs that share a GPU.", show_default="1", min=1, rich_help_panel="Execution")
     ] = None,
+    stack: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs that one process trains together, if they differ in seed or numbers alone.",
+            show_default="1",
+            min=1,
+            rich_help_panel="Execution",
+        ),
+    ] = None,
     retries: Annotated[
         int | None,
         typer.Option(
@@ -312,7 +321,8 @@ def ablate(
         raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
     folder = resume or output or Path("results")
     definition = command.define(settings, grid or [], where or [], seeds, controls, compute_matched, study, resume)
-    options = {"executor": executor, "jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "retries": retries, "address": address}
+    options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
+    options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
     definition = command.executed_by(definition, options, slurm or [])
     if dry_run:
         command.dry_run(definition, folder, console)

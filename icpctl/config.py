@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +24,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -68,10 +66,13 @@ class Declared:
     unit: str = ""
     default: str = ""  # in words, where the default depends on other settings
     identity: bool = True  # whether a change of it makes another run
+    stacks: bool = False  # whether runs that differ in it can be trained together
 
 
 def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
-    declared: dict[str, Any] = {name: kwargs.pop(name) for name in ("source", "unit", "identity") if name in kwargs}
+    declared: dict[str, Any] = {
+        name: kwargs.pop(name) for name in ("source", "unit", "identity", "stacks") if name in kwargs
+    }
     if callable(default):
         declared["default"] = kwargs.pop("default_text")
         kwargs["default_factory"] = default
@@ -120,7 +121,9 @@ class RunConfig(BaseModel):
         "cifar100, cifar10, fashion-mnist, digits, cub, photos, or folder:PATH with train/ and test/ class folders.",
         "run",
     )
-    seed: int = _field(0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31)
+    seed: int = _field(
+        0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
+    )
     epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1)
     train_size: int | None = _field(
         None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
@@ -164,6 +167,7 @@ class RunConfig(BaseModel):
         source="P Fig. 1, A",
         unit="normalised input",
         gt=0,
+        stacks=True,
     )
     icp_reduction: Literal["mean", "sum"] = _field(
         "mean",
@@ -174,12 +178,20 @@ class RunConfig(BaseModel):
         "descend", "descend lowers the loss; ascend (iterative FGSM) and random (same norm) are controls.",
         "perturbation", source="P Fig. 1",
     )  # fmt: skip
-    beta1: float = _field(0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1)
-    beta2: float = _field(0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1)
-    beta3: float = _field(0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1)
-    alpha: float = _field(5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0)
-    eps: float = _field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0)
-    icp_weight_decay: float = _field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0)
+    beta1: float = _field(
+        0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    beta2: float = _field(
+        0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    beta3: float = _field(
+        0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    alpha: float = _field(
+        5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0, stacks=True
+    )
+    eps: float = _field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0, stacks=True)
+    icp_weight_decay: float = _field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0, stacks=True)
     icp_state: Literal["fresh", "carry"] = _field(
         "fresh",
         "State of the input optimizer: fresh for every batch, or carried over to the next.",
@@ -219,8 +231,8 @@ class RunConfig(BaseModel):
     model_optimizer: Literal["adamw", "sgd"] = _recipe(
         "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
     )
-    lr: float = _recipe("lr", "Learning rate of the weights.", source="A", gt=0)
-    weight_decay: float = _recipe("weight_decay", "Weight decay.", source="A", ge=0)
+    lr: float = _recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
+    weight_decay: float = _recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
     lr_schedule: Literal["constant", "cosine"] = _recipe(
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
@@ -231,7 +243,7 @@ class RunConfig(BaseModel):
         source="A",
     )
     clip_grad_norm: float = _recipe(
-        "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0
+        "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0, stacks=True
     )
 
     # ── generation
@@ -273,9 +285,9 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, values: Any) -> Any:
+    def _notruth_for_numbers(cls, values: Any) -> Any:
         for name, value in dict(values).items():
-            if message := _truth_for_number(name, value):
+            if message := truth_for_number(name, value):
                 raise ValueError(message)
         return values
 
@@ -320,7 +332,9 @@ class RunConfig(BaseModel):
         except ValidationError as error:
             faults = error.errors(include_url=False)
         # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
-        raise UserError(" ".join(_sentence(fault) for fault in faults if fault["type"] != "default_factory_not_called"))
+        raise UserError(
+            " ".join(fault_in_words(fault) for fault in faults if fault["type"] != "default_factory_not_called")
+        )
 
     @property
     def task(self) -> str:
@@ -345,6 +359,18 @@ class RunConfig(BaseModel):
         """The same for runs that differ in their seed alone."""
         return self._digest(without=("seed",))
 
+    @property
+    def stack_id(self) -> str | None:
+        """Equal for runs that can be trained together, as `icpctl.stack` does; None for one that cannot.
+
+        Those that draw random numbers in a step would draw others than alone: the noise of a VAE, a random direction. A
+        state that is carried over is of one run.
+        """
+        if self.task == "generation" or self.direction == "random" or self.icp_state == "carry":
+            return None
+        stacks = [name for name in RunConfig.model_fields if declaration(name).stacks]
+        return self.model_dump_json(exclude=set(stacks))
+
     def baseline(self) -> RunConfig:
         """The plain training that this run is compared with: the same in all but the method."""
         return self.altered(optimizer="none")
@@ -368,7 +394,7 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _truth_for_number(name: str, value: object) -> str:
+def truth_for_number(name: str, value: object) -> str:
     """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
     field = RunConfig.model_fields.get(name)
     if not isinstance(value, bool) or field is None or field.annotation is bool:
@@ -441,7 +467,8 @@ def resolve(values: Mapping[str, object], where: str = "") -> RunConfig:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _sentence(fault: Any) -> str:
+def fault_in_words(fault: Any) -> str:
+    """What pydantic says of a fault, for the person at the keyboard."""
     if not fault["loc"]:
         return f"{fault['ctx']['error']}."
     name = str(fault["loc"][0])
@@ -451,53 +478,3 @@ def _sentence(fault: Any) -> str:
         return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
     return f"{option(name)} got {str(fault['input'])!r}: {message}. {RunConfig.model_fields[name].description}"
-
-
-def read_toml(path: Path) -> dict[str, object]:
-    """Hyper-parameters from a TOML file of the same names; `icp-lr` and `icp_lr` are the same.
-
-    Raises:
-        UserError: the file cannot be read or is not TOML; and as `typed_settings`.
-    """
-    return typed_settings(load_toml(path), str(path))
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file says.
-
-    Raises:
-        UserError: the file cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}. Write lines such as `steps = 5`.") from None
-
-
-def typed_settings(values: Mapping[str, object], where: str) -> dict[str, object]:
-    """Hyper-parameters by name, each of its own type; `icp-lr` and `icp_lr` are the same.
-
-    Raises:
-        UserError: a name is unknown or given twice, or a value is out of range; with the place. Whether the values fit
-            together is checked by `resolve`.
-    """
-    settings: dict[str, object] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in RunConfig.model_fields:
-            raise UserError(f"{where}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
-        if name in settings:
-            raise UserError(f"{where}: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
-        field = RunConfig.model_fields[name]
-        if message := _truth_for_number(name, value):
-            raise UserError(f"{where}: {message}.")
-        try:
-            settings[name] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
-            if isinstance(path := settings[name], Path):  # found again from another working directory
-                settings[name] = path.expanduser().absolute()
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            raise UserError(f"{where}: {_sentence({**fault, 'loc': (name,)})}") from None
-    return settings

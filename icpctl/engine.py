@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +146,18 @@ def train(
         if shared.lead(folder.status).get("state") == "finished" and not overwrite:
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
-        with _out_of_memory_in_words(config, device):
+        try:
             trainer = Trainer(config, _load(config), device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
                     folder.clear()
-                stopped = take_steps([Session(config, folder, trainer, display, should_stop)])
-        for error in stopped.values():
-            raise error
+                for error in take_steps([Session(config, folder, trainer, display, should_stop)]).values():
+                    raise error
+        except Exception as error:
+            if (explained := _in_words(error, config, device)) is not error:
+                raise explained from error
+            raise
         return Run(config, folder.path)
 
 
@@ -162,40 +166,44 @@ def train_stack(
     output: str | Path = "results",
     *,
     displays: Sequence[Display] = (),
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[RunConfig], bool] = lambda config: False,
 ) -> list[BaseException | None]:
-    """Train several runs at once, which make their steps together (`icpctl.stack`), or go on with them.
+    """Train several runs at once, which take their steps together (`icpctl.stack`), or go on with them.
 
     Args:
-        configs: runs with one `icpctl.stack.stack_key`.
+        configs: runs with one `RunConfig.stack_id`.
         output: the results folder.
         displays: one for each run; none shows nothing.
-        should_stop: asked after every batch; at True all are saved.
+        should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
 
     Returns:
-        For each run None, or what stopped it: as `train` would raise it.
+        For each run None, or what stopped it: as `train` would raise it. The others go on.
     """
     device = choose_device(configs[0].device)
     set_precision(configs[0].precision)
-    outcomes: dict[str, BaseException] = {}
-    with ExitStack() as locks, _out_of_memory_in_words(configs[0], device, len(configs)):
-        sessions: list[Session] = []
-        images = _load(configs[0])
+    stopped: dict[str, BaseException] = {}
+    sessions: list[Session] = []
+    with ExitStack() as locks:
         for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
             folder = RunFolder(Path(output), config)
             try:
+                check(config)
                 if folder.status().get("state") == "finished":
                     continue
                 locks.enter_context(_sole_writer(folder))
                 beside = sessions[0].trainer if sessions else None
-                trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
+                trainer = Trainer(config, _load(config), device, say=display.say, stack=len(configs), beside=beside)
                 trainer.check()
-                sessions.append(Session(config, folder, trainer, display, should_stop))
-            except UserError as error:
-                outcomes[config.run_id] = error
+            except Exception as error:
+                stopped[config.run_id] = error
+            else:
+                sessions.append(Session(config, folder, trainer, display, partial(should_stop, config)))
         for together in _stackable(sessions):
-            outcomes |= {session.config.run_id: error for session, error in take_steps(together).items()}
-    return [outcomes.get(config.run_id) for config in configs]
+            stopped |= {session.config.run_id: error for session, error in take_steps(together).items()}
+    return [
+        _in_words(stopped[config.run_id], config, device, len(configs)) if config.run_id in stopped else None
+        for config in configs
+    ]
 
 
 def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
@@ -210,21 +218,6 @@ def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
                 f"{session.config.model} is trained alone, as models of it cannot be stacked: {error}."
             )
         return [[session] for session in sessions]
-
-
-@contextmanager
-def _out_of_memory_in_words(config: RunConfig, device: torch.device, stack: int = 1) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        fewer = "fewer runs at once (--stack), or " if stack > 1 else ""
-        raise UserError(
-            f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower {fewer}"
-            f"{option('batch_size')} or {option('image_size')}, or take a smaller model. The same command goes on "
-            "from the last checkpoint if these stay as they are."
-        ) from error
 
 
 @contextmanager
@@ -502,7 +495,15 @@ class Session:
         return {"parameters": parameters, "data": facts}
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(sign in str(error) for sign in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+def _in_words(error: BaseException, config: RunConfig, device: torch.device, stack: int = 1) -> BaseException:
+    """The error itself; if memory has run out, what to do about it."""
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    by_message = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    if not (by_message or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
+        return error
+    fewer = "--stack, " if stack > 1 else ""
+    return UserError(
+        f"Out of memory on {device} with {option('batch_size')} {config.batch_size}. Lower {fewer}{option('batch_size')} or "
+        f"{option('image_size')}, or take a smaller model. The same command goes on from the last checkpoint if these stay "
+        "as they are."
+    )

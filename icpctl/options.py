@@ -13,8 +13,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option, read_toml
+from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
 from icpctl.defaults import CIFAR_RESNETS
+from icpctl.settings import read_toml
 
 POSITIONAL = ("model", "dataset")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -17,24 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from icpctl.config import RunConfig
+from icpctl.config import RunConfig, declaration
 from icpctl.icp import func_gradient
 from icpctl.trainer import Trainer, input_optimizer, make_distiller
 
-OF_THE_PERTURBATION = ("icp_lr", "beta1", "beta2", "beta3", "alpha", "eps", "icp_weight_decay")
-FREE = ("seed", "lr", "weight_decay", "clip_grad_norm", *OF_THE_PERTURBATION)
-"""The settings in which the members of a stack may differ."""
-
-
-def stack_key(config: RunConfig) -> Hashable | None:
-    """Equal for runs that can be trained together; None for one that cannot.
-
-    Those that draw random numbers in a step would draw others than alone: the noise of a VAE, a random direction. A state
-    that is carried over is of one run.
-    """
-    if config.task == "generation" or config.direction == "random" or config.icp_state == "carry":
-        return None
-    return config.model_copy(update={name: RunConfig.model_fields[name].default for name in FREE})
+OF_THE_PERTURBATION = [
+    name for name in RunConfig.model_fields if declaration(name).stacks and declaration(name).group == "perturbation"
+]
+"""The settings that the objective is mapped over; the others in which runs may differ are of their optimizers."""
 
 
 class UnstackableError(Exception):
@@ -84,7 +74,9 @@ def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException
             asked[session] = resume()
         except StopIteration:
             asked.pop(session, None)
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
+            if type(error) in (KeyboardInterrupt, SystemExit):  # of the whole process
+                raise
             asked.pop(session, None)
             stopped[session] = error
 
@@ -122,7 +114,7 @@ class Stack:
     """The steps of several trainers, whose models have the same shape, as one.
 
     Args:
-        trainers: with the same `stack_key`; from now on their parameters and buffers are parts of the stacked ones.
+        trainers: of runs with one `stack_id`; from now on their parameters and buffers are parts of the stacked ones.
 
     Raises:
         UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.

@@ -10,16 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icpctl.config import (
-    RunConfig,
-    choices,
-    declaration,
-    default_text,
-    read_toml,
-    resolve,
-)
+from icpctl.config import RunConfig, choices, declaration, default_text, resolve
 from icpctl.defaults import RECIPES, STAGES, default_layers
 from icpctl.errors import UserError
+from icpctl.settings import read_toml
 
 METHOD = {
     "optimizer": st.sampled_from(["sgd", "adam", "ademamix"]),

@@ -14,7 +14,8 @@ from typer.main import get_command
 
 from icpctl.ablate.command import define
 from icpctl.cli import app
-from icpctl.config import GROUPS, RunConfig, declaration, option, read_toml, resolve
+from icpctl.config import GROUPS, RunConfig, declaration, option, resolve
+from icpctl.settings import read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -31,7 +31,8 @@ WORKER = """\
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        name, said = job["run_id"], {{"pid": os.getpid(), "device": job["config"]["device"]}}
+        (name, config), = job["runs"].items()
+        said = {{"pid": os.getpid(), "device": config["device"]}}
         said["threads"] = os.environ["OMP_NUM_THREADS"]
         if name == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -41,7 +42,7 @@ WORKER = """\
             asked = [sys.stdin.readline() == ""]
         ending = {{"fails": "failed", "crashes": "failed", "waits": "interrupted"}}.get(name, "finished")
         answer = {{"ending": ending, "error": json.dumps(said), "crashed": name == "crashes"}}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps({{name: answer}}), flush=True)
         if asked:
             break
 """
@@ -57,7 +58,7 @@ def executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(name: str, device: str = "auto") -> Job:
-    return Job(name, {"device": device}, "results", ".", ["icpctl"])
+    return Job({name: {"device": device}}, "results", ".", ["icpctl"])
 
 
 def configs(number: int, device: str = "auto") -> list[RunConfig]:
@@ -69,7 +70,7 @@ def ended(executor: Local, number: int = 1) -> list[tuple[str, Outcome]]:
     deadline = time.monotonic() + 30
     while len(done) < number:
         assert time.monotonic() < deadline
-        done += [(each.run_id, outcome) for each, outcome in executor.wait(0.1)]
+        done += executor.wait(0.1)
     return done
 
 

@@ -205,8 +205,8 @@ def test_another_version_on_a_node_ends_the_study(
 
 def test_a_node_without_icpctl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "icpctl.ablate.worker", None)
-    job = Job.of(configs(study(1, 1))[0], Path("results"))
-    outcome = ray_executor._task()(vars(job), version("icpctl"))
+    job = Job.of(configs(study(1, 1))[:1], Path("results"))
+    (outcome,) = ray_executor._task()(vars(job), version("icpctl")).values()
     assert outcome["ending"] == "refused"
     assert outcome["error"].startswith(f"On {socket.gethostname()}: ")
 

@@ -20,7 +20,7 @@ from icpctl.errors import UserError
 from icpctl.grid import parse_grid
 from icpctl.results import RunFolder
 
-Behaviour = Callable[[Job], Outcome]
+Behaviour = Callable[[str], Outcome]
 
 
 class Fake:
@@ -30,6 +30,7 @@ class Fake:
         self.behaviour, self.size = behaviour, size
         self.at_work: deque[Job] = deque()
         self.submitted: list[str] = []
+        self.jobs: list[list[str]] = []
         self.stopped = False
 
     @property
@@ -39,12 +40,13 @@ class Fake:
     def submit(self, job: Job) -> None:
         assert self.room > 0
         assert not self.stopped
-        self.submitted.append(job.run_id)
+        self.submitted += job.runs
+        self.jobs.append(list(job.runs))
         self.at_work.append(job)
 
-    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
         job = self.at_work.popleft()
-        return [(job, Outcome("interrupted") if self.stopped else self.behaviour(job))]
+        return [(each, Outcome("interrupted") if self.stopped else self.behaviour(each)) for each in job.runs]
 
     def stop(self) -> None:
         self.stopped = True
@@ -65,8 +67,8 @@ def planned() -> list[PlannedRun]:
 
 
 def finish(output: Path) -> Behaviour:
-    def behaviour(job: Job) -> Outcome:
-        write_status(output, job.run_id, state="finished")
+    def behaviour(run_id: str) -> Outcome:
+        write_status(output, run_id, state="finished")
         return Outcome("finished")
 
     return behaviour
@@ -121,9 +123,9 @@ def test_finished_runs_are_not_run_and_failed_or_interrupted_ones_are(
 def test_a_failing_run_is_tried_again_as_asked_and_stops_no_other(tmp_path: Path, planned: list[PlannedRun]) -> None:
     bad = ids(planned)[1]
 
-    def behaviour(job: Job) -> Outcome:
-        if job.run_id != bad:
-            return finish(tmp_path)(job)
+    def behaviour(run_id: str) -> Outcome:
+        if run_id != bad:
+            return finish(tmp_path)(run_id)
         record_failure(RunFolder(tmp_path, planned[1].config), planned[1].config, "the loss is NaN")
         return Outcome("failed", "the loss is NaN")
 
@@ -139,11 +141,11 @@ def test_a_failing_run_is_tried_again_as_asked_and_stops_no_other(tmp_path: Path
 def test_a_run_that_fails_once_is_finished_at_the_second_attempt(tmp_path: Path, planned: list[PlannedRun]) -> None:
     seen: set[str] = set()
 
-    def behaviour(job: Job) -> Outcome:
-        if job.run_id in seen:
-            return finish(tmp_path)(job)
-        seen.add(job.run_id)
-        config = next(each.config for each in planned if each.config.run_id == job.run_id)
+    def behaviour(run_id: str) -> Outcome:
+        if run_id in seen:
+            return finish(tmp_path)(run_id)
+        seen.add(run_id)
+        config = next(each.config for each in planned if each.config.run_id == run_id)
         record_failure(RunFolder(tmp_path, config), config, "once")
         return Outcome("failed", "once")
 
@@ -154,7 +156,7 @@ def test_a_run_that_fails_once_is_finished_at_the_second_attempt(tmp_path: Path,
 
 def test_a_lost_run_says_why_in_its_status(tmp_path: Path, planned: list[PlannedRun]) -> None:
     scheduler = Scheduler(planned, tmp_path)
-    executor = Fake(lambda job: Outcome("lost", "Its process was killed."))
+    executor = Fake(lambda run_id: Outcome("lost", "Its process was killed."))
     run(scheduler, executor, retries=1)
     assert len(executor.submitted) == 2 * len(planned)
     for each in planned:
@@ -178,7 +180,7 @@ def test_a_lost_run_whose_process_is_dying_still_is_no_more_than_lost(
     scheduler = Scheduler(planned[:1], tmp_path)
     lost = scheduler.runs[ids(planned)[0]]
     lost.is_taken = lambda: False  # type: ignore[method-assign]  # it is claimed only after it was handed out
-    executor = Fake(lambda job: Outcome("lost", "Its node is gone."))
+    executor = Fake(lambda run_id: Outcome("lost", "Its node is gone."))
     run(scheduler, executor, should_stop=should_stop)
     assert executor.submitted == ids(planned)[:1]
     assert lost.folder.status()["error"] == "Its node is gone."
@@ -188,8 +190,8 @@ def test_a_run_of_another_study_is_waited_for_and_its_end_counts(tmp_path: Path,
     claims = [Claim.take(tmp_path / run_id) for run_id in ids(planned)[:3]]
     looks = 0
 
-    def behaviour(job: Job) -> Outcome:
-        return finish(tmp_path)(job)
+    def behaviour(run_id: str) -> Outcome:
+        return finish(tmp_path)(run_id)
 
     def should_stop() -> bool:
         """Not asked to stop: the moment at which the other study comes to an end with its runs."""
@@ -214,14 +216,14 @@ def test_a_run_of_another_study_is_waited_for_and_its_end_counts(tmp_path: Path,
 def test_a_worker_that_finds_the_run_taken_leaves_it(tmp_path: Path, planned: list[PlannedRun]) -> None:
     answers = iter([Outcome("elsewhere")])
     scheduler = Scheduler(planned, tmp_path)
-    executor = Fake(lambda job: next(answers, None) or finish(tmp_path)(job))
+    executor = Fake(lambda run_id: next(answers, None) or finish(tmp_path)(run_id))
     run(scheduler, executor)
     assert executor.submitted.count(ids(planned)[0]) == 2
     assert all(each.state == "finished" for each in scheduler.runs.values())
 
 
 def test_a_machine_that_can_do_no_run_ends_the_study(tmp_path: Path, planned: list[PlannedRun]) -> None:
-    executor = Fake(lambda job: Outcome("refused", "On host7: there is no data."))
+    executor = Fake(lambda run_id: Outcome("refused", "On host7: there is no data."))
     scheduler = Scheduler(planned, tmp_path)
     with pytest.raises(UserError, match="On host7: there is no data"):
         run(scheduler, executor)
@@ -279,8 +281,8 @@ def test_the_table_names_the_baseline_of_as_many_passes(tmp_path: Path) -> None:
 
 
 def test_what_was_finished_before_it_was_lost_is_finished(tmp_path: Path, planned: list[PlannedRun]) -> None:
-    def behaviour(job: Job) -> Outcome:
-        write_status(tmp_path, job.run_id, state="finished")
+    def behaviour(run_id: str) -> Outcome:
+        write_status(tmp_path, run_id, state="finished")
         return Outcome("lost", "Its process was killed.")
 
     scheduler = Scheduler(planned, tmp_path)
@@ -291,8 +293,9 @@ def test_what_was_finished_before_it_was_lost_is_finished(tmp_path: Path, planne
 
 def test_a_process_that_dies_of_the_stop_is_interrupted(tmp_path: Path, planned: list[PlannedRun]) -> None:
     class Dying(Fake):
-        def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-            return [(self.at_work.popleft(), Outcome("lost", "It was killed by SIGTERM."))] if self.stopped else []
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            lost = Outcome("lost", "It was killed by SIGTERM.")
+            return [(run_id, lost) for run_id in self.at_work.popleft().runs] if self.stopped else []
 
     scheduler = Scheduler(planned, tmp_path)
     executor = Dying(finish(tmp_path))
@@ -306,5 +309,37 @@ def test_a_folder_that_cannot_be_used_costs_its_run_alone(tmp_path: Path, planne
     (tmp_path / ids(planned)[1]).write_text("a file")
     scheduler = Scheduler(planned, tmp_path)
     bad = ids(planned)[1]
-    run(scheduler, Fake(lambda job: Outcome("lost", "Gone.") if job.run_id == bad else finish(tmp_path)(job)))
+    run(scheduler, Fake(lambda run_id: Outcome("lost", "Gone.") if run_id == bad else finish(tmp_path)(run_id)))
     assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished", "finished"]
+
+
+def test_runs_that_can_be_trained_together_are_one_job(tmp_path: Path) -> None:
+    planned = Study({"epochs": 2}, parse_grid(["steps=1,2", "icp_lr=0.001,0.01"]), seeds=(0, 1)).runs()
+    scheduler = Scheduler(planned, tmp_path)
+    executor = Fake(finish(tmp_path), size=1)
+    run(scheduler, executor, stack=3)
+    configs = {each.config.run_id: each.config for each in planned}
+    together = [{configs[run_id].steps for run_id in job} for job in executor.jobs]
+    assert [len(job) for job in executor.jobs] == [2, 3, 3, 1, 1]  # baselines; T = 1 and 2; what is left of each
+    assert sorted(map(sorted, together)) == [[0], [1], [1], [2], [2]]
+    assert sorted(executor.submitted) == sorted(configs)
+    assert {each.state for each in scheduler.runs.values()} == {"finished"}
+
+
+def test_a_run_that_is_taken_is_left_out_of_its_stack(tmp_path: Path) -> None:
+    planned = Study({"epochs": 2, "optimizer": "none"}, seeds=(0, 1, 2)).runs()
+    taken = planned[1].config
+    claim = Claim.take(RunFolder(tmp_path, taken).path)
+    assert claim is not None
+    scheduler = Scheduler(planned, tmp_path)
+
+    def behaviour(run_id: str) -> Outcome:
+        if run_id == ids(planned)[2]:
+            claim.__exit__(None, None, None)
+        return finish(tmp_path)(run_id)
+
+    executor = Fake(behaviour)
+    with claim:
+        run(scheduler, executor, stack=8)
+    assert executor.jobs == [[ids(planned)[0], ids(planned)[2]], [ids(planned)[1]]]
+    assert {each.state for each in scheduler.runs.values()} == {"finished"}

@@ -24,7 +24,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["/bin/icpctl", "ablate", "--seeds", "1"])
     Definition([Study(seeds=(0,))]).keep(tmp_path / "results")
-    return Job.of(CONFIG, Path("results"))
+    return Job.of([CONFIG], Path("results"))
 
 
 def never() -> bool:
@@ -33,7 +33,7 @@ def never() -> bool:
 
 def test_a_run_is_trained_recorded_and_let_go(job: Job) -> None:
     folder = RunFolder(Path(job.output), CONFIG)
-    assert work(job, never) == Outcome("finished")
+    assert work(job, never) == {CONFIG.run_id: Outcome("finished")}
     assert folder.status()["state"] == "finished"
     assert "epoch 2/2" in (folder.path / LOG_FILE).read_text()
     assert not (folder.path / CLAIM_FILE).exists()
@@ -45,8 +45,8 @@ def test_a_run_that_another_study_has_just_finished_is_not_touched(job: Job, mon
     folder = RunFolder(Path(job.output), CONFIG)
     folder.create()
     folder.write_status("finished", epoch=2)
-    monkeypatch.setattr(engine, "train", lambda *given, **named: pytest.fail("it was trained"))
-    assert work(job, never) == Outcome("finished")
+    monkeypatch.setattr(engine, "train_stack", lambda *given, **named: pytest.fail("it was trained"))
+    assert work(job, never) == {CONFIG.run_id: Outcome("finished")}
 
 
 def test_a_run_in_living_hands_is_left_there(job: Job) -> None:
@@ -54,9 +54,9 @@ def test_a_run_in_living_hands_is_left_there(job: Job) -> None:
     claim = Claim.take(folder.path)
     assert claim is not None
     with claim:
-        assert work(job, never) == Outcome("elsewhere")
+        assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
     with folder.lock():  # as `icpctl train` holds it
-        assert work(job, never) == Outcome("elsewhere")
+        assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
     assert "state" not in folder.status()
 
 
@@ -69,13 +69,13 @@ def test_who_has_lost_the_claim_writes_nothing_more(job: Job, monkeypatch: pytes
             raise ClaimLostError
 
     monkeypatch.setattr(Claim, "check", lost)
-    assert work(job, never) == Outcome("elsewhere")
+    assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
     assert folder.status() == {"state": "running", "by": "another"}
 
 
 def test_a_stop_saves(job: Job) -> None:
     asked = iter([False, False])
-    assert work(job, lambda: next(asked, True)) == Outcome("interrupted")
+    assert work(job, lambda: next(asked, True)) == {CONFIG.run_id: Outcome("interrupted")}
     assert RunFolder(Path(job.output), CONFIG).status()["state"] == "interrupted"
 
 
@@ -83,8 +83,8 @@ def test_what_fails_says_why_and_has_its_configuration(job: Job, monkeypatch: py
     def crash(*given: object, **named: object) -> None:
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(engine, "train", crash)
-    assert work(job, never) == Outcome("failed", "RuntimeError: CUDA error", crashed=True)
+    monkeypatch.setattr(engine, "train_stack", crash)
+    assert work(job, never) == {CONFIG.run_id: Outcome("failed", "RuntimeError: CUDA error", crashed=True)}
     folder = RunFolder(Path(job.output), CONFIG)
     status = folder.status()
     assert (status["state"], status["error"]) == ("failed", "RuntimeError: CUDA error")
@@ -94,9 +94,10 @@ def test_what_fails_says_why_and_has_its_configuration(job: Job, monkeypatch: py
 
 def test_a_machine_that_cannot_do_it_says_its_name(job: Job, tmp_path: Path) -> None:
     nowhere = replace(job, output=str(tmp_path / "nowhere"))
-    without_data = replace(job, config={**job.config, "dataset": "folder:nowhere"})
+    (config,) = job.runs.values()
+    without_data = replace(job, runs={CONFIG.run_id: {**config, "dataset": "folder:nowhere"}})
     for refused in (nowhere, replace(job, cwd=str(tmp_path / "nowhere")), without_data):
-        outcome = work(refused, never)
+        outcome = work(refused, never)[CONFIG.run_id]
         assert outcome.ending == "refused"
         assert outcome.error.startswith(f"On {socket.gethostname()}: ")
         assert "nowhere" in outcome.error
@@ -104,6 +105,6 @@ def test_a_machine_that_cannot_do_it_says_its_name(job: Job, tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_made_costs_its_run_alone(job: Job) -> None:
     (Path(job.output) / CONFIG.run_id).write_text("a file")
-    outcome = work(job, never)
+    outcome = work(job, never)[CONFIG.run_id]
     assert (outcome.ending, outcome.crashed) == ("failed", False)
     assert CONFIG.run_id in outcome.error

@@ -19,12 +19,13 @@ from icpctl.ablate.claim import holder
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
-from icpctl.config import RunConfig, declaration, option, typed_settings
+from icpctl.config import RunConfig, declaration, option
 from icpctl.cost import passes
 from icpctl.errors import UserError
 from icpctl.grid import EXAMPLE, parse_grid
 from icpctl.report.groups import value_text
 from icpctl.report.runs import METHOD
+from icpctl.settings import typed_settings
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
@@ -152,7 +153,7 @@ def execute(
     try:
         definition.keep(output)
         with Progress(console) as progress:
-            scheduler.run(executor, definition.execution.retries, progress, should_stop)
+            scheduler.run(executor, definition.execution.retries, progress, should_stop, definition.execution.stack)
     except BaseException:
         executor.close()
         with suppress(UserError, OSError):  # what ended the study matters more

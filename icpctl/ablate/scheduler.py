@@ -95,6 +95,7 @@ class Scheduler:
         retries: int,
         watch: Callable[[Scheduler, RunState | None], None],
         should_stop: Callable[[], bool],
+        stack: int = 1,
     ) -> None:
         """Train what is not finished yet.
 
@@ -103,6 +104,7 @@ class Scheduler:
             retries: how often a run that failed is tried again.
             watch: told of every run whose state has changed; and at every look at the runs, with None.
             should_stop: asked at every look; at True the runs at work are saved.
+            stack: how many runs that can be trained together are, as one job.
 
         Raises:
             Stopped: as asked.
@@ -118,14 +120,14 @@ class Scheduler:
             if stopping and not self._any("running"):
                 raise UserError(refusal) if refusal else Stopped
             while not stopping and self.waiting and executor.room > 0:
-                self._hand_out(self.runs[self.waiting.popleft()], executor)
+                self._hand_out(executor, stack)
             if self._any("running"):
                 ended = executor.wait(TICK)
             else:
                 ended = []
                 time.sleep(TICK)
-            for job, outcome in ended:
-                run = self.runs[job.run_id]
+            for run_id, outcome in ended:
+                run = self.runs[run_id]
                 if outcome.ending == "refused":
                     refusal = refusal or outcome.error
                 if outcome.ending == "lost" and stopping:  # it was told to end before it could save
@@ -144,8 +146,24 @@ class Scheduler:
         run.state, run.error = state, error
         self._watch(self, run)
 
-    def _hand_out(self, run: RunState, executor: Executor) -> None:
-        """Begin a run, unless another study has it, or has come to its end in the meantime."""
+    def _hand_out(self, executor: Executor, stack: int) -> None:
+        """Begin the next run, and those that can be trained together with it."""
+        first = self.runs[self.waiting.popleft()]
+        together = [first] if self._is_ours(first) else []
+        kind = first.planned.config.stack_id if stack > 1 else None
+        for run_id in list(self.waiting) if together and kind is not None else []:
+            run = self.runs[run_id]
+            if len(together) < stack and run.planned.config.stack_id == kind:
+                self.waiting.remove(run_id)
+                together += [run] if self._is_ours(run) else []
+        if together:
+            executor.submit(Job.of([run.planned.config for run in together], self.output))
+        for run in together:
+            run.attempts += 1
+            self._set(run, "running")
+
+    def _is_ours(self, run: RunState) -> bool:
+        """Whether a run is to be begun: no other study has it, or has come to its end in the meantime."""
         status = run.folder.status()
         if status.get("state") == "finished":
             self._set(run, "finished")
@@ -154,9 +172,8 @@ class Scheduler:
         elif run.is_taken():
             self._set(run, "elsewhere")
         else:
-            run.attempts += 1
-            executor.submit(Job.of(run.planned.config, self.output))
-            self._set(run, "running")
+            return True
+        return False
 
     def _end(self, run: RunState, outcome: Outcome, retries: int) -> None:
         run.status = run.folder.status()

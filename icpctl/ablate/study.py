@@ -14,11 +14,12 @@ import tomli_w
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from icpctl.config import RunConfig, declaration, load_toml, option, resolve, typed_settings
+from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
 from icpctl.grid import grid_values, holds
 from icpctl.results import not_writable, write_atomic
+from icpctl.settings import load_toml, typed_settings
 
 STUDY_FILE = "study.toml"
 LARGEST = 100_000
@@ -233,6 +234,8 @@ class Execution(BaseModel):
     """Runs at once; None: as many as the executor has room for."""
     jobs_per_gpu: int = Field(1, ge=1)
     """Runs that share a CUDA device."""
+    stack: int = Field(1, ge=1)
+    """Runs that are trained together in one process, where they can be: see `icpctl.stack`."""
     retries: int = Field(1, ge=0)
     """How often a run that failed is tried again."""
     address: str | None = None

@@ -1,4 +1,4 @@
-"""One run of a study in a process: claim it, train it, and say how it ended.
+"""A run of a study in a process, or several that are trained together: claim, train, and say how each ended.
 
 The executors call `work`, wherever they run. As a program (`python -m icpctl.ablate.worker`) it takes jobs from the
 standard input, a line of JSON each, and answers each with a line of JSON: so the local executor keeps it for many runs.
@@ -15,8 +15,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, chdir, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -41,25 +41,34 @@ Ending = Literal["finished", "failed", "lost", "elsewhere", "interrupted", "refu
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train: its configuration, for this machine, and the results folder."""
+    """Runs to train together, mostly one: their configurations, for this machine, and the results folder."""
 
-    run_id: str
-    config: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, Any]]
+    """The configuration of each, by its id."""
     output: str
     cwd: str
     """Where relative paths, such as those of a data set, begin."""
     command: Sequence[str]
-    """The command line of the study, for the provenance of the run."""
+    """The command line of the study, for the provenance of the runs."""
 
     @classmethod
-    def of(cls, config: RunConfig, output: Path) -> Job:
-        """The job of a run in a results folder."""
-        return cls(config.run_id, config.model_dump(mode="json"), str(output.absolute()), str(Path.cwd()), sys.argv)
+    def of(cls, configs: Sequence[RunConfig], output: Path) -> Job:
+        """The job of runs in a results folder; several have one `stack_id`."""
+        runs = {config.run_id: config.model_dump(mode="json") for config in configs}
+        return cls(runs, str(output.absolute()), str(Path.cwd()), sys.argv)
+
+    def on(self, device: str) -> Job:
+        """The same where the runs that would choose a CUDA device take this one."""
+        runs = {
+            run_id: {**config, "device": device} if config["device"] in ("auto", "cuda") else config
+            for run_id, config in self.runs.items()
+        }
+        return replace(self, runs=runs)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """How a run of a job ended.
 
     finished: the run is finished, now or before. failed: it says why in `error` and in status.json. lost: its process
     or machine is gone. elsewhere: another process is training it. interrupted: it was asked to stop, and is saved.
@@ -72,67 +81,117 @@ class Outcome:
     """Whether the failure was no error that the user can mend, after which the process is not to be trusted."""
 
 
-def work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
-    """Train a run, or go on with it, unless another process is doing so."""
+def work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
+    """Train the runs of a job, or go on with them, but for those that another process is training; how each ended."""
     if not Path(job.cwd).is_dir():
-        return _refused(f"the working directory {job.cwd} is not there. Put it where every machine sees it")
+        refusal = _refused(f"the working directory {job.cwd} is not there. Put it where every machine sees it")
+        return dict.fromkeys(job.runs, refusal)
     with chdir(job.cwd):
         return _work(job, should_stop)
 
 
-def _work(job: Job, should_stop: Callable[[], bool]) -> Outcome:
+def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
     from icpctl import engine
 
     sys.argv = list(job.command)
-    config = RunConfig.model_validate(job.config)
+    configs = [RunConfig.model_validate(config) for config in job.runs.values()]
     output = Path(job.output)
     if not (output / STUDY_FILE).exists():
-        return _refused(f"the results folder {output} is not there. Put it where every machine sees it")
+        return dict.fromkeys(
+            job.runs, _refused(f"the results folder {output} is not there. Put it where every machine sees it")
+        )
     try:
-        if (needs := engine.data_needs(config)) not in _checked:
-            engine.check_runs([config])
+        if (needs := engine.data_needs(configs[0])) not in _checked:
+            engine.check_runs(configs[:1])
             _checked.add(needs)
     except UserError as error:
-        return _refused(str(error))
-    folder = RunFolder(output, config)
+        return dict.fromkeys(job.runs, _refused(str(error)))
+    outcomes: dict[str, Outcome] = {}
+    with ExitStack() as claims:
+        taken: dict[str, _Taken] = {}
+        for config in configs:
+            claim = _claimed(RunFolder(output, config))
+            if isinstance(claim, Outcome):
+                outcomes[config.run_id] = claim
+            else:
+                claims.enter_context(claim)
+                taken[config.run_id] = _Taken(config, RunFolder(output, config), claim)
+        try:
+            outcomes |= _train(taken, output, should_stop)
+        finally:
+            _release_memory()
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A run that this process has claimed."""
+
+    config: RunConfig
+    folder: RunFolder
+    claim: Claim
+
+
+def _claimed(folder: RunFolder) -> Claim | Outcome:
+    """The claim of a run; an outcome if there is nothing to train, or it cannot be claimed."""
     try:
         claim = Claim.take(folder.path)
     except OSError as error:
         message = str(not_writable(folder.path, error))
-        return Outcome("failed", message) if os.access(output, os.W_OK) else _refused(message)
+        return Outcome("failed", message) if os.access(folder.path.parent, os.W_OK) else _refused(message)
     if claim is None:
         return Outcome("elsewhere")
-    with claim:
-        if folder.status().get("state") == "finished":
+    if folder.status().get("state") == "finished":
+        with claim:
             return Outcome("finished")
+    return claim
 
-        def asked_to_stop() -> bool:
-            claim.check()
-            return should_stop()
 
+def _train(taken: Mapping[str, _Taken], output: Path, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
+    from icpctl import engine
+
+    def asked_to_stop(config: RunConfig) -> bool:
+        taken[config.run_id].claim.check()
+        return should_stop()
+
+    outcomes: dict[str, Outcome] = {}
+    displays: dict[str, _WorkerDisplay] = {}
+    with ExitStack() as logs:
+        for run_id, run in taken.items():
+            try:
+                log = logs.enter_context((run.folder.path / LOG_FILE).open("a", encoding="utf-8", buffering=1))
+                displays[run_id] = _WorkerDisplay(log, run.claim)
+            except OSError as error:
+                outcomes[run_id] = _failed(run.folder, run.config, error)
+        configs = [taken[run_id].config for run_id in displays]
         try:
-            with (folder.path / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log:
-                display = _WorkerDisplay(log, claim)
-                engine.train(config, output, display=display, should_stop=asked_to_stop)
-        except engine.Interrupted:
-            return Outcome("interrupted")
-        except (engine.BusyError, ClaimLostError):
-            return Outcome("elsewhere")
-        except Exception as error:
-            return _failed(folder, config, error)
-        finally:
-            _release_memory()
-    return Outcome("finished")
+            stopped = engine.train_stack(configs, output, displays=list(displays.values()), should_stop=asked_to_stop)
+        except Exception as error:  # that stopped all of them
+            stopped = [error] * len(configs)
+    return outcomes | {
+        config.run_id: Outcome("finished") if error is None else _stopped(taken[config.run_id], error)
+        for config, error in zip(configs, stopped, strict=True)
+    }
+
+
+def _stopped(run: _Taken, error: BaseException) -> Outcome:
+    from icpctl import engine
+
+    if isinstance(error, engine.Interrupted):
+        return Outcome("interrupted")
+    if isinstance(error, (engine.BusyError, ClaimLostError)):
+        return Outcome("elsewhere")
+    return _failed(run.folder, run.config, error)
 
 
 def _refused(why: str) -> Outcome:
     return Outcome("refused", f"On {socket.gethostname()}: {why}")
 
 
-def _failed(folder: RunFolder, config: RunConfig, error: Exception) -> Outcome:
+def _failed(folder: RunFolder, config: RunConfig, error: BaseException) -> Outcome:
     known = isinstance(error, UserError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
-    record_failure(folder, config, message, traceback.format_exc())
+    record_failure(folder, config, message, "".join(traceback.format_exception(error)))
     return Outcome("failed", message, crashed=not known)
 
 
@@ -192,9 +251,9 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     while not stop.is_set() and (line := jobs.get()) is not None:
-        outcome = work(Job(**json.loads(line)), stop.is_set)
+        outcomes = work(Job(**json.loads(line)), stop.is_set)
         with suppress(BrokenPipeError):
-            answers.write(json.dumps(asdict(outcome)) + "\n")
+            answers.write(json.dumps({run_id: asdict(outcome) for run_id, outcome in outcomes.items()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from icpctl.config import RunConfig, declaration, typed_settings
+from icpctl.config import RunConfig, declaration
 from icpctl.errors import UserError, unknown
 from icpctl.grid import grid_values, holds
 from icpctl.report.groups import references
 from icpctl.report.runs import METHOD
+from icpctl.settings import typed_settings
 
 Condition = Callable[[RunConfig], bool]
 

@@ -20,8 +20,8 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Begin a job; there has to be room."""
 
-    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-        """The jobs that have ended, and how; waits for one at most so long."""
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """The runs that have ended, by their ids, and how; waits for a job at most so long."""
 
     def stop(self) -> None:
         """Ask the jobs at work to save and stop; `wait` tells when they have."""

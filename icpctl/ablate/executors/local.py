@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import IO
 
 import psutil
@@ -65,14 +65,13 @@ class Local:
         """Give a job to a process that has none."""
         next(process for process in self.processes if process.job is None).begin(job)
 
-    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-        """The jobs that have ended; a process that is gone has lost its job."""
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """The runs that have ended; a process that is gone has lost its job."""
         with selectors.DefaultSelector() as selector:
             for process in self.processes:
                 if process.job is not None:
                     selector.register(process.answers, selectors.EVENT_READ, process)
-            ended = [key.data.end() for key, _ in selector.select(seconds)]
-            return [end for end in ended if end is not None]
+            return [end for key, _ in selector.select(seconds) for end in key.data.end().items()]
 
     def stop(self) -> None:
         """Tell the processes to save and end."""
@@ -101,10 +100,7 @@ class _Process:
 
     def begin(self, job: Job) -> None:
         self.job = job
-        config = dict(job.config)
-        if self.device and config["device"] in ("auto", "cuda"):
-            config["device"] = self.device
-        line = json.dumps(asdict(replace(job, config=config))).encode() + b"\n"
+        line = json.dumps(asdict(job.on(self.device) if self.device else job)).encode() + b"\n"
         try:
             self._started().write(line)
         except BrokenPipeError:  # it died while it had nothing to do
@@ -129,24 +125,25 @@ class _Process:
         assert self._popen.stdin is not None
         return self._popen.stdin
 
-    def end(self) -> tuple[Job, Outcome] | None:
-        """The job and how it ended, or None if it goes on; once `answers` has something to read."""
+    def end(self) -> dict[str, Outcome]:
+        """How each run of the job ended, or nothing if it goes on; once `answers` has something to read."""
         assert self.job is not None
         job, line = self.job, self.answers.readline()
         self._ready = self._ready or line == READY.encode()
         if line.endswith(b"\n") and not line.startswith(b"{"):  # that it is ready, or what something else has printed
-            return None
+            return {}
         self.job = None
         if not line.endswith(b"\n"):
             status, words = self._last_words()
             if not self._ready and status > 0:  # nor would the next one come up
-                return job, Outcome("refused", f"On {socket.gethostname()}: no worker process can be started. {words}")
-            return job, Outcome("lost", words)
-        outcome = Outcome(**json.loads(line))
-        if outcome.crashed or outcome.ending == "interrupted":
+                refusal = f"On {socket.gethostname()}: no worker process can be started. {words}"
+                return dict.fromkeys(job.runs, Outcome("refused", refusal))
+            return dict.fromkeys(job.runs, Outcome("lost", words))
+        outcomes = {run_id: Outcome(**outcome) for run_id, outcome in json.loads(line).items()}
+        if any(outcome.crashed or outcome.ending == "interrupted" for outcome in outcomes.values()):
             # After a CUDA error, say, a process can do no more; one that was told to stop has ended.
             self.close()
-        return job, outcome
+        return outcomes
 
     def _last_words(self) -> tuple[int, str]:
         """The status of a process that has ended, and how it did in words."""

@@ -61,25 +61,25 @@ class Ray:
 
     def submit(self, job: Job) -> None:
         """Put a job into the cluster's queue."""
-        gpu = self._gpus and job.config["device"] != "cpu"
+        gpu = self._gpus and all(config["device"] != "cpu" for config in job.runs.values())
         # Of the devices that a task sees, its own is the only one. Ray ends a process after one task with a GPU, as
         # CUDA cannot change the device later.
-        config = {**job.config, "device": "cuda" if gpu else "cpu"}
+        runs = {run_id: {**config, "device": "cuda" if gpu else "cpu"} for run_id, config in job.runs.items()}
         task = self._ray.remote(_task()).options(
-            name=job.run_id,
+            name=" ".join(job.runs),
             num_cpus=1,
             num_gpus=GPU_PARTS // self._execution.jobs_per_gpu / GPU_PARTS if gpu else 0,
             max_retries=0,  # the scheduler tries again
         )
-        self._at_work[task.remote(asdict(job) | {"config": config}, version("icpctl"))] = job
+        self._at_work[task.remote(asdict(job) | {"runs": runs}, version("icpctl"))] = job
 
-    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-        """The jobs that have ended; one whose worker or node is gone is lost."""
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """The runs that have ended; one whose worker or node is gone is lost."""
         refs = list(self._at_work)
         ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
         if not ended:
             ended, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
-        return [(self._at_work.pop(ref), self._outcome(ref)) for ref in ended]
+        return [end for ref in ended for end in self._outcomes(ref, self._at_work.pop(ref)).items()]
 
     def stop(self) -> None:
         """Ask every job to save and stop; one that still waits in the queue is taken out."""
@@ -95,16 +95,18 @@ class Ray:
         self._at_work.clear()
         self._ray.shutdown()
 
-    def _outcome(self, ref: Any) -> Outcome:
+    def _outcomes(self, ref: Any, job: Job) -> dict[str, Outcome]:
         try:
-            return Outcome(**self._ray.get(ref))
+            return {run_id: Outcome(**outcome) for run_id, outcome in self._ray.get(ref).items()}
         except self._ray.exceptions.TaskCancelledError:  # before it began
-            return Outcome("interrupted")
+            outcome = Outcome("interrupted")
         except Exception as error:  # a worker or node is gone, or memory has run out: Ray has a class for each
             if self._has_ended(error):
-                return Outcome("refused", f"Ray's node on this machine has ended, and with it the study. {WAY_BACK}")
-            said = str(error).strip().partition("\n")[0].partition(". ")[0]
-            return Outcome("lost", f"Ray lost it: {type(error).__name__}" + (f", {said}." if said else "."))
+                outcome = Outcome("refused", f"Ray's node on this machine has ended, and with it the study. {WAY_BACK}")
+            else:
+                said = str(error).strip().partition("\n")[0].partition(". ")[0]
+                outcome = Outcome("lost", f"Ray lost it: {type(error).__name__}" + (f", {said}." if said else "."))
+        return dict.fromkeys(job.runs, outcome)
 
     def _has_ended(self, error: Exception) -> bool:
         """Whether the node on this machine is gone, without which nothing can be executed; it may be going still."""
@@ -233,10 +235,11 @@ def _task() -> Callable[[Mapping[str, Any], str], dict[str, Any]]:
             from icpctl.ablate.worker import Job, work
 
             torch.set_num_threads(1)
-            return asdict(work(Job(**job), stop.is_set))
+            return {run_id: asdict(outcome) for run_id, outcome in work(Job(**job), stop.is_set).items()}
         except ImportError as error:  # PackageNotFoundError is one
             way_out = f"Install it on every node, in Ray's environment: pip install 'icpctl[ray]=={version}'"
-            return {"ending": "refused", "error": f"On {socket.gethostname()}: {error}. {way_out}."}
+            refusal = {"ending": "refused", "error": f"On {socket.gethostname()}: {error}. {way_out}."}
+            return dict.fromkeys(job["runs"], refusal)
         finally:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)

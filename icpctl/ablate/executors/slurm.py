@@ -101,19 +101,19 @@ class Slurm:
                 "--slurm slurm_partition=NAME --slurm timeout_min=60."
             )
 
-    def wait(self, seconds: float) -> list[tuple[Job, Outcome]]:
-        """The jobs that have ended; looks for their results once in a while, and takes longer if there are none."""
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """The runs that have ended; looks for their results once in a while, and takes longer if there are none."""
         ask = time.monotonic() - self._asked > (ASK_OFTEN if self._stopping else ASK)
         if ask:
             self._asked = time.monotonic()
             if self._stopping:
                 self._signal()  # again, for one that has begun in the meantime
-        ended = []
+        ended: list[tuple[str, Outcome]] = []
         for submission in list(self._at_work):
             if submission.submitted is None and ask and not self._stopping:
                 self._queue(submission)
-            if outcome := self._outcome(submission, ask):
-                ended.append((submission.job, outcome))
+            if outcomes := self._outcomes(submission, ask):
+                ended += outcomes.items()
                 self._at_work.remove(submission)
             elif submission.submitted is not None:
                 ask = False  # Slurm was asked for all of them
@@ -159,21 +159,23 @@ class Slurm:
             return " ".join(str(error).split()) or "sbatch failed."
         return ""
 
-    def _outcome(self, submission: _Submission, ask: bool) -> Outcome | None:
-        """How a job has ended; None if it has not."""
-        submitted = submission.submitted
+    def _outcomes(self, submission: _Submission, ask: bool) -> dict[str, Outcome]:
+        """How the runs of a job have ended; nothing if they have not."""
+        submitted, runs = submission.submitted, submission.job.runs
         if submitted is None:  # not taken yet; by now there may be room for it
-            return Outcome("interrupted") if self._stopping else None
+            return dict.fromkeys(runs, Outcome("interrupted")) if self._stopping else {}
         if not submitted.done(force_check=ask):
-            return None
+            return {}
         if submitted.paths.result_pickle.exists():
-            error = submitted.exception()
-            return Outcome("lost", _last_words(submitted)) if error else Outcome(**submitted.result())
+            if submitted.exception():
+                return dict.fromkeys(runs, Outcome("lost", _last_words(submitted)))
+            return {run_id: Outcome(**outcome) for run_id, outcome in submitted.result().items()}
         now = time.monotonic()
         submission.ended = submission.ended or now
         if now - submission.ended < GRACE:
-            return None
-        return Outcome("interrupted") if self._stopping else Outcome("lost", _last_words(submitted))
+            return {}
+        outcome = Outcome("interrupted") if self._stopping else Outcome("lost", _last_words(submitted))
+        return dict.fromkeys(runs, outcome)
 
     def _signal(self) -> None:
         queued = [submission.submitted for submission in self._at_work if submission.submitted is not None]
@@ -206,10 +208,10 @@ class _Run:
         received: list[int] = []
         for number in (over, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: received.append(number))
-        outcome = work(self.job, lambda: bool(received))
-        if outcome.ending == "interrupted" and over in received:
+        outcomes = work(self.job, lambda: bool(received))
+        if over in received and any(outcome.ending == "interrupted" for outcome in outcomes.values()):
             requeue(over, None)
-        return asdict(outcome)
+        return {run_id: asdict(outcome) for run_id, outcome in outcomes.items()}
 
     def checkpoint(self) -> Any:
         """The same again: the run goes on from its own checkpoint."""
