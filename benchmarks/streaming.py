@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +48,9 @@ def random_images(file: Path, count: int, side: int, classes: int) -> ImageData:
     labels = np.arange(count, dtype=np.int64) % classes
     test = file.with_name("test.npy")
     np.save(test, images[: max(1, count // 100)])
-    train_split, test_split = (Split(images, labels[: len(images)]) for images in map(_mapped, (file, test)))
-    return ImageData("random", train_split, test_split, tuple(map(str, range(classes))), "random")
-
-
-def _mapped(file: Path) -> np.ndarray[Any, Any]:
-    return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
+    train, few = (np.load(path, mmap_mode="r") for path in (file, test))
+    names = tuple(map(str, range(classes)))
+    return ImageData("random", Split(train, labels), Split(few, labels[: len(few)]), names, "random")
 
 
 def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, workers: int = 0) -> Timing:

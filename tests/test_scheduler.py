@@ -84,6 +84,7 @@ def run(
     executor: Fake,
     retries: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
+    stack: int = 1,
 ) -> list[tuple[str, str]]:
     """Run the study; what was told of it."""
     told: list[tuple[str, str]] = []
@@ -92,7 +93,7 @@ def run(
         if changed is not None:
             told.append((changed.folder.run_id, changed.state))
 
-    scheduler.run(executor, retries, watch, should_stop)
+    scheduler.run(executor, retries, watch, should_stop, stack)
     return told
 
 

@@ -311,7 +311,7 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     assert workers
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=3)
     assert not alive
 
 
@@ -321,6 +321,10 @@ def test_a_stop_of_the_whole_group_is_saved(stop: int, tmp_path: Path) -> None:
     command = ["-m", "icpctl", "train", "resnet20", "digits", *options.split(), "-o", str(tmp_path)]
     process = start(command, start_new_session=True)
     workers = _at_work(process, tmp_path)
+    for worker in workers:  # by themselves, they go on
+        worker.send_signal(stop)
+    time.sleep(1)
+    assert process.poll() is None
     os.killpg(process.pid, stop)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + stop, output

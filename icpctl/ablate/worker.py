@@ -116,9 +116,8 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
             else:
                 claims.enter_context(claim)
                 taken[config.run_id] = _Taken(config, RunFolder(output, config), claim)
-        try:
+        if taken:
             outcomes |= _train(taken, output, should_stop)
-        finally:
             _release_memory()
     return outcomes
 
