@@ -219,12 +219,16 @@ def _starting_workers() -> Iterator[None]:
         resource_tracker.ensure_running()  # started later, it would unblock them
         stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     try:
         yield
     finally:
         sys.modules["__main__"] = main
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Torch's handler raises wherever the run is when a worker dies; without it, asking for the next batch does.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _leave_with_parent(_: int) -> None:
