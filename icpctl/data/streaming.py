@@ -145,6 +145,9 @@ class StreamedSplit(DeviceSplit):
         self._loader = None
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # it has no public name
+            for worker in iterator._workers:  # type: ignore[attr-defined]
+                worker.kill()  # one that did not end in time; it has nothing to lose
+                worker.join()
 
 
 class _Places(Sampler[tuple[int, int]]):
