@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -207,7 +207,7 @@ class SelfDistiller:
         self,
         x: Tensor,
         y: Tensor,
-        task_weight: float,
+        task_weight: float | Tensor,
         criterion: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
         *,
         icp_losses: bool = False,
@@ -342,6 +342,8 @@ def at_least_float32(feature: Tensor) -> Tensor:
 
 def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
     """What is drawn inside is drawn again after it."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return nullcontext()  # only what draws nothing is captured, and the generator cannot be asked
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 

@@ -198,7 +198,7 @@ class _Objective(nn.Module):
         if (distiller := self.trainer.distiller) is not None:
             distiller.lr = numbers["icp_lr"]
             distiller.optimizer = input_optimizer(self.trainer.config.model_copy(update=numbers))
-        return self.trainer.objective(epoch, batch, x, y)
+        return self.trainer.objective(*self.trainer.kind(epoch, batch), x, y, self.trainer.weight(epoch))
 
 
 def _stacked(members: Sequence[Tensor]) -> Tensor:

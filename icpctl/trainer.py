@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from icpctl import data, icp, tasks
 from icpctl.config import RunConfig, option
@@ -16,6 +17,7 @@ from icpctl.data.epochs import Plan
 from icpctl.data.streaming import choose_split
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
+from icpctl.fastpath import CapturedSteps, cuda_graph
 from icpctl.network import Network, build_model
 from icpctl.parallel import ALONE, Processes
 from icpctl.seeds import derived_seed
@@ -66,6 +68,7 @@ class Trainer:
         self.optimizer = _model_optimizer(config, self.model.parameters(), device)
         self.trained = processes.share(self.model)
         self.distiller = make_distiller(config, self.trained) if config.optimizer != "none" else None
+        self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
         shape = tuple(self.train_set.shape)
         self.plan = Plan(config.seed, config.augmentation, self.batch_size, shape, processes.rank, processes.size)
@@ -83,6 +86,17 @@ class Trainer:
         self.train_set = split(images.train, self.device, train_part)
         self.evaluation_sets = {"val": split(images.train, self.device, val_part)} if len(val_part) else {}
         self.evaluation_sets["test"] = split(images.test, self.device)
+
+    def _captured(self, say: Callable[[str], None]) -> CapturedSteps | None:
+        """Steps as CUDA graphs, where these can be: on one GPU, without a state that is carried over."""
+        if (
+            not self.config.fast
+            or self.device.type != "cuda"
+            or self.processes.size > 1
+            or self.config.icp_state == "carry"
+        ):
+            return None
+        return CapturedSteps(self.model, cuda_graph, say)
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
@@ -144,11 +158,21 @@ class Trainer:
     def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
         x, y = self.inputs(epoch, batch, images, labels)
-        with self.network.autocast():
-            loss, log = self.objective(epoch, batch, x, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return loss.detach(), self.update(epoch, batch, x, y, log)
+        icp, measure = kind = self.kind(epoch, batch)
+
+        def compute(x: Tensor, y: Tensor, weight: float | Tensor) -> tuple[Tensor, dict[str, Any]]:
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.network.autocast():
+                loss, log = self.objective(icp, measure, x, y, weight)
+            loss.backward()
+            return loss.detach(), log
+
+        weight = self.weight(epoch)
+        if self.captured is None:
+            loss, log = compute(x, y, weight)
+        else:
+            loss, log = self.captured(kind, compute, x, y, torch.full((), weight, device=self.device))
+        return loss, self.update(epoch, batch, x, y, log)
 
     def inputs(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Begin a step: its random numbers, its learning rate; this process's inputs (B, 3, H, W) and targets."""
@@ -159,14 +183,20 @@ class Trainer:
         x = self.network.normalise(images)
         return x, self.task.targets(x, labels)
 
-    def objective(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The loss to minimise, with its graph, and the log: `output`, scalars and, of the method, `x_icp`."""
-        if self.distiller is not None and self.uses_icp(epoch):
-            measure = batch % ICP_LOSSES_EVERY == 0
-            return self.distiller(x, y, self.weight(epoch), self.task.loss, icp_losses=measure)
+    def kind(self, epoch: int, batch: int) -> tuple[bool, bool]:
+        """Whether the method is at work in a step, and whether the loss after the perturbation is measured."""
+        icp = self.uses_icp(epoch)
+        return icp, icp and batch % ICP_LOSSES_EVERY == 0
+
+    def objective(
+        self, icp: bool, measure: bool, x: Tensor, y: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a step of this `kind`, with its graph, and the log: `output`, scalars and, of the method, `x_icp`."""
+        if self.distiller is not None and icp:
+            return self.distiller(x, y, weight, self.task.loss, icp_losses=measure)
         output = self.trained(x)
         loss = self.task.loss(output, y)
-        return loss, {"output": output, "task_loss": loss.detach()}
+        return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "task_loss": loss.detach()}
 
     def update(self, epoch: int, batch: int, x: Tensor, y: Tensor, log: dict[str, Any]) -> dict[str, Tensor]:
         """End a step, with the gradients in place: what is recorded of it, and the update of the weights."""
