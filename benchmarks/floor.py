@@ -5,7 +5,7 @@
   into the convolutions and parameters that need no gradient;
 - one forward pass of the teacher in train mode, without a graph.
 
-Nothing is logged, no gradient is clipped, the folding and the update of the input are not counted, nor is the feature loss.
+On a GPU each piece is a CUDA graph. Nothing is logged, no gradient is clipped, the folding and the update of the input are not counted, nor is the feature loss.
 Layout and optimizer are the fastest ones of torch: channels last, fused.
 """
 
@@ -40,7 +40,9 @@ class Floor:
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         folded = fold(frozen)
         self.folded: Callable[[Tensor], Any] = frozen if folded is None else folded.now()
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, weight_decay=0.0, fused=True, capturable=x.is_cuda
+        )
 
     def train_step(self) -> None:
         """Forward, backward and update, of the task alone."""

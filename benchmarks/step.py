@@ -18,12 +18,13 @@ from functools import partial
 
 import torch
 from floor import Floor
-from measure import command, interleaved, machine, matrix_product_rate, random_images, table
+from measure import command, interleaved, machine, matrix_product, random_images, table
 from reference import Reference
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import icpctl
+from icpctl.fastpath import cuda_graph
 from icpctl.network import choose_device, set_precision
 from icpctl.trainer import Trainer
 
@@ -153,12 +154,9 @@ def measure(
     plain = engine(model, "none", 0, batch, device)
     plain.model.train()
     least = Floor(copy.deepcopy(plain.model), plain.task.loss, *inputs(plain))
-    work: dict[str, Callable[[], object]] = {
-        "plain": partial(_step, plain),
-        "train": least.train_step,
-        "pass": least.perturbation_pass,
-        "teacher": least.teacher_pass,
-    }
+    pieces = {"train": least.train_step, "pass": least.perturbation_pass, "teacher": least.teacher_pass}
+    work: dict[str, Callable[[], object]] = {"plain": partial(_step, plain)}
+    work |= {name: _captured(piece) if device.type == "cuda" else piece for name, piece in pieces.items()}
     settings = [(optimizer, t) for optimizer in optimizers for t in steps]
     for optimizer, t in settings:
         trainer = engine(model, optimizer, t, batch, device)
@@ -167,8 +165,9 @@ def measure(
         for name, extras in (("reference", True), ("bare reference", False)):
             peer, x, y = reference(trainer, extras, extras)
             work[f"{name} {optimizer} {t}"] = partial(peer.step, x, y, TASK_WEIGHT)
-    rate = matrix_product_rate(device)
-    seconds = interleaved(work, rounds, device)
+    product, operations = matrix_product(device)
+    seconds = interleaved(work | {"product": product}, rounds, device)
+    rate = operations / seconds["product"]
     rows = []
     train, each_pass, teacher = _operations(least)
     for optimizer, t in settings:
@@ -188,6 +187,17 @@ def measure(
             )
         )
     return rows
+
+
+def _captured(piece: Callable[[], None]) -> Callable[[], None]:
+    """The same as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            piece()
+    torch.cuda.current_stream().wait_stream(stream)
+    return cuda_graph(piece)[1]
 
 
 def _operations(least: Floor) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ was not. Within an epoch nothing waits for the device; the display reads it once
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -27,7 +26,7 @@ from icpctl.config import RunConfig, option, resolve
 from icpctl.display import CostEstimate, Display, Throttle
 from icpctl.errors import UserError
 from icpctl.meter import Meter
-from icpctl.network import choose_device, set_precision
+from icpctl.network import choose_device, peak_memory, set_precision
 from icpctl.parallel import processes
 from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
@@ -273,7 +272,7 @@ class Session:
             self.display.stop()
 
     def _begin(self) -> None:
-        session = provenance(self.trainer.device) | {"processes": self.processes.size}
+        session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
         self.folder.write_config(self.config, self._facts(), session)
         self._write_status("running", epoch=self.epoch)
         self.display.start(self.config, self.trainer.batches)
@@ -328,7 +327,7 @@ class Session:
         metrics["train"] |= {
             "task_weight": self.trainer.weight(self.epoch),
             "images_per_second": len(labels) / seconds,
-            "peak_memory": self._peak_memory(),
+            "peak_memory": peak_memory(self.trainer.device),
         }
         for name, split in self.trainer.evaluation_sets.items():
             metrics[name] = task.evaluate(self.trainer.network, split)
@@ -467,17 +466,6 @@ class Session:
                 f"{max(errors):.0%} of it (measured against float64). Raise {option('icp_lr')} or {option('steps')}"
                 + (f", or use {option('precision')} float32." if self.config.precision != "float32" else ".")
             )
-
-    def _peak_memory(self) -> float:
-        """Bytes: of the device in this epoch on CUDA, of the process so far on a CPU."""
-        if self.trainer.device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self.trainer.device))
-        if sys.platform == "win32":
-            return math.nan
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
     def _facts(self) -> dict[str, Any]:
         """What config.json says of the data and the model."""

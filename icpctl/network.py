@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,18 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: of the device since its statistics were reset on CUDA, of the process so far on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Trainer:
         stack: int = 1,
         beside: Trainer | None = None,
     ) -> None:
-        self.config, self.device, self.processes = config, device, processes
+        self.config, self.device, self.processes, self.stack = config, device, processes, stack
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         self.train_set: DeviceSplit
@@ -60,7 +60,7 @@ class Trainer:
         if beside is not None and type(beside.train_set) is DeviceSplit:  # one that streams reads for its own run
             self.train_set, self.evaluation_sets = beside.train_set, beside.evaluation_sets
         else:
-            self._keep(images, say, stack)
+            self._keep(images, say)
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.classes), device)
@@ -74,12 +74,12 @@ class Trainer:
         self.plan = Plan(config.seed, config.augmentation, self.batch_size, shape, processes.rank, processes.size)
         self.batches = self.plan.batches
 
-    def _keep(self, images: data.ImageData, say: Callable[[str], None], stack: int) -> None:
+    def _keep(self, images: data.ImageData, say: Callable[[str], None]) -> None:
         """Put the images where they fit."""
         config = self.config
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
         # Of the training images each run has another copy: an epoch of them is augmented at once.
-        needed = ((1 + stack) * len(train_part) + len(val_part)) * images.train.images[
+        needed = ((1 + self.stack) * len(train_part) + len(val_part)) * images.train.images[
             0
         ].nbytes + images.test.images.nbytes
         split = choose_split(needed, self.device, config.data_memory, say, self.processes.any)
