@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from icpctl.errors import UserError
 from icpctl.results import not_writable, write_atomic
@@ -49,7 +51,7 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
         UserError: it could not be written; the old files are as they were.
     """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
+    torch.save(tree_map_only(Tensor, _without_the_rest, {"format": FORMAT, **content}), buffer)
     path, previous = folder / f"{name}.pt", folder / "previous.pt"
     if name == "last" and path.exists():
         # A second name for the old file, so that at no moment there is neither.
@@ -64,6 +66,11 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
         except OSError as error:
             raise not_writable(previous, error) from error
     write_atomic(path, buffer.getvalue())
+
+
+def _without_the_rest(tensor: Tensor) -> Tensor:
+    """A part of a larger tensor, such as a member's of a stack, for itself: torch saves the larger one whole."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

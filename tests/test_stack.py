@@ -186,6 +186,10 @@ def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path) -> None:
         for name in ("loss", "task_loss", "feature_loss", "delta_l2"):
             expected = alone.xs(name, level="metric").to_numpy()
             assert together.xs(name, level="metric").to_numpy() == pytest.approx(expected, rel=0.02)
+        sizes = [
+            (tmp_path / name / config.run_id / "checkpoints/last.pt").stat().st_size for name in ("stack", "single")
+        ]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # its own weights alone
     assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3  # they are finished
 
 
