@@ -76,6 +76,32 @@ def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twi
 
 
 @pytest.mark.timeout(600)
+def test_a_stack_that_is_killed_goes_on(tmp_path: Path) -> None:
+    study = [*SMALL, "--optimizer", "adam", "--grid", "icp-lr=0.001,0.01", "--seeds", "2", "--stack", "3", "--jobs", "1"]
+    process = begin(*study, cwd=tmp_path)
+    results = tmp_path / "results"
+    until_at_work(process, results, 3)
+    for worker in psutil.Process(process.pid).children():
+        worker.kill()
+    process.kill()
+    process.wait()
+    output = icpctl_command("ablate", "--resume", "results", cwd=tmp_path)
+    assert output.returncode == 0, output.stderr
+    rows = pd.read_csv(results / "study.csv")
+    assert list(rows["state"]) == ["finished"] * 6
+    for folder in (path.parent for path in results.glob("*/config.json")):
+        metrics = pd.read_csv(folder / "metrics.csv")
+        assert not metrics.duplicated(["epoch", "split", "metric"]).any()
+        assert sorted(metrics["epoch"].unique()) == [0, 1, 2, 3]
+        assert json.loads((folder / "config.json").read_text())["sessions"][-1]["stack"] >= 1
+
+
+def test_runs_that_cannot_be_stacked_are_counted(tmp_path: Path) -> None:
+    study = ["resnet20", "digits", "--train-size", "100", "--epochs", "1", "--controls", "--seeds", "1", "--stack", "2"]
+    output = icpctl_command("ablate", *study, cwd=tmp_path)
+    assert "--stack 2: 1 of 4 runs are trained one at a time" in " ".join(output.stdout.split())
+
+
 def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twins: dict[str, Path]) -> None:
     results = tmp_path / "results"
     processes = [begin(*SMALL, *TWELVE, "--jobs", "1", cwd=tmp_path) for _ in range(2)]

@@ -150,6 +150,13 @@ def execute(
 
     engine.check_runs(configs)
     executor = executors.build(definition.execution, configs)
+    alone = sum(config.stack_id is None for config in configs)
+    if definition.execution.stack > 1 and alone:
+        console.print(
+            f"[yellow]Note:[/] --stack {definition.execution.stack}: {alone} of {len(configs)} runs are trained one at a time, as a VAE, "
+            "a random direction and a state that is carried over cannot be stacked.",
+            highlight=False,
+        )
     try:
         definition.keep(output)
         with Progress(console) as progress:
