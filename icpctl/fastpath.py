@@ -10,31 +10,33 @@ This module needs torch alone.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map_only
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def fold(model: nn.Module) -> FoldedNetwork | None:
     """The model in eval mode with its batch norm folded; None where its code cannot be recorded or has nothing to fold.
 
-    The code is recorded once. So it must do the same for every batch: no attribute that changes what `forward` does, no
-    hooks on modules that hold other modules.
+    The code is recorded once, so it must do the same for every batch: no attribute may change what `forward` does. A model
+    with hooks on its modules is not folded, as a recording would leave some of them out.
 
     Args:
         model: maps inputs (B, …) to outputs; left as it is.
     """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return None
     training = [module for module in model.modules() if module.training]
     try:
         graph = _Tracer().trace(model.eval())
@@ -43,11 +45,17 @@ def fold(model: nn.Module) -> FoldedNetwork | None:
     finally:
         for module in training:
             module.training = True
-    pairs = []
+    if any(node.op == "get_attr" and "_tensor_constant" in str(node.target) for node in graph.nodes):
+        return None  # a tensor that is made anew in every pass
     modules = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    pairs = []
     for node in list(graph.nodes):
         before = node.args[0] if node.args else None
-        if isinstance(before, fx.Node) and _foldable(graph, modules, before, node):
+        if not (isinstance(before, fx.Node) and before.op == node.op == "call_module"):
+            continue
+        once = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+        if once and _foldable(modules[str(before.target)], modules[str(node.target)]):
             pairs.append((str(before.target), str(node.target)))
             node.replace_all_uses_with(before)
             graph.erase_node(node)
@@ -59,60 +67,57 @@ class FoldedNetwork:
 
     def __init__(self, model: nn.Module, network: fx.GraphModule, pairs: Sequence[tuple[str, str]]) -> None:
         self.model = model
-        self.network = network
-        """The model without the batch norms that are folded; its other modules are the model's own."""
         self.pairs = pairs
         """The paths of each convolution and of the batch norm that is folded into it."""
+        self._network = network
+        for path, _ in pairs:
+            convolution = copy.copy(model.get_submodule(path))
+            convolution._parameters = {}  # it has tensors in their place; the other modules are the model's own
+            network.set_submodule(path, convolution)
 
+    @torch.no_grad()
     def now(self) -> Callable[[Tensor], Any]:
-        """The network as the model is now: its weights do not follow those of the model."""
-        state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
-        state |= self.model.named_buffers(remove_duplicate=False)
-        return partial(self, self.weights(state))
+        """Maps inputs (B, …) to what the model, as it is now, makes of them in eval mode, which the caller sees to.
 
-    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the network computes with, from the parameters and buffers of the model by name; detached."""
-        weights = {name: tensor.detach() for name, tensor in state.items()}
+        What was given before does the same from here on.
+        """
         for path, norm_path in self.pairs:
-            convolution, norm = self.model.get_submodule(path), self.model.get_submodule(norm_path)
-            weights[f"{path}.weight"], weights[f"{path}.bias"] = fuse_conv_bn_weights(
-                weights[f"{path}.weight"],
-                weights.get(f"{path}.bias"),
-                weights.pop(f"{norm_path}.running_mean"),
-                weights.pop(f"{norm_path}.running_var"),
-                norm.eps,  # type: ignore[arg-type]
-                weights.pop(f"{norm_path}.weight", None),
-                weights.pop(f"{norm_path}.bias", None),
-                transpose=isinstance(convolution, _TRANSPOSED),
+            of, norm, folded = (
+                cast(Any, network.get_submodule(name))
+                for network, name in ((self.model, path), (self.model, norm_path), (self._network, path))
             )
-            weights.pop(f"{norm_path}.num_batches_tracked", None)
-        return weights
-
-    def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> Any:
-        """What the model makes of inputs (B, …) in eval mode, which the caller sees to (`icpctl.icp.eval_mode`)."""
-        return torch.func.functional_call(self.network, dict(weights), (x,))
+            weight, bias = fuse_conv_bn_weights(
+                of.weight,
+                of.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+                isinstance(of, _TRANSPOSED),
+            )
+            folded.weight, folded.bias = weight.detach(), bias.detach()
+        return self._network
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        return _is_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _foldable(graph: fx.Graph, modules: Mapping[str, nn.Module], before: fx.Node, node: fx.Node) -> bool:
-    """Whether `node` is a batch norm of fixed statistics, and `before` a convolution whose output goes nowhere else."""
-    if (before.op, node.op) != ("call_module", "call_module"):
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is batch norm in eval mode, and nothing else."""
+    return type(module) in _NORMS or getattr(module, "batch_norm_in_eval_mode", False)
+
+
+def _foldable(convolution: nn.Module, norm: nn.Module) -> bool:
+    """Whether these are a convolution of torch and a batch norm of fixed statistics, with parameters that are their own."""
+    if type(convolution) not in _CONVOLUTIONS or not _is_norm(norm) or norm.running_mean is None:
         return False
-    convolution, norm = modules[str(before.target)], modules[str(node.target)]
-    calls = [each.target for each in graph.nodes if each.op == "call_module"]
-    return (
-        isinstance(convolution, _CONVOLUTIONS)
-        and isinstance(norm, _BatchNorm)
-        and norm.running_mean is not None
-        and not (isinstance(convolution, _TRANSPOSED) and convolution.groups > 1)
-        and "weight" in convolution._parameters  # else it is made of others, as by a parametrisation
-        and len(before.users) == 1
-        and calls.count(before.target) == calls.count(node.target) == 1
-    )
+    if isinstance(convolution, _TRANSPOSED) and convolution.groups > 1:
+        return False
+    # Of a parametrised module they are made of others.
+    return all({"weight", "bias"} <= module._parameters.keys() for module in (convolution, norm))
 
 
 Inputs = tuple[Tensor, ...]

@@ -77,7 +77,19 @@ def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twi
 
 @pytest.mark.timeout(600)
 def test_a_stack_that_is_killed_goes_on(tmp_path: Path) -> None:
-    study = [*SMALL, "--optimizer", "adam", "--grid", "icp-lr=0.001,0.01", "--seeds", "2", "--stack", "3", "--jobs", "1"]
+    study = [
+        *SMALL,
+        "--optimizer",
+        "adam",
+        "--grid",
+        "icp-lr=0.001,0.01",
+        "--seeds",
+        "2",
+        "--stack",
+        "3",
+        "--jobs",
+        "1",
+    ]
     process = begin(*study, cwd=tmp_path)
     results = tmp_path / "results"
     until_at_work(process, results, 3)

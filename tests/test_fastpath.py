@@ -12,7 +12,7 @@ import torch
 from measure import random_images
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils._pytree import tree_leaves
 
 import icpctl
@@ -103,6 +103,30 @@ class Twice(nn.Module):
         return self.conv(self.norm(self.conv(x)))  # type: ignore[no-any-return]
 
 
+class Drawing(nn.Module):
+    """A model that draws a number in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + torch.rand(3, 1, 1)  # type: ignore[no-any-return]
+
+
+class NormAndReLU(nn.BatchNorm2d):
+    """A batch norm that does more than that."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def hooked(which: int) -> nn.Module:
+    model = Layers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model[which].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
 class Deciding(nn.Module):
     """A model whose way depends on the values of its input."""
 
@@ -122,6 +146,12 @@ UNFOLDABLE = {
     "no running statistics": lambda: Layers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
     "a parametrised weight": lambda: Layers(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)),
     "groups of a transposed one": lambda: Layers(nn.ConvTranspose2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
+    "a parametrised batch norm": lambda: Layers(nn.Conv2d(3, 4, 3), parametrizations.weight_norm(nn.BatchNorm2d(4))),
+    "a pruned weight": lambda: Layers(prune.random_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5), nn.BatchNorm2d(4)),
+    "a batch norm that does more": lambda: Layers(nn.Conv2d(3, 4, 3), NormAndReLU(4)),
+    "a hook on the convolution": lambda: hooked(0),
+    "a hook on the batch norm": lambda: hooked(1),
+    "a random number": Drawing,
     "another user": Branching,
     "another use": Twice,
     "a way that depends on values": Deciding,
@@ -149,6 +179,32 @@ def test_every_kind_of_convolution_and_batch_norm(layers: tuple[nn.Module, ...])
     assert folded is not None
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(outputs(folded.now(), x), outputs(model, x), rtol=1e-9, atol=1e-9)
+
+
+class WithAuxiliary(Layers):
+    """A branch that is used in training alone, and a weight that two modules share."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+        self.auxiliary = nn.Linear(3, 3)
+        self[3].weight = self[2].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return self.auxiliary(x) if self.training else x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_unused_and_shared_parameters_and_other_types(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = WithAuxiliary()
+    folded = fold(model)
+    assert folded is not None
+    model.to(dtype)  # after it was folded
+    x = torch.randn(2, 3, 8, 8, dtype=dtype)
+    tolerance = 1e-9 if dtype is torch.float64 else 0.1
+    torch.testing.assert_close(outputs(folded.now(), x), outputs(model, x), rtol=tolerance, atol=tolerance)
 
 
 def test_the_model_stays_as_it_is() -> None:
