@@ -285,7 +285,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _notruth_for_numbers(cls, values: Any) -> Any:
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
         for name, value in dict(values).items():
             if message := truth_for_number(name, value):
                 raise ValueError(message)
@@ -364,9 +364,10 @@ class RunConfig(BaseModel):
         """Equal for runs that can be trained together, as `icpctl.stack` does; None for one that cannot.
 
         Those that draw random numbers in a step would draw others than alone: the noise of a VAE, a random direction. A
-        state that is carried over is of one run.
+        state that is carried over is of one run. Autocast (bf16) reaches other operations in a mapped function.
         """
-        if self.task == "generation" or self.direction == "random" or self.icp_state == "carry":
+        alone = self.task == "generation" or self.direction == "random" or self.icp_state == "carry"
+        if alone or self.precision == "bf16":
             return None
         stacks = [name for name in RunConfig.model_fields if declaration(name).stacks]
         return self.model_dump_json(exclude=set(stacks))

@@ -197,8 +197,11 @@ def train_stack(
                 stopped[config.run_id] = error
             else:
                 sessions.append(Session(config, folder, trainer, display, partial(should_stop, config)))
-        for together in _stackable(sessions):
-            stopped |= {session.config.run_id: error for session, error in take_steps(together).items()}
+        try:
+            for together in _stackable(sessions):
+                stopped |= {session.config.run_id: error for session, error in take_steps(together).items()}
+        except (RuntimeError, MemoryError) as error:  # there is no room to stack them
+            stopped |= {session.config.run_id: error for session in sessions}
     return [
         _in_words(stopped[config.run_id], config, device, len(configs)) if config.run_id in stopped else None
         for config in configs
@@ -209,7 +212,7 @@ def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
     """All of them at once; one at a time if they cannot take their steps together, which is said."""
     try:
         if len(sessions) > 1:
-            Stack([session.trainer for session in sessions])
+            Stack([session.trainer for session in sessions]).check()
         return [sessions]
     except UnstackableError as error:
         for session in sessions:
@@ -260,7 +263,7 @@ class Session:
                 yield from self._epoch()
             self.processes.lead(self._measure_last)
             self._write_status("finished", epoch=self.config.epochs, notes=self.notes)
-        except (Interrupted, SystemExit):  # asked to stop, or the reader of the output went away
+        except (KeyboardInterrupt, SystemExit):  # asked to stop, or the reader of the output went away
             self._write_status("interrupted", epoch=self.epoch)
             raise
         except Exception as error:
@@ -326,14 +329,14 @@ class Session:
         metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
         metrics["train"] |= {
             "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": len(labels) / seconds,
+            "images_per_second": len(labels) / seconds * self.trainer.stack,  # a stacked run's own share of the time
             "peak_memory": peak_memory(self.trainer.device),
         }
         for name, split in self.trainer.evaluation_sets.items():
             metrics[name] = task.evaluate(self.trainer.network, split)
             if not math.isfinite(metrics[name]["loss"]):
                 raise self._not_finite("after its last batch")
-        metrics["train"]["seconds"] = time.perf_counter() - started
+        metrics["train"]["seconds"] = (time.perf_counter() - started) / self.trainer.stack
         self._warn(metrics["train"])
         self.folder.append_metrics(self.epoch, metrics)
         self.display.epoch(self.epoch, metrics)

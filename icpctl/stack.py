@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -67,6 +68,7 @@ def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException
     at_work = {session: session.steps() for session in sessions}
     asked: dict[AnySession, Step] = {}
     stopped: dict[AnySession, BaseException] = {}
+    ended: list[BaseException] = []
     together = _Together()
 
     def go_on(session: AnySession, resume: Callable[[], Step]) -> None:
@@ -75,24 +77,35 @@ def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException
         except StopIteration:
             asked.pop(session, None)
         except BaseException as error:
-            if type(error) in (KeyboardInterrupt, SystemExit):  # of the whole process
-                raise
             asked.pop(session, None)
             stopped[session] = error
+            traceback.clear_frames(
+                error.__traceback__
+            )  # they hold the run's images, which the others may need room for
+            if type(error) in (KeyboardInterrupt, SystemExit):  # of the whole process
+                ended.append(error)
 
-    for session, steps in at_work.items():
-        go_on(session, partial(next, steps))
-    while asked:
-        place = min(step[:2] for step in asked.values())
-        ready = {session: step for session, step in asked.items() if step[:2] == place}
-        try:
-            results = together.step([session.trainer for session in ready], list(ready.values()))
-        except Exception as error:
-            for session in ready:
-                go_on(session, partial(at_work[session].throw, error))
-            continue
-        for session, result in zip(ready, results, strict=True):
-            go_on(session, partial(at_work[session].send, result))
+    try:
+        for session, steps in at_work.items():
+            go_on(session, partial(next, steps))
+        while asked and not ended:
+            place = min(step[:2] for step in asked.values())
+            ready = {session: step for session, step in asked.items() if step[:2] == place}
+            try:
+                results = together.step([session.trainer for session in ready], list(ready.values()))
+            except BaseException as error:
+                if type(error) in (KeyboardInterrupt, SystemExit):
+                    ready = asked  # it is the end of all
+                for session in list(ready):
+                    go_on(session, partial(at_work[session].throw, error))
+                continue
+            for session, result in zip(ready, results, strict=True):
+                go_on(session, partial(at_work[session].send, result))
+        for end in ended:
+            raise end
+    finally:
+        for steps in at_work.values():
+            steps.close()
     return stopped
 
 
@@ -115,9 +128,6 @@ class Stack:
 
     Args:
         trainers: of runs with one `stack_id`; from now on their parameters and buffers are parts of the stacked ones.
-
-    Raises:
-        UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
     """
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
@@ -138,7 +148,6 @@ class Stack:
             )
             for name in OF_THE_PERTURBATION
         }
-        self._check()
 
     def step(self, steps: Sequence[Step]) -> list[Result]:
         """One update of all weights, by a step of each member at the same place; for each as `Trainer.step`."""
@@ -147,6 +156,8 @@ class Stack:
         x, y = (torch.stack(each) for each in zip(*inputs, strict=True))
         for tensor in self._parameters.values():
             tensor.grad = None
+        for trainer in self.trainers:
+            trainer.optimizer.zero_grad(set_to_none=True)
         losses, logs = self._mapped(epoch, batch, x, y)
         losses.sum().backward()
         results = []
@@ -166,8 +177,12 @@ class Stack:
         with self.trainers[0].network.autocast():
             return torch.vmap(of_one)(state, x, y, self._numbers)  # type: ignore[no-any-return]
 
-    def _check(self) -> None:
-        """Try the objective on two images, with the method and without, and leave all as it was."""
+    def check(self) -> None:
+        """Try the objective on two images, with the method and without, and leave all as it was.
+
+        Raises:
+            UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
+        """
         kept = {name: tensor.clone() for name, tensor in self._buffers.items()}
         inputs = [trainer.network.normalise(trainer.train_set[:2]) for trainer in self.trainers]
         labels = [trainer.train_set.labels[:2] for trainer in self.trainers]
@@ -175,6 +190,8 @@ class Stack:
             with torch.no_grad():
                 for epoch in (0, self.trainers[0].config.epochs - 1):
                     self._mapped(epoch, 1, torch.stack(inputs), torch.stack(labels))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UnstackableError(str(error).partition("\n")[0]) from error
         finally:

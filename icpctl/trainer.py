@@ -14,7 +14,7 @@ from icpctl import data, icp, tasks
 from icpctl.config import RunConfig, option
 from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
-from icpctl.data.streaming import choose_split
+from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
 from icpctl.fastpath import CapturedSteps, cuda_graph
@@ -79,13 +79,14 @@ class Trainer:
         config = self.config
         train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
         # Of the training images each run has another copy: an epoch of them is augmented at once.
-        needed = ((1 + self.stack) * len(train_part) + len(val_part)) * images.train.images[
-            0
-        ].nbytes + images.test.images.nbytes
+        image = images.train.images[0].nbytes
+        needed = ((1 + self.stack) * len(train_part) + len(val_part) + len(images.test.labels)) * image
         split = choose_split(needed, self.device, config.data_memory, say, self.processes.any)
         self.train_set = split(images.train, self.device, train_part)
         self.evaluation_sets = {"val": split(images.train, self.device, val_part)} if len(val_part) else {}
         self.evaluation_sets["test"] = split(images.test, self.device)
+        if isinstance(self.train_set, StreamedSplit):
+            self.train_set.workers = max(1, self.train_set.workers // self.stack)
 
     def _captured(self, say: Callable[[str], None]) -> CapturedSteps | None:
         """Steps as CUDA graphs, where these can be: on one GPU, without a state that is carried over."""

@@ -190,8 +190,8 @@ class WithAuxiliary(Layers):
         self[3].weight = self[2].weight
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in list(self)[:-1]:
-            x = layer(x)
+        for name, layer in self.named_children():
+            x = x if name == "auxiliary" else layer(x)
         return self.auxiliary(x) if self.training else x
 
 

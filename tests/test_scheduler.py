@@ -344,3 +344,21 @@ def test_a_run_that_is_taken_is_left_out_of_its_stack(tmp_path: Path) -> None:
         run(scheduler, executor, stack=8)
     assert executor.jobs == [[ids(planned)[0], ids(planned)[2]], [ids(planned)[1]]]
     assert {each.state for each in scheduler.runs.values()} == {"finished"}
+
+
+def test_a_run_that_was_lost_is_tried_again_alone(tmp_path: Path) -> None:
+    """It may be what costs the others."""
+    planned = Study({"epochs": 2, "optimizer": "none"}, seeds=(0, 1, 2)).runs()
+    bad = ids(planned)[1]
+    executor: Fake
+
+    def behaviour(run_id: str) -> Outcome:
+        job = next(job for job in reversed(executor.jobs) if run_id in job)
+        return Outcome("lost", "Killed.") if bad in job else finish(tmp_path)(run_id)
+
+    executor = Fake(behaviour, size=1)
+    scheduler = Scheduler(planned, tmp_path)
+    run(scheduler, executor, retries=1, stack=3)
+    assert executor.jobs[0] == ids(planned)
+    assert sorted(executor.jobs[1:]) == sorted([run_id] for run_id in ids(planned))
+    assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 import icpctl
 from icpctl import engine
 from icpctl.config import RunConfig
+from icpctl.data.streaming import choose_split
 from icpctl.display import Display
 from icpctl.errors import UserError
 from icpctl.network import Network
@@ -126,7 +128,7 @@ def test_weights_and_the_state_of_their_optimizer_have_one_layout() -> None:
 def test_the_check_leaves_the_models_as_they_are() -> None:
     members = trainers(2)
     before = [{name: value.clone() for name, value in member.model.state_dict().items()} for member in members]
-    Stack(members)
+    Stack(members).check()
     for member, kept in zip(members, before, strict=True):
         after = member.model.state_dict()
         assert all(torch.equal(after[name], kept[name]) for name in kept)
@@ -140,7 +142,7 @@ def test_a_model_that_draws_random_numbers_is_not_stacked(model: str) -> None:
     config = {"model": model, "optimizer": "none", "epochs": 1, "val_fraction": 0, "batch_size": 4}
     members = [Trainer(RunConfig.model_validate({**config, "seed": i}), images, torch.device("cpu")) for i in (0, 1)]
     with pytest.raises(UnstackableError, match="random"):
-        Stack(members)
+        Stack(members).check()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,7 @@ def test_a_model_that_draws_random_numbers_is_not_stacked(model: str) -> None:
         {"model": "vae", "dataset": "digits"},
         {"direction": "random"},
         {"icp_state": "carry"},
+        {"precision": "bf16"},
     ],
 )
 def test_what_draws_or_carries_has_no_stack(settings: dict[str, Any]) -> None:
@@ -176,7 +179,7 @@ def values(run_id: str, output: Path) -> Any:
     return rows.set_index(["epoch", "split", "metric"])["value"]
 
 
-def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path) -> None:
+def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [digits(0), digits(1), digits(0, icp_lr=1e-2)]
     assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3
     for config in configs:
@@ -190,7 +193,8 @@ def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path) -> None:
             (tmp_path / name / config.run_id / "checkpoints/last.pt").stat().st_size for name in ("stack", "single")
         ]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # its own weights alone
-    assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3  # they are finished
+    monkeypatch.setattr(engine, "Trainer", lambda *given, **named: pytest.fail("a finished run was trained"))
+    assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3
 
 
 def test_runs_that_stopped_at_different_places_catch_up_and_end_together(tmp_path: Path) -> None:
@@ -286,3 +290,47 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
     assert take_steps([behind, ahead]) == {}
     assert log == ["a01", "a+b10", "a+b11", "b20"]
     assert (behind.got, ahead.got) == (["a"] * 3, ["b"] * 3)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_the_end_of_the_process_ends_every_run(
+    stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(stack: Stack, steps: list[Step]) -> list[Result]:
+        raise stop
+
+    monkeypatch.setattr(Stack, "step", leave)
+    configs = [digits(0), digits(1)]
+    with pytest.raises(stop):
+        engine.train_stack(configs, tmp_path)
+    for config in configs:
+        assert RunFolder(tmp_path, config).status()["state"] == "interrupted"
+        assert not RunFolder(tmp_path, config).is_locked()
+
+
+def test_members_share_their_images_and_count_a_copy_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    from icpctl import trainer as module
+
+    needs: list[int] = []
+
+    def counting(needed: int, *given: Any) -> Any:
+        needs.append(needed)
+        return choose_split(needed, *given)
+
+    monkeypatch.setattr(module, "choose_split", counting)
+    images = random_images(20, 8, 2)
+    config = RunConfig(val_fraction=0, optimizer="none", epochs=1, batch_size=4)
+    first = Trainer(config, images, torch.device("cpu"), stack=3)
+    second = Trainer(config, images, torch.device("cpu"), stack=3, beside=first)
+    assert needs == [(1 + 3 + 1) * 20 * 3 * 8 * 8]  # the training images, an epoch for each run, the test images
+    assert second.train_set is first.train_set
+    assert second.evaluation_sets is first.evaluation_sets
+
+
+def test_the_seconds_of_a_stack_are_shared_among_its_runs(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    configs = [digits(0), digits(1), digits(2)]
+    engine.train_stack(configs, tmp_path)
+    elapsed = time.perf_counter() - began
+    rows = [read_metrics(tmp_path / config.run_id / "metrics.csv")[0] for config in configs]
+    assert sum(float(each[each["metric"] == "seconds"]["value"].sum()) for each in rows) <= elapsed

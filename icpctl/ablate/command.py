@@ -267,5 +267,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     return (
         f"About {_rough(seconds)} of computing on this machine, if they run one at a time"
         + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
-        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}. The start of the processes, some seconds, and FID and KID are not in it."
+        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
+        + (", of one run" if execution.stack > 1 else "")
+        + ". The start of the processes, some seconds, and FID and KID are not in it."
     )

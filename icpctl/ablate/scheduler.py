@@ -150,10 +150,10 @@ class Scheduler:
         """Begin the next run, and those that can be trained together with it."""
         first = self.runs[self.waiting.popleft()]
         together = [first] if self._is_ours(first) else []
-        kind = first.planned.config.stack_id if stack > 1 else None
+        kind = self._stack_id(first) if stack > 1 else None
         for run_id in list(self.waiting) if together and kind is not None else []:
             run = self.runs[run_id]
-            if len(together) < stack and run.planned.config.stack_id == kind:
+            if len(together) < stack and self._stack_id(run) == kind:
                 self.waiting.remove(run_id)
                 together += [run] if self._is_ours(run) else []
         if together:
@@ -161,6 +161,11 @@ class Scheduler:
         for run in together:
             run.attempts += 1
             self._set(run, "running")
+
+    @staticmethod
+    def _stack_id(run: RunState) -> str | None:
+        """Equal for runs that are trained together; one that was lost or failed is tried again alone, as it costs the others."""
+        return None if run.attempts else run.planned.config.stack_id
 
     def _is_ours(self, run: RunState) -> bool:
         """Whether a run is to be begun: no other study has it, or has come to its end in the meantime."""
