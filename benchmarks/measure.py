@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -44,6 +45,18 @@ def interleaved(work: Mapping[str, Callable[[], object]], rounds: int, device: t
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: allocated on CUDA; resident, of the whole process, on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    # On Linux ru_maxrss is at least what the process that started this one had; the high-water mark is its own.
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def matrix_product(device: torch.device, size: int = 2048) -> tuple[Callable[[], object], int]:

@@ -57,15 +57,25 @@ class Row:
         return self.reference / self.engine
 
 
-def engine(model: str, optimizer: str, steps: int, batch: int, device: torch.device, fast: bool = True) -> Trainer:
-    """The engine of a run with the paper's recipe, on one batch of random images."""
-    side = 64 if model == "vae" else 32
+def engine(
+    model: str,
+    optimizer: str,
+    steps: int,
+    batch: int,
+    device: torch.device,
+    fast: bool = True,
+    side: int | None = None,
+    stem: str = "imagenet",
+) -> Trainer:
+    """The engine of a run with the paper's recipe, on one batch of random images; of 64 pixels for the VAE, else of 32."""
+    side = side or (64 if model == "vae" else 32)
     config = icpctl.RunConfig(
         model=model,
         optimizer=optimizer,
         steps=steps,
         icp_lr=ICP_LR,
         image_size=side,
+        stem=stem,
         batch_size=batch,
         epochs=1,
         val_fraction=0.0,
@@ -106,7 +116,7 @@ def check(model: str, optimizer: str, steps: int, batch: int, device: torch.devi
     trainer = engine(model, optimizer, steps, batch, device)
     distiller = trainer.distiller
     assert distiller is not None
-    _move_statistics(trainer.model)
+    move_statistics(trainer.model)
     trainer.model.double().train()
     x, y = (each.double() if each.is_floating_point() else each for each in inputs(trainer))
     if model == "vae":
@@ -134,7 +144,7 @@ def check(model: str, optimizer: str, steps: int, batch: int, device: torch.devi
     return max(float((a - b).norm() / b.norm()) for other in others for a, b in zip(mine, other, strict=True))
 
 
-def _move_statistics(model: nn.Module) -> None:
+def move_statistics(model: nn.Module) -> None:
     """Running statistics and scales as of a trained network: fresh ones fold to nothing."""
     torch.manual_seed(2)
     for module in model.modules():
@@ -155,13 +165,13 @@ def measure(
     plain.model.train()
     least = Floor(copy.deepcopy(plain.model), plain.task.loss, *inputs(plain))
     pieces = {"train": least.train_step, "pass": least.perturbation_pass, "teacher": least.teacher_pass}
-    work: dict[str, Callable[[], object]] = {"plain": partial(_step, plain)}
+    work: dict[str, Callable[[], object]] = {"plain": partial(engine_step, plain)}
     work |= {name: _captured(piece) if device.type == "cuda" else piece for name, piece in pieces.items()}
     settings = [(optimizer, t) for optimizer in optimizers for t in steps]
     for optimizer, t in settings:
         trainer = engine(model, optimizer, t, batch, device)
         trainer.model.train()
-        work[f"engine {optimizer} {t}"] = partial(_step, trainer)
+        work[f"engine {optimizer} {t}"] = partial(engine_step, trainer)
         for name, extras in (("reference", True), ("bare reference", False)):
             peer, x, y = reference(trainer, extras, extras)
             work[f"{name} {optimizer} {t}"] = partial(peer.step, x, y, TASK_WEIGHT)
@@ -215,7 +225,8 @@ def _operations(least: Floor) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def _step(trainer: Trainer) -> None:
+def engine_step(trainer: Trainer) -> None:
+    """A step on the engine's batch; not one of the few that also measure the loss after the perturbation."""
     trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
 
 
