@@ -66,6 +66,7 @@ def engine(
     fast: bool = True,
     side: int | None = None,
     stem: str = "imagenet",
+    seed: int = 0,
 ) -> Trainer:
     """The engine of a run with the paper's recipe, on one batch of random images; of 64 pixels for the VAE, else of 32."""
     side = side or (64 if model == "vae" else 32)
@@ -76,6 +77,7 @@ def engine(
         icp_lr=ICP_LR,
         image_size=side,
         stem=stem,
+        seed=seed,
         batch_size=batch,
         epochs=1,
         val_fraction=0.0,
@@ -225,9 +227,10 @@ def _operations(least: Floor) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def engine_step(trainer: Trainer) -> None:
-    """A step on the engine's batch; not one of the few that also measure the loss after the perturbation."""
-    trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
+def engine_step(trainer: Trainer) -> Tensor:
+    """A step on the engine's batch, not one of the few that also measure the loss after the perturbation; its loss."""
+    loss, _ = trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
+    return loss
 
 
 def main() -> None:
