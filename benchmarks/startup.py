@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
-import statistics
 import subprocess
 import sys
-import time
-from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+
+import torch
+from measure import command, interleaved, machine, table
 
 BASE = 'python -c "import typer, rich"'
 BARE_APPLICATION = """
@@ -38,7 +37,6 @@ ARGUMENTS = (
     "train resnet20 cifar100 --steps -1",
 )
 BARE_ARGUMENTS = ("--help", "train --help", "nope", "train --optmizer adam", "train --lr x")
-WARM_UP = 2  # rounds
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
@@ -49,10 +47,8 @@ def commands() -> dict[str, list[str]]:
     return {"python -c pass": ["-c", "pass"], BASE: ["-c", "import typer, rich"]} | bare | ours
 
 
-def seconds_of(arguments: list[str]) -> float:
-    started = time.perf_counter()
+def run(arguments: list[str]) -> None:
     subprocess.run([sys.executable, *arguments], capture_output=True, check=False, env=ENVIRONMENT)
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -61,34 +57,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of Markdown.")
     options = parser.parse_args()
 
-    seconds: dict[str, list[float]] = {name: [] for name in commands()}
-    for number in range(WARM_UP + options.rounds):
-        for name, arguments in commands().items():
-            elapsed = seconds_of(arguments)
-            if number >= WARM_UP:
-                seconds[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    made_with = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("typer", "rich", "pydantic")},
-        "command": shlex.join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
-        "rounds": options.rounds,
-    }
+    device = torch.device("cpu")
+    work = {name: partial(run, arguments) for name, arguments in commands().items()}
+    medians = interleaved(work, options.rounds, device)
+    packages = {name: version(name) for name in ("typer", "rich", "pydantic")}
     if options.json:
         rows = [
             {"command": name, "seconds": median, "ratio": median / medians[BASE]} for name, median in medians.items()
         ]
+        made_with = {"machine": machine(device), "packages": packages, "command": command(), "rounds": options.rounds}
         print(json.dumps({**made_with, "rows": rows}, indent=2))
         return
-    packages = ", ".join(f"{name} {number}" for name, number in made_with["packages"].items())
     print("# How long help and the errors of the command line take\n")
-    print(f"{made_with['date']}; {made_with['machine']}; Python {made_with['python']}, {packages};")
-    print(f"`{made_with['command']}`; medians of {options.rounds} interleaved rounds.\n")
-    print(f"| command | ms | times `{BASE}` |\n| --- | ---: | ---: |")
-    for name, median in medians.items():
-        print(f"| `{name}` | {median * 1e3:.0f} | {median / medians[BASE]:.2f} |")
+    print(f"{machine(device)}, {', '.join(f'{name} {number}' for name, number in packages.items())};")
+    print(f"`{command()}`; medians of {options.rounds} interleaved rounds.\n")
+    rows_of_table = ((f"`{name}`", f"{s * 1e3:.0f}", f"{s / medians[BASE]:.2f}") for name, s in medians.items())
+    print(table(["command", "ms", f"times `{BASE}`"], rows_of_table))
 
 
 if __name__ == "__main__":

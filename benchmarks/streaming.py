@@ -10,15 +10,15 @@ end of a step, the device's work included, and the arrival of the next batch; in
 from __future__ import annotations
 
 import argparse
-import platform
+import json
 import tempfile
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import command, machine, synchronise, table
 
 import icpctl
 from icpctl.data import ImageData, Split
@@ -30,11 +30,20 @@ CHUNK = 1000  # images that are written at once
 
 
 @dataclass(frozen=True)
-class Timing:
+class Row:
     """Seconds of an epoch, and how many of them went by without a batch."""
 
+    steps: int
+    """Of the perturbation; 0 is plain training."""
+    workers: int
+    """That stream the images; 0: they are in memory."""
     epoch: float
     waiting: float
+
+    @property
+    def images(self) -> str:
+        """Where they are."""
+        return f"streamed, {self.workers} worker{'s' if self.workers > 1 else ''}" if self.workers else "in memory"
 
 
 def random_images(file: Path, count: int, side: int, classes: int) -> ImageData:
@@ -53,7 +62,7 @@ def random_images(file: Path, count: int, side: int, classes: int) -> ImageData:
     return ImageData("random", Split(train, labels), Split(few, labels[: len(few)]), names, "random")
 
 
-def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, workers: int = 0) -> Timing:
+def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, workers: int) -> Row:
     """The second epoch; streamed by so many workers, if any."""
     if workers:
         config = config.altered(data_memory=1e-9)
@@ -66,19 +75,14 @@ def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, w
             waiting = 0.0
             began = ended = time.perf_counter()
             for batch, (inputs, labels) in enumerate(trainer.epoch_batches(epoch)):
-                _synchronise(device)
+                synchronise(device)
                 waiting += time.perf_counter() - ended
                 trainer.step(epoch, batch, inputs, labels)
-                _synchronise(device)
+                synchronise(device)
                 ended = time.perf_counter()
-        return Timing(ended - began, waiting)
+        return Row(config.steps, workers, ended - began, waiting)
     finally:
         trainer.close()
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:
@@ -91,17 +95,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--augmentation", default="crop-randaugment")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
 
     device = choose_device(options.device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"# Waiting for batches: {options.model}, {options.images:,} images of {options.side} pixels, "
-          f"batch {options.batch}, {options.augmentation}\n")  # fmt: skip
-    print(f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, {torch.get_num_threads()} threads, torch {torch.__version__};")
-    print(f"`python benchmarks/streaming.py --model {options.model} --images {options.images} --side {options.side} "
-          f"--batch {options.batch} --steps {' '.join(map(str, options.steps))} "
-          f"--workers {' '.join(map(str, options.workers))} --augmentation {options.augmentation}`.\n")  # fmt: skip
-    print("| step | images | epoch, s | waiting, s | share |\n| --- | --- | ---: | ---: | ---: |")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         images = random_images(Path(folder) / "train.npy", options.images, options.side, 100)
         for steps in options.steps:
@@ -115,14 +113,28 @@ def main() -> None:
                 val_fraction=0.0,
                 augmentation=options.augmentation,
             )
-            for workers in (0, *options.workers):
-                timing = measure(config, images, device, workers)
-                where = f"streamed, {workers} worker{'s' if workers > 1 else ''}" if workers else "in memory"
-                print(
-                    f"| {f'ademamix, T = {steps}' if steps else 'plain'} | {where} | {timing.epoch:.1f} | "
-                    f"{timing.waiting:.2f} | {timing.waiting / timing.epoch:.1%} |",
-                    flush=True,
+            rows += [measure(config, images, device, workers) for workers in (0, *options.workers)]
+    if options.json:
+        print(json.dumps({"machine": machine(device), "command": command(), "rows": [asdict(row) for row in rows]}))
+        return
+    print(f"# Waiting for batches: {options.model}, {options.images:,} images of {options.side} pixels, "
+          f"batch {options.batch}, {options.augmentation}\n")  # fmt: skip
+    print(f"{machine(device)}; `{command()}`.\n")
+    print(
+        table(
+            ["step", "images", "epoch, s", "waiting, s", "share"],
+            (
+                (
+                    f"ademamix, T = {row.steps}" if row.steps else "plain",
+                    row.images,
+                    f"{row.epoch:.1f}",
+                    f"{row.waiting:.2f}",
+                    f"{row.waiting / row.epoch:.1%}",
                 )
+                for row in rows
+            ),
+        )
+    )
 
 
 if __name__ == "__main__":
