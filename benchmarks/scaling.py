@@ -60,7 +60,7 @@ SETTINGS = {
         Setting("vae", side=64),
     ],
 }
-ROUNDS = {"steps": 1.0, "batch": 0.5, "size": 0.5, "model": 0.25}
+ROUNDS = {"steps": 1.0, "batch": 0.4, "size": 0.4, "model": 0.25}
 """Shares of the rounds asked for, which the larger steps get."""
 PARTS = ("steps", "batch", "size", "model", "memory")
 
@@ -206,8 +206,7 @@ def memory_in_words(found: Sequence[Memory]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=20, help="with T; half of them for the batch and the size, "
-                        "a quarter for the model")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=20, help="of the steps; fewer of the rest, which take longer")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "T"), help=argparse.SUPPRESS)
