@@ -18,6 +18,7 @@ import argparse
 import copy
 import io
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -63,10 +64,10 @@ T = TypeVar("T")
 
 @dataclass
 class Stopwatch:
-    """Seconds by what was done; of pieces inside of each other, the inner one's are its own."""
+    """Times by what was done; of pieces inside of each other, the inner one's are its own."""
 
     device: torch.device
-    seconds: Seconds = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
     _doing: list[str] = field(default_factory=list)
     _since: float = 0.0
 
@@ -89,11 +90,19 @@ class Stopwatch:
 
         return call
 
+    def seconds(self, epochs: int) -> Seconds:
+        """Of an epoch, by piece."""
+        return {piece: sum(self.times[piece]) / epochs for piece in PIECES if piece in self.times}
+
+    def step(self) -> float:
+        """Seconds of the median step."""
+        return statistics.median(self.times["step"])
+
     def _count(self) -> None:
         synchronise(self.device)
         now = time.perf_counter()
         if self._doing:
-            self.seconds[self._doing[-1]] = self.seconds.get(self._doing[-1], 0.0) + now - self._since
+            self.times.setdefault(self._doing[-1], []).append(now - self._since)
         self._since = now
 
 
@@ -181,8 +190,10 @@ def reference_side(trainer: Trainer, model: nn.Module, watch: Stopwatch) -> Iter
             yield
 
 
-def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, turn: int) -> tuple[Seconds, Seconds]:
-    """Seconds of an epoch of both sides, by piece; they take turns of so many batches."""
+def measure(
+    config: icpctl.RunConfig, images: ImageData, device: torch.device, turn: int
+) -> tuple[Stopwatch, Stopwatch]:
+    """The times of both sides, which take turns of so many batches."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, images, device)
         model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
@@ -190,8 +201,7 @@ def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, t
         sides = [engine_side(trainer, Path(folder), watches[0]), reference_side(trainer, model, watches[1])]
         while sides:
             sides = [side for side in sides if len(list(islice(side, turn))) == turn]
-    engine, reference = ({name: s / config.epochs for name, s in watch.seconds.items()} for watch in watches)
-    return {piece: engine.get(piece, 0.0) for piece in PIECES}, reference
+    return watches
 
 
 def part_of(images: ImageData, train: int, test: int) -> ImageData:
@@ -230,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="of the perturbation, T")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", default="3200", help="training images, or all")
+    parser.add_argument("--images", default="3200", help="training images, 1,000 or more, or all")
     parser.add_argument("--epochs", type=int, default=1, help="of which the mean is told")
     parser.add_argument("--turn", type=int, default=10, help="batches of one side before the other goes on")
     parser.add_argument("--device", default="auto")
@@ -251,20 +261,25 @@ def main() -> None:
     )
     measure(config.altered(val_fraction=0.0, epochs=1), part_of(images, WARM_UP * options.batch, 100), device, WARM_UP)
     part = part_of(images, round(number / (1 - VAL_FRACTION)), round(number / FULL["train"] * FULL["test"]))
-    engine, reference = measure(config, part, device, options.turn)
+    watches = measure(config, part, device, options.turn)
+    engine, reference = (watch.seconds(options.epochs) for watch in watches)
+    step, reference_step = (watch.step() for watch in watches)
     batches = number // options.batch
     full = full_epoch(engine, batches, options.batch)
     full_reference = full_epoch(reference, batches, options.batch)
     if options.json:
         settings = {"images": what, "train": number, "steps": options.steps, "batch": options.batch}
         sides = {"engine": engine, "reference": reference, "full_engine": full, "full_reference": full_reference}
+        medians = {"engine_step": step, "reference_step": reference_step}
         shares = {"outside_step": outside_step(engine), "full_outside_step": outside_step(full)}
-        print(json.dumps({"machine": machine(device), "command": command(), **settings, **sides, **shares}))
+        print(json.dumps({"machine": machine(device), "command": command(), **settings, **sides, **medians, **shares}))
         return
 
     print("# An epoch: engine and authors' pipeline\n")
     print(f"{machine(device)}; `{command()}`; turns of {options.turn} batches.\n")
     print(f"ResNet-20, {what}, batch {options.batch}, crop-randaugment, AdEMAMix, T = {options.steps}.")
+    print(f"The median step: engine {step * 1e3:.1f} ms, reference {reference_step * 1e3:.1f} ms, "
+          f"{reference_step / step:.2f} times that.")  # fmt: skip
     print(section(f"{number:,} training images, measured", engine, reference))
     if options.images != "all":
         print(section(f"{FULL['train']:,} training images, computed from these", full, full_reference))
