@@ -159,46 +159,37 @@ def move_statistics(model: nn.Module) -> None:
             nn.init.normal_(module.bias, 0, 0.3)
 
 
-def measure(
-    model: str, optimizers: list[str], steps: list[int], batch: int, rounds: int, device: torch.device
-) -> list[Row]:
-    """Every optimizer and T at one batch size, all in the same rounds."""
-    plain = engine(model, "none", 0, batch, device)
-    plain.model.train()
+def measure(model: str, optimizer: str, steps: int, batch: int, rounds: int, device: torch.device) -> Row:
+    """One setting; nothing else is alive meanwhile, as the reference's garbage collection would look through it."""
+    plain, trainer = (engine(model, name, t, batch, device) for name, t in (("none", 0), (optimizer, steps)))
     least = Floor(copy.deepcopy(plain.model), plain.task.loss, *inputs(plain))
     pieces = {"train": least.train_step, "pass": least.perturbation_pass, "teacher": least.teacher_pass}
-    work: dict[str, Callable[[], object]] = {"plain": partial(engine_step, plain)}
-    work |= {name: _captured(piece) if device.type == "cuda" else piece for name, piece in pieces.items()}
-    settings = [(optimizer, t) for optimizer in optimizers for t in steps]
-    for optimizer, t in settings:
-        trainer = engine(model, optimizer, t, batch, device)
-        trainer.model.train()
-        work[f"engine {optimizer} {t}"] = partial(engine_step, trainer)
-        for name, extras in (("reference", True), ("bare reference", False)):
-            peer, x, y = reference(trainer, extras, extras)
-            work[f"{name} {optimizer} {t}"] = partial(peer.step, x, y, TASK_WEIGHT)
-    product, operations = matrix_product(device)
-    seconds = interleaved(work | {"product": product}, rounds, device)
-    rate = operations / seconds["product"]
-    rows = []
+    product, of_product = matrix_product(device)
+    work: dict[str, Callable[[], object]] = {
+        "product": product,
+        "plain": partial(engine_step, plain),
+        "engine": partial(engine_step, trainer),
+        **{name: _captured(piece) if device.type == "cuda" else piece for name, piece in pieces.items()},
+    }
+    for name, extras in (("reference", True), ("bare reference", False)):
+        peer, x, y = reference(trainer, extras, extras)
+        work[name] = partial(peer.step, x, y, TASK_WEIGHT)
+    for each in (plain, trainer):
+        each.model.train()
+    seconds = interleaved(work, rounds, device)
     train, each_pass, teacher = _operations(least)
-    for optimizer, t in settings:
-        of_engine = seconds[f"engine {optimizer} {t}"]
-        rows.append(
-            Row(
-                model,
-                optimizer,
-                batch,
-                t,
-                of_engine,
-                seconds[f"reference {optimizer} {t}"],
-                seconds[f"bare reference {optimizer} {t}"],
-                seconds["train"] + t * seconds["pass"] + seconds["teacher"],
-                seconds["plain"],
-                (train + t * each_pass + teacher) / of_engine / rate,
-            )
-        )
-    return rows
+    return Row(
+        model,
+        optimizer,
+        batch,
+        steps,
+        seconds["engine"],
+        seconds["reference"],
+        seconds["bare reference"],
+        seconds["train"] + steps * seconds["pass"] + seconds["teacher"],
+        seconds["plain"],
+        (train + steps * each_pass + teacher) / seconds["engine"] / (of_product / seconds["product"]),
+    )
 
 
 def _captured(piece: Callable[[], None]) -> Callable[[], None]:
@@ -257,9 +248,9 @@ def main() -> None:
                     f"{model}, {optimizer}: the three do not compute the same: {difference:.1e} in float64"
                 )
         for batch in options.batches:
-            others = [optimizer for optimizer in options.optimizers if optimizer != options.optimizers[-1]]
-            rows += measure(model, options.optimizers[-1:], options.steps, batch, options.rounds, device)
-            rows += measure(model, others, [5], batch, options.rounds, device) if others else []
+            *others, last = options.optimizers
+            settings = [(last, steps) for steps in options.steps] + [(other, 5) for other in others]
+            rows += [measure(model, optimizer, t, batch, options.rounds, device) for optimizer, t in settings]
     if options.json:
         print(json.dumps({"machine": machine(device), "differences": checks, "rows": [asdict(row) for row in rows]}))
         return
