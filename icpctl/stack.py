@@ -132,6 +132,8 @@ class Stack:
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
         self.trainers = trainers
+        for trainer in trainers:
+            trainer.captured = None  # a graph would go on with the weights where they were
         first = trainers[0]
         self._objective = _Objective(first)
         models = [trainer.model for trainer in trainers]

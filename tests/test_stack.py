@@ -19,6 +19,7 @@ from icpctl.config import RunConfig
 from icpctl.data.streaming import choose_split
 from icpctl.display import Display
 from icpctl.errors import UserError
+from icpctl.fastpath import CapturedSteps, cuda_graph
 from icpctl.network import Network
 from icpctl.results import RunFolder, read_metrics
 from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
@@ -123,6 +124,13 @@ def test_weights_and_the_state_of_their_optimizer_have_one_layout() -> None:
         moment = members[0].optimizer.state[parameter]["exp_avg"]
         assert parameter.grad is not None
         assert parameter.stride() == moment.stride() == parameter.grad.stride()
+
+
+def test_a_captured_step_does_not_outlive_the_place_of_the_weights() -> None:
+    members = trainers(2)
+    members[0].captured = CapturedSteps(members[0].model, cuda_graph, str)
+    Stack(members)
+    assert members[0].captured is None
 
 
 def test_the_check_leaves_the_models_as_they_are() -> None:
