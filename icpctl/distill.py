@@ -87,23 +87,31 @@ def feature_loss(
     Raises:
         ValueError: the three differ in length.
     """
-    terms = [
-        weight * nn.functional.mse_loss(at_least_float32(student), at_least_float32(teacher.detach()))
-        for student, teacher, weight in zip(student_features, teacher_features, weights, strict=True)
-    ]
-    return torch.stack(terms).sum()
+    return _weighted(_square_errors(student_features, teacher_features), weights)
+
+
+def _square_errors(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
+    """MSE(F_i(x), stopgrad(F_i(x_T))) of each stage."""
+    pairs = zip(student_features, teacher_features, strict=True)
+    return [nn.functional.mse_loss(at_least_float32(s), at_least_float32(t.detach())) for s, t in pairs]
+
+
+def _weighted(errors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([weight * error for weight, error in zip(weights, errors, strict=True)]).sum()
 
 
 def feature_shifts(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
     """The relative feature shift ‖F_i(x_T) − F_i(x)‖ / ‖F_i(x)‖ of each stage over the batch; scalars, detached."""
-    return [shift / norm for shift, norm in _shift_norms(student_features, teacher_features)]
-
-
-def _shift_norms(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """‖F_i(x_T) − F_i(x)‖ and ‖F_i(x)‖ of each stage."""
     with torch.no_grad():
-        pairs = zip(student_features, teacher_features, strict=True)
-        return [((t.float() - s.float()).norm(), s.float().norm()) for s, t in pairs]
+        norms = _shift_norms(student_features, _square_errors(student_features, teacher_features))
+    return [shift / norm for shift, norm in norms]
+
+
+def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """‖F_i(x_T) − F_i(x)‖, from its mean square, and ‖F_i(x)‖ of each stage."""
+    with torch.no_grad():
+        pairs = zip(student_features, errors, strict=True)
+        return [((error * s.numel()).sqrt(), at_least_float32(s).norm()) for s, error in pairs]
 
 
 @contextmanager
@@ -257,7 +265,8 @@ class SelfDistiller:
         with tap(self.model, self.layers) as student:
             output = self.trained(x)
         task_loss = criterion(output, y)
-        features = feature_loss(student, teacher, self.weights)
+        errors = _square_errors(student, teacher)
+        features = _weighted(errors, self.weights)
         loss = task_weight * task_loss + (1 - task_weight) * features
         if extra is not None:
             loss = loss + extra
@@ -269,7 +278,7 @@ class SelfDistiller:
                 "delta_linf": delta.abs().max(),
                 "delta_l2": delta.norm(dim=1).mean(),
             }
-            norms = _shift_norms(student, teacher)
+            norms = _shift_norms(student, errors)
             for i, (shift, norm) in enumerate(norms, start=1):
                 log[f"feature_shift_{i}"] = shift / norm
             if icp_losses:

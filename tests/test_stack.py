@@ -128,7 +128,7 @@ def test_weights_and_the_state_of_their_optimizer_have_one_layout() -> None:
 
 def test_a_captured_step_does_not_outlive_the_place_of_the_weights() -> None:
     members = trainers(2)
-    members[0].captured = CapturedSteps(members[0].model, cuda_graph, str)
+    members[0].captured = CapturedSteps(members[0].model, cuda_graph, print)
     Stack(members)
     assert members[0].captured is None
 
