@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from floor import Floor
 from measure import command, interleaved, machine, matrix_product, random_images, table
 from reference import Reference
 from torch import Tensor, nn
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import icpctl
@@ -224,6 +226,16 @@ def _operations(least: Floor) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
+def profiled(trainer: Trainer) -> str:
+    """The operations that a step spends most time in, as torch's profiler has it."""
+    trainer.model.train()
+    for _ in range(2):
+        engine_step(trainer)
+    with profile() as result:
+        engine_step(trainer)
+    return str(result.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+
+
 def engine_step(trainer: Trainer) -> Tensor:
     """A step on the engine's batch, not one of the few that also measure the loss after the perturbation; its loss."""
     loss, _ = trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
@@ -241,10 +253,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="the rows as JSON")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead: where the time of each T at each batch size goes"
+    )
     options = parser.parse_args()
 
     device = choose_device(options.device)
     set_precision("float32")
+    if options.profile:
+        for model, batch, steps in itertools.product(options.models, options.batches, options.steps):
+            print(f"{model}, batch {batch}, {options.optimizers[-1]}, T = {steps}; {machine(device)}\n")
+            print(profiled(engine(model, options.optimizers[-1], steps, batch, device)))
+        return
     rows, checks = [], {}
     for model in options.models:
         for optimizer in options.optimizers:

@@ -282,7 +282,7 @@ def ablate(
     stack: Annotated[
         int | None,
         typer.Option(
-            help="Runs that one process trains together, if they differ in seed or numbers alone.",
+            help="Runs that one process trains together, of those that differ in seed, learning rates or the like; for GPUs and small images.",
             show_default="1",
             min=1,
             rich_help_panel="Execution",

@@ -266,7 +266,7 @@ class RunConfig(BaseModel):
     )
     fast: bool = _field(
         True,
-        "Fast paths, the same up to rounding; --no-fast: the plain code, to compare with.",
+        "Fold batch norm for the perturbation; CUDA graphs. The same up to rounding, and the same run id.",
         "machine",
         identity=False,
     )

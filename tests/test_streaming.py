@@ -101,7 +101,7 @@ def test_a_streamed_run_is_the_one_in_memory(
     assert_same_run(in_memory(**settings), run.path)
     (message,) = said.streamed
     assert "may take 1e-06 GiB (--data-memory)" in message
-    assert "of the memory of cpu" in message
+    assert "of memory on cpu" in message
 
 
 def test_small_data_are_not_streamed(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def execute(
     alone = sum(config.stack_id is None for config in configs)
     if definition.execution.stack > 1 and alone:
         console.print(
-            f"[yellow]Note:[/] --stack {definition.execution.stack}: {alone} of {len(configs)} runs are trained one at a time, as a VAE, "
-            "a random direction and a state that is carried over cannot be stacked.",
+            f"[yellow]Note:[/] --stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
+            "a VAE, a random direction, bf16 and a state that is carried over cannot be stacked.",
             highlight=False,
         )
     try:
@@ -268,6 +268,6 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
         f"About {_rough(seconds)} of computing on this machine, if they run one at a time"
         + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
-        + (", of one run" if execution.stack > 1 else "")
+        + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
         + ". The start of the processes, some seconds, and FID and KID are not in it."
     )

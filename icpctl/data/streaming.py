@@ -57,7 +57,7 @@ def choose_split(
         return DeviceSplit
     limit = option("data_memory") if allowed is not None else f"half of what is free; {option('data_memory')}"
     say(
-        f"The images need {needed / GIB:.3g} GiB of the memory of {device}, and may take {budget / GIB:.3g} GiB ({limit}): "
+        f"The images need {needed / GIB:.3g} GiB of memory on {device}, and may take {budget / GIB:.3g} GiB ({limit}): "
         "they are streamed from the disk."
     )
     return StreamedSplit
