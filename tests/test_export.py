@@ -207,9 +207,8 @@ def assert_settings(settings: dict[str, object], config: RunConfig) -> None:
     assert len(config.layers) > 1
     assert (settings["optimizer"], settings["lr"], settings["steps"]) == (config.optimizer, config.lr, config.steps)
     assert settings["teacher_statistics"] is True
-    assert settings.keys() == RunConfig.model_fields.keys() - {"device", "data_dir", "fid_weights", "fid_features"} - {
-        "train_size"  # which is None
-    }
+    of_the_machine = {"device", "fast", "data_dir", "data_memory", "fid_weights", "fid_features"}
+    assert settings.keys() == RunConfig.model_fields.keys() - of_the_machine - {"train_size"}  # which is None
 
 
 @pytest.mark.parametrize("epochs", [EPOCHS, []])
