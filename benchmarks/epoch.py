@@ -15,7 +15,6 @@ of checkpoints alone does not grow with the images. So a full epoch is the measu
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import json
 import statistics
@@ -35,7 +34,7 @@ from measure import command, machine, random_images, synchronise, table
 from PIL import Image
 from reference import Reference
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -163,20 +162,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def reference_side(trainer: Trainer, model: nn.Module, watch: Stopwatch) -> Iterator[None]:
-    """Train the model for the same epochs by the authors' pipeline and procedure, a step a time."""
+def reference_side(trainer: Trainer, peer: Reference, watch: Stopwatch) -> Iterator[None]:
+    """Train for the same epochs by the authors' pipeline and procedure, a step a time."""
     config, device = trainer.config, trainer.device
     loader = DataLoader(Pictures(trainer), config.batch_size, shuffle=True, drop_last=True)
-    peer = Reference(
-        model,
-        config.layers,
-        trainer.task.loss,
-        config.optimizer,
-        config.steps,
-        config.icp_lr,
-        config.lr,
-        config.clip_grad_norm,
-    )
     for epoch in range(config.epochs):
         with watch.doing("data"):
             batches = iter(loader)
@@ -196,9 +185,9 @@ def measure(
     """The times of both sides, which take turns of so many batches."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, images, device)
-        model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
+        peer = Reference.of(trainer)
         watches = Stopwatch(device), Stopwatch(device)
-        sides = [engine_side(trainer, Path(folder), watches[0]), reference_side(trainer, model, watches[1])]
+        sides = [engine_side(trainer, Path(folder), watches[0]), reference_side(trainer, peer, watches[1])]
         while sides:
             sides = [side for side in sides if len(list(islice(side, turn))) == turn]
     return watches

@@ -15,13 +15,16 @@ the published one; and the gradients of the clean pass are dropped before the st
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from icpctl.trainer import Trainer
 
 Criterion = Callable[[Any, Tensor], Tensor]
 
@@ -60,6 +63,23 @@ class Reference:
         self.clip_grad_norm, self.extra_task_grad, self.collect = clip_grad_norm, extra_task_grad, collect
         self.clean_pass = clean_pass
         self.adamw = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+
+    @classmethod
+    def of(cls, trainer: Trainer, collect: bool = True, clean_pass: bool = True) -> Self:
+        """The procedure for a run of the engine: its settings, and a copy of its weights."""
+        config = trainer.config
+        return cls(
+            copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format),
+            config.layers,
+            trainer.task.loss,
+            config.optimizer,
+            config.steps,
+            config.icp_lr,
+            config.lr,
+            config.clip_grad_norm,
+            collect=collect,
+            clean_pass=clean_pass,
+        )
 
     def step(self, x: Tensor, y: Tensor, task_weight: float) -> dict[str, Tensor]:
         """Update the weights for one batch; x_icp and the losses."""

@@ -53,11 +53,6 @@ class Row:
     share: float
     """Of the rate of the machine's own matrix product."""
 
-    @property
-    def speed(self) -> float:
-        """The reference's seconds for one of the engine's."""
-        return self.reference / self.engine
-
 
 def engine(
     model: str,
@@ -65,7 +60,6 @@ def engine(
     steps: int,
     batch: int,
     device: torch.device,
-    fast: bool = True,
     side: int | None = None,
     stem: str = "imagenet",
     seed: int = 0,
@@ -84,7 +78,6 @@ def engine(
         epochs=1,
         val_fraction=0.0,
         augmentation="none",
-        fast=fast,
     )
     return Trainer(config, random_images(batch, side, 100), device)
 
@@ -97,22 +90,8 @@ def inputs(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
 def reference(trainer: Trainer, collect: bool = True, clean_pass: bool = True) -> tuple[Reference, Tensor, Tensor]:
     """The authors' procedure with the engine's weights and batch, in NCHW."""
-    config = trainer.config
-    model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
     x, y = (each.contiguous() for each in inputs(trainer))
-    made = Reference(
-        model,
-        config.layers,
-        trainer.task.loss,
-        config.optimizer,
-        config.steps,
-        config.icp_lr,
-        config.lr,
-        config.clip_grad_norm,
-        collect=collect,
-        clean_pass=clean_pass,
-    )
-    return made, x, y
+    return Reference.of(trainer, collect, clean_pass), x, y
 
 
 def check(model: str, optimizer: str, steps: int, batch: int, device: torch.device) -> float:
@@ -126,7 +105,6 @@ def check(model: str, optimizer: str, steps: int, batch: int, device: torch.devi
     if model == "vae":
         y = x
     peer, _, _ = reference(trainer)
-    peer.criterion = trainer.task.loss
     least = Floor(copy.deepcopy(trainer.model), trainer.task.loss, x, y)
 
     def of_engine() -> tuple[Tensor, Tensor, Tensor]:

@@ -110,12 +110,13 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
     with ExitStack() as claims:
         taken: dict[str, _Taken] = {}
         for config in configs:
-            claim = _claimed(RunFolder(output, config))
+            folder = RunFolder(output, config)
+            claim = _claimed(folder)
             if isinstance(claim, Outcome):
                 outcomes[config.run_id] = claim
             else:
                 claims.enter_context(claim)
-                taken[config.run_id] = _Taken(config, RunFolder(output, config), claim)
+                taken[config.run_id] = _Taken(config, folder, claim)
         if taken:
             outcomes |= _train(taken, output, should_stop)
             _release_memory()
