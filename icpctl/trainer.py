@@ -118,7 +118,7 @@ class Trainer:
         x = self.network.normalise(self.train_set[:2])
         layers = self.config.layers if self.distiller is not None else ()
         try:
-            with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
+            with torch.no_grad(), icp.eval_mode(self.model), tap(self.model, layers):
                 self.model(x)
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             side = "×".join(str(n) for n in x.shape[-2:])

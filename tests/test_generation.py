@@ -202,7 +202,7 @@ def test_perturbation_lowers_the_loss_of_a_trained_model_at_every_step(
     losses: list[Tensor] = []
     generation = task(beta=0.5)
     x_icp = icp.perturb(x, lambda z: generation.loss(network.model(z), x), optimizer, 10, lr, losses=losses)
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         losses.append(generation.loss(network.model(x_icp), x))
     values = [float(loss) for loss in losses]
     assert all(later < earlier for earlier, later in itertools.pairwise(values)), values
@@ -211,7 +211,7 @@ def test_perturbation_lowers_the_loss_of_a_trained_model_at_every_step(
 def test_ssim_and_psnr_are_means_over_the_images(trained: icpctl.Run, network: Network) -> None:
     originals = images(360)
     metrics = task(beta=0.5).evaluate(network, _split(originals))
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         output = network.model(network.normalise(originals))
     pixels = (output.reconstruction * network.std + network.mean).mul(255).round().clamp(0, 255)
     ssim, psnr = [], []
@@ -310,7 +310,7 @@ def test_recorded_fid_is_of_independently_decoded_images(
     originals = images(360)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence((3, 0)).generate_state(1, np.uint64)[0]))
     z = torch.randn(SAMPLE_BATCH, 128, generator=generator)[:30]
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         of_mean = network.model.decode(network.model.encode(network.normalise(originals))[0])  # type: ignore[operator]
         of_prior = network.model.decode(z)  # type: ignore[operator]
     judge = load_trained(classifier, device="cpu").network
@@ -318,7 +318,7 @@ def test_recorded_fid_is_of_independently_decoded_images(
 
     def features(pixels: Tensor) -> Any:
         small = nn.functional.interpolate(pixels.float(), (8, 8), mode="bilinear", antialias=True)
-        with torch.no_grad(), icp.eval_mode():
+        with torch.no_grad(), icp.eval_mode(judge.model):
             return judge.model(judge.normalise(small)).double().numpy()
 
     def frechet(a: Any, b: Any) -> float:

@@ -159,7 +159,7 @@ def test_descend_lowers_the_loss_at_every_step_and_ascend_raises_it() -> None:
     for direction, sign in (("descend", -1), ("ascend", 1)):
         losses: list[Tensor] = []
         x_icp = icpctl.perturb(x, task_loss(network, y), "adam", 6, 0.01, direction, losses=losses)
-        with eval_mode():
+        with eval_mode(network):
             values = [*losses, task_loss(network, y)(x_icp)]
         differences = torch.stack(values).diff()
         assert (differences * sign > 0).all()
