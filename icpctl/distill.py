@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from icpctl.fastpath import fold
 from icpctl.evalmode import eval_mode
+from icpctl.fastpath import fold
 from icpctl.icp import (
     SGD,
     GradientOf,

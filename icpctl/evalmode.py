@@ -70,7 +70,8 @@ def _parts(thing: object, names: Names) -> Iterator[tuple[object, Names]]:
             if name in own:
                 yield own[name], names
             elif isinstance(value := getattr(type(thing), name, None), FunctionType):
-                yield MethodType(value, thing), names
+                if not _of_torch(value):
+                    yield MethodType(value, thing), names
             elif isinstance(value, property) and value.fget is not None:
                 yield MethodType(value.fget, thing), names
             elif hasattr(value, "__set__"):  # of __slots__
