@@ -182,7 +182,7 @@ def perturb(
     update = make_optimizer(optimizer)
     step_size = -lr if direction != "ascend" else lr
     x_0 = x_t = at_least_float32(x.detach())
-    mode = eval_mode(loss_fn)
+    mode, gradients = eval_mode(loss_fn), torch.is_grad_enabled()
     try:
         with mode:
             for _ in range(steps):
@@ -195,7 +195,9 @@ def perturb(
                         gradient = gradient * len(x)
                     x_t = x_t + step_size * update(gradient, x_t)
     finally:
-        mode.restore()  # where an interrupt came at the end of the block
+        # Again, as an interrupt can come at the end of a block.
+        mode.restore()
+        torch.set_grad_enabled(gradients)
     return (x_0 + _random_like(x_t - x_0) if direction == "random" else x_t).to(x.dtype)
 
 
