@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icpctl.evalmode import eval_mode
+from icpctl.evalmode import eval_mode as eval_mode  # also under this name
 
 
 class SGD:

@@ -108,7 +108,8 @@ def test_what_a_function_reaches_is_in_eval_mode(case: int) -> None:
     x, _ = batch()
     assert set(model.modules()) <= set(modules_of(function))
     assert not {module for other in others for module in other.modules()} & set(modules_of(function))
-    buffers, losses = copy.deepcopy(dict(model.named_buffers())), []
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    losses: list[Tensor] = []
     icpctl.perturb(x, function, "adam", 4, lr=1e-12, losses=losses)
     assert max(losses) - min(losses) < 1e-6  # no dropout
     torch.testing.assert_close(dict(model.named_buffers()), buffers, rtol=0, atol=0)
@@ -302,7 +303,7 @@ def test_inputs_that_cannot_be_perturbed_are_refused_in_words() -> None:
     ):
         for wrong in ((x, x), [x], x.long(), x.to(torch.complex64), torch.tensor(1.0)):
             with pytest.raises(ValueError, match=r"^x is "):
-                call(wrong)  # type: ignore[arg-type]
+                call(wrong)
         with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.inference_mode\(\)"):
             call(x)
     with pytest.raises(ValueError, match="sgd, adam, ademamix"):

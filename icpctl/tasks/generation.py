@@ -20,8 +20,8 @@ from torch import Tensor
 from icpctl import fidelity, icp
 from icpctl.config import RunConfig
 from icpctl.data.device import DeviceSplit
-from icpctl.distill import at_least_float32
 from icpctl.errors import UserError
+from icpctl.icp import at_least_float32
 from icpctl.meter import to_floats
 from icpctl.models.vae import VAE, VAEOutput
 from icpctl.network import Network, evaluation_batch
