@@ -44,7 +44,7 @@ def naive_step(
     model: CifarResNet, x: Tensor, y: Tensor, name: str, a: float, lr: float, steps: int, extra: bool, order: str
 ) -> dict[str, Tensor]:
     """A step straight from the formulas, operation by operation; leaves its gradients in `.grad`, and gives the log."""
-    losses = []
+    losses: list[tuple[list[Tensor], Tensor]] = []
 
     def student() -> None:
         model.train()
@@ -82,8 +82,8 @@ def naive_step(
     log |= {"feature_loss": distance, "loss": total + added if extra else total}
     log["delta_linf"] = (x_t - x).abs().max()
     log["delta_l2"] = (x_t - x).flatten(1).norm(dim=1).mean()
-    for i, (f, t) in enumerate(zip(features, targets, strict=True), start=1):
-        log[f"feature_shift_{i}"] = (f - t).norm() / f.norm()
+    for i, (feature, target) in enumerate(zip(features, targets, strict=True), start=1):
+        log[f"feature_shift_{i}"] = (feature - target).norm() / feature.norm()
     return log
 
 
