@@ -109,6 +109,9 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
     loss, log = icpctl.SelfDistiller(ours, LAYERS, name, steps=steps, lr=lr)(x, x, a, task(beta=beta).loss)
     loss.backward()
 
+    torch.manual_seed(5)
+    noise = torch.randn(8, 6, dtype=torch.float64)  # one for teacher and student
+    student, *student_out = naive_passes(theirs, x, noise)
     theirs.eval()
     x_t, m, v = x, torch.zeros_like(x), torch.zeros_like(x)
     for t in range(1, steps + 1):
@@ -118,17 +121,13 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         u = g if name == "sgd" else (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         x_t = (x_t - lr * u).detach()
-    theirs.zero_grad()
     theirs.train()
-    torch.manual_seed(5)
-    noise = torch.randn(8, 6, dtype=torch.float64)  # one for teacher and student
     with torch.no_grad():
         teacher, *_ = naive_passes(theirs, x_t, noise)
-    student, *out = naive_passes(theirs, x, noise)
     count = len(student)
     weights = [np.cos(i / (count - 1) * np.pi / 4) for i in range(count)]
     distance = sum(w * ((s - t) ** 2).mean() for w, s, t in zip(weights, student, teacher, strict=True))
-    expected = a * naive_loss(x, out, beta) + (1 - a) * distance
+    expected = a * naive_loss(x, student_out, beta) + (1 - a) * distance
     expected.backward()
 
     assert torch.allclose(log["x_icp"], x_t, rtol=0, atol=1e-12)
