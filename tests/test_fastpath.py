@@ -52,7 +52,7 @@ def trained(model: Model) -> Model:
 
 
 def outputs(function: Any, x: Tensor) -> Tensor:
-    with torch.no_grad(), eval_mode():
+    with torch.no_grad(), eval_mode(function):
         output = function(x)
     return torch.cat([each.flatten() for each in output]) if isinstance(output, tuple) else output
 
