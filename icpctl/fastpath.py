@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import threading
 import warnings
 import weakref
@@ -19,7 +20,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
-
-_CONVOLUTIONS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
-_TRANSPOSED: dict[type[nn.Module], str] = {
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
-}
 
 
 def fold(model: nn.Module, say: Callable[[str], None] = warnings.warn) -> FoldedNetwork | None:
@@ -72,8 +65,8 @@ class FoldedNetwork(nn.Module):
         """Why the model is not folded."""
         self.norms = 0
         """How many batch norms were folded in the last pass."""
-        self._convolutions: list[nn.Module] = []
-        self._weights: _Weights = {}
+        self._replacements: list[_Replacement] = []
+        self._folding = _Folding()
         self._known: dict[Hashable, set[int]] = {}  # numbers of batch norms that passed a trial, for each kind of input
         self._trials = 0
 
@@ -82,7 +75,7 @@ class FoldedNetwork(nn.Module):
 
         What was given before does the same from here on.
         """
-        self._weights.clear()
+        self._folding.weights.clear()
         if self.declined is None and any(_is_compiled(module) for module in self.model.modules()):
             self._decline("parts of it are compiled")
         return self
@@ -109,18 +102,20 @@ class FoldedNetwork(nn.Module):
 
     def _pass(self, x: Tensor) -> tuple[Any, set[nn.Module]]:
         """The output, and the convolutions whose output was not for batch norm alone; if there are any, it is no use."""
-        put_off = _PutOff(self._weights)
+        folding, taken = self._folding, []
+        folding.begin(x)
         try:
-            for module in self._convolutions:
-                put_off.take(module)
+            for replacement in self._replacements:
+                if replacement.still_fits():
+                    vars(replacement.module)[replacement.entry] = replacement
+                    taken.append(replacement)
             output = self.model(x)
         finally:
-            put_off.thread = None
-            for module in self._convolutions:
-                vars(module).pop(_entry(module), None)
-        unfit = put_off.unfit()
-        self.norms = len(put_off.calls)
-        return output, unfit
+            folding.thread = None
+            for replacement in taken:
+                vars(replacement.module).pop(replacement.entry, None)
+        self.norms = len(folding.calls)
+        return output, folding.unfit()
 
     def _try(self, x: Tensor, kind: Hashable) -> None:
         """Find what can be folded and compare with the plain model; decline where it differs."""
@@ -130,10 +125,11 @@ class FoldedNetwork(nn.Module):
         with _undone(self.model):
             mapped = torch._C._are_functorch_transforms_active()
             plain = [] if mapped else _outputs_and_gradient(self.model, x)
-            self._convolutions = [module for module in self.model.modules() if _can_be_put_off(module)]
+            found = [_replacement(module, self._folding) for module in self.model.modules()]
+            self._replacements = [replacement for replacement in found if replacement is not None]
             try:
                 while unfit := _same_random_numbers(x.device, lambda: self._pass(x)[1]):
-                    self._convolutions = [module for module in self._convolutions if module not in unfit]
+                    self._replacements = [each for each in self._replacements if each.module not in unfit]
                 if not self.norms:
                     return self._decline("no batch norm follows a convolution that has no other use")
                 difference = 0.0 if mapped else _difference(_outputs_and_gradient(lambda z: self._pass(z)[0], x), plain)
@@ -152,51 +148,110 @@ class FoldedNetwork(nn.Module):
         return None
 
 
-_Weights = dict[tuple[nn.Module, int], tuple[Sequence[Tensor | None], list[int], float, Tensor, Tensor]]
-"""For a convolution and the running mean after it: the tensors that were folded, their versions, ε; weight and bias."""
+_Folded = tuple[Sequence[Tensor | None], list[int], float, Tensor, Tensor]
+"""The tensors that were folded, their versions, and ε; the weight and the bias that they make."""
 
 
-class _PutOff:
-    """The convolutions of one pass that are put off, in one thread, until `thread` is None."""
+class _Folding:
+    """What belongs to the passes of one network: weights until they are cleared, the rest until the next pass."""
 
-    def __init__(self, weights: _Weights) -> None:
-        self.weights = weights
-        self.thread: int | None = threading.get_ident()
+    def __init__(self) -> None:
+        self.weights: dict[tuple[nn.Module, int], _Folded] = {}  # by the convolution and the running mean after it
         self.calls: list[tuple[weakref.ref[Tensor], _Call]] = []
+        self.thread: int | None = None
+        """Of the pass that is at work; other threads that pass through the model have nothing to do with it."""
+        self.device = "cpu"
 
-    def take(self, module: nn.Module) -> None:
-        """Put off what the module computes, by an attribute of the object that is named as the method that does it."""
-        if _can_be_put_off(module):
-            entry = _entry(module)
-            vars(module)[entry] = partial(self._transposed if entry == "forward" else self._convolved, module)
+    def begin(self, x: Tensor) -> None:
+        self.calls, self.thread, self.device = [], threading.get_ident(), x.device.type
+
+    def circumstances(self, input: Tensor) -> tuple[object, ...]:
+        """What must be the same where a convolution is called and where it is computed."""
+        autocast = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
+        return input._version, torch.is_grad_enabled(), autocast
 
     def unfit(self) -> set[nn.Module]:
         """The convolutions with an output that batch norm did not take, that was used otherwise, or that is kept."""
         return {call.module for stand_in, call in self.calls if call.uses != 1 or stand_in() is not None}
 
-    def _convolved(self, module: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._stays(input):
-            return type(module)._conv_forward(module, input, weight, bias)  # type: ignore[no-any-return]
-        padding = module.padding
-        if module.padding_mode != "zeros":
-            input, padding = F.pad(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
-        return self._stand_in(module, input, weight, bias, module.stride, padding, module.dilation, module.groups)
 
-    def _transposed(self, module: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self._stays(input) or output_size is not None or module.padding_mode != "zeros":
-            return type(module).forward(module, input, output_size)  # type: ignore[no-any-return]
-        shape = module.stride, module.padding, module.output_padding, module.groups, module.dilation
-        return self._stand_in(module, input, module.weight, module.bias, *shape)
+class _Replacement:
+    """Stands in the place of a method of a module during a pass, as an attribute of that one object."""
+
+    entry = "forward"
+
+    def __init__(self, module: Any, folding: _Folding, function: Callable[..., Tensor]) -> None:
+        self.module, self.folding, self.function = module, folding, function
+        self.method = getattr(type(module), self.entry)
+
+    def still_fits(self) -> bool:
+        """Whether the module still does what torch's own class does."""
+        return self.entry not in vars(self.module) and getattr(type(self.module), self.entry) is self.method
 
     def _stays(self, input: Tensor) -> bool:
         """Whether a convolution is computed at once: of another thread, or without the versions that tell of changes."""
-        return self.thread != threading.get_ident() or torch.is_inference_mode_enabled() or input.is_inference()
+        return self.folding.thread != threading.get_ident() or torch.is_inference_mode_enabled() or input.is_inference()
 
-    def _stand_in(self, module: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    def _stand_in(self, *call: Any) -> Tensor:
         stand_in = Tensor._make_subclass(_StandIn, _EMPTY)
-        stand_in.call = call = _Call(self.weights, module, input, weight, bias, rest)
-        self.calls.append((weakref.ref(stand_in), call))
+        stand_in.call = of_it = _Call(self, *call)
+        self.folding.calls.append((weakref.ref(stand_in), of_it))
         return stand_in
+
+
+class _Convolution(_Replacement):
+    entry = "_conv_forward"
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        module = self.module
+        if self._stays(input):
+            return self.method(module, input, weight, bias)  # type: ignore[no-any-return]
+        padding = module.padding
+        if module.padding_mode != "zeros":
+            input, padding = F.pad(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
+        return self._stand_in(input, weight, bias, (module.stride, padding, module.dilation, module.groups))
+
+
+class _Transposed(_Replacement):
+    def __call__(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        module = self.module
+        if self._stays(input) or output_size is not None or module.padding_mode != "zeros":
+            return self.method(module, input, output_size)  # type: ignore[no-any-return]
+        rest = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+        return self._stand_in(input, module.weight, module.bias, rest)
+
+
+class _Norm(_Replacement):
+    """Batch norm; takes a stand-in without asking torch, which takes longer."""
+
+    def __call__(self, input: Tensor) -> Tensor:
+        module = self.module
+        if type(input) is not _StandIn or module.training:
+            return self.method(module, input)  # type: ignore[no-any-return]
+        mean, variance = module.running_mean, module.running_var
+        training = mean is None and variance is None
+        return input.call.normed(mean, variance, module.weight, module.bias, training, 0.0, module.eps)
+
+
+_KINDS: tuple[tuple[type[nn.Module], type[_Replacement], Callable[..., Tensor]], ...] = (
+    (nn.Conv1d, _Convolution, F.conv1d),
+    (nn.Conv2d, _Convolution, F.conv2d),
+    (nn.Conv3d, _Convolution, F.conv3d),
+    (nn.ConvTranspose1d, _Transposed, F.conv_transpose1d),
+    (nn.ConvTranspose2d, _Transposed, F.conv_transpose2d),
+    (nn.ConvTranspose3d, _Transposed, F.conv_transpose3d),
+    (_BatchNorm, _Norm, F.batch_norm),
+)
+
+
+def _replacement(module: nn.Module, folding: _Folding) -> _Replacement | None:
+    """For a convolution or batch norm that does what torch's own class does."""
+    for kind, replacement_of, function in _KINDS:
+        if isinstance(module, kind):
+            replacement = replacement_of(module, folding, function)
+            by_torch = replacement.method.__module__.startswith("torch.nn.modules.")
+            return replacement if by_torch and replacement.still_fits() else None
+    return None
 
 
 class _StandIn(Tensor):
@@ -226,28 +281,17 @@ class _Call:
     """A convolution of given arguments, and what its output is used for."""
 
     def __init__(
-        self,
-        weights: _Weights,
-        module: nn.Module,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rest: Sequence[Any],
+        self, of: _Replacement, input: Tensor, weight: Tensor, bias: Tensor | None, rest: tuple[Any, ...]
     ) -> None:
-        self.weights, self.module = weights, module
+        self.module, self.folding, self.function = of.module, of.folding, of.function
         self.input, self.weight, self.bias, self.rest = input, weight, bias, rest
-        self.circumstances = self._circumstances()
+        self.circumstances = of.folding.circumstances(input)
         self.uses = 0
-
-    def _circumstances(self) -> tuple[object, ...]:
-        device = self.input.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return self.input._version, torch.is_grad_enabled(), autocast
 
     def value(self) -> Tensor:
         """The output, for something other than batch norm."""
         self.uses += 2
-        return self._with(self.weight, self.bias)
+        return self.function(self.input, self.weight, self.bias, *self.rest)
 
     def normed(
         self,
@@ -260,57 +304,40 @@ class _Call:
         eps: float,
     ) -> Tensor:
         """The output after `torch.nn.functional.batch_norm`."""
-        transposed = type(self.module) in _TRANSPOSED
+        tensors = self.weight, self.bias, mean, variance, weight, bias
         if (
             training
             or mean is None
             or variance is None
             or self.input.dim() != self.weight.dim()  # no batch
-            or self.weight.shape[int(transposed)] != len(mean)  # of a transposed one in groups
-            or self.circumstances != self._circumstances()
+            or self.circumstances != self.folding.circumstances(self.input)
         ):
             return F.batch_norm(self.value(), mean, variance, weight, bias, training, momentum, eps)
-        self.uses += 1
-        tensors = self.weight, self.bias, mean, variance, weight, bias
         versions = [tensor._version for tensor in tensors if tensor is not None]
         place = self.module, id(mean)
-        if (known := self.weights.get(place)) is not None:
-            of, of_versions, of_eps, *folded = known
-            if of_versions == versions and of_eps == eps and all(a is b for a, b in zip(of, tensors, strict=True)):
-                return self._with(*folded)
+        if (known := self.folding.weights.get(place)) is not None:
+            of, of_versions, of_eps, kernel, shift = known
+            if of_versions == versions and of_eps == eps and all(map(operator.is_, of, tensors)):
+                self.uses += 1
+                return self.function(self.input, kernel, shift, *self.rest)
+        channels = (
+            1 if isinstance(self.module, nn.modules.conv._ConvTransposeNd) else 0
+        )  # the weight's dimension of them
+        if self.weight.shape[channels] != len(mean):  # of a transposed one in groups
+            return F.batch_norm(self.value(), mean, variance, weight, bias, training, momentum, eps)
+        shape = [1] * self.weight.dim()
+        shape[channels] = -1
         scale = torch.rsqrt(variance + eps)
         shift = (-mean if self.bias is None else self.bias - mean) * scale
         if weight is not None:
             scale, shift = weight * scale, shift * weight
         if bias is not None:
             shift = shift + bias
-        shape = [1] * self.weight.dim()
-        shape[int(transposed)] = -1
         kernel, shift = (self.weight * scale.view(shape)).to(self.weight.dtype), shift.to(self.weight.dtype)
         if not kernel.requires_grad and not shift.requires_grad:  # a graph serves one backward pass
-            self.weights[place] = tensors, versions, eps, kernel, shift
-        return self._with(kernel, shift)
-
-    def _with(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        function: Callable[..., Tensor] = getattr(F, _function(self.module))
-        return function(self.input, weight, bias, *self.rest)
-
-
-def _function(module: nn.Module) -> str:
-    return next(name for kind, name in (_CONVOLUTIONS | _TRANSPOSED).items() if isinstance(module, kind))
-
-
-def _entry(module: nn.Module) -> str:
-    """The name of the method that computes a convolution from its weights."""
-    return "_conv_forward" if isinstance(module, tuple(_CONVOLUTIONS)) else "forward"
-
-
-def _can_be_put_off(module: nn.Module) -> bool:
-    """Whether the module is a convolution, and computed by torch's own method."""
-    if not isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
-        return False
-    entry = _entry(module)
-    return entry not in vars(module) and getattr(type(module), entry).__module__ == nn.modules.conv.__name__
+            self.folding.weights[place] = tensors, versions, eps, kernel, shift
+        self.uses += 1
+        return self.function(self.input, kernel, shift, *self.rest)
 
 
 def _is_compiled(module: nn.Module) -> bool:
