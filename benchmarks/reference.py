@@ -1,16 +1,18 @@
-"""The procedure of the authors' released code, re-expressed plainly: the peer that the engine is measured against.
+"""The step of the authors' released code, operation by operation: the peer that the engine is measured against.
 
-What it does, and the engine does otherwise:
+1. train mode: the student's pass on x, and the task loss, whose value is read on the host;
+2. eval mode: a clean pass on x and one full backward with a kept graph, whose parameter gradients stay in `.grad`;
+3. eval mode, T times: the gradient of the loss with respect to the latest image alone, the update, a forward pass. The loss
+   of the step before is dropped, so the memory does not grow with T;
+4. train mode: the teacher's pass on x_T, with a graph that is never used;
+5. the total loss, its backward with a kept graph, clipping, AdamW as torch makes it by default, `zero_grad`, and three
+   values read on the host;
+6. a garbage collection and a flush of the device's cache.
 
-- float32 in torch's default layout (NCHW), the network as it is, its parameters not frozen;
-- a garbage collection and a flush of the device's cache on every batch;
-- a clean forward and full backward in eval mode before the loop, whose parameter gradients stay in `.grad`;
-- in the loop, T full backward passes, through the parameters too, with a kept graph; x_t is not detached from x_{t−1}, and
-  all losses are kept, so the graphs of all steps are alive at its end;
-- AdamW as torch makes it by default.
+All of it in float32 and torch's default layout (NCHW), by the network as it is.
 
-Its defects that change numbers are left out, as they are in the engine: the AdEMAMix update, which returns nothing there, is
-the published one; and the gradients of the clean pass are dropped before the step unless `extra_task_grad` asks for them.
+Two of its defects change numbers and are left out, as they are in the engine: its AdEMAMix update returns nothing, and is the
+published one here; and the gradients of the clean pass are dropped before the step unless `extra_task_grad` asks for them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Reference:
         lr, clip_grad_norm: of AdamW; the bound of the gradient's global norm.
         extra_task_grad: keep the gradients of the clean pass.
         collect: whether to collect garbage and to flush the cache on every batch.
-        clean_pass: whether there is one.
+        clean_pass: whether the clean pass has its full backward.
     """
 
     def __init__(
@@ -81,54 +83,51 @@ class Reference:
             clean_pass=clean_pass,
         )
 
-    def step(self, x: Tensor, y: Tensor, task_weight: float) -> dict[str, Tensor]:
-        """Update the weights for one batch; x_icp and the losses."""
-        x_icp, feature_loss, task_loss = self.backward(x, y, task_weight)
+    def step(self, x: Tensor, y: Tensor, task_weight: float) -> dict[str, float]:
+        """Update the weights for one batch; the values that are read on the host."""
+        _, feature_loss, task_loss = self.backward(x, y, task_weight)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
         self.adamw.step()
-        return {"x_icp": x_icp, "feature_loss": feature_loss.detach(), "task_loss": task_loss.detach()}
-
-    def backward(self, x: Tensor, y: Tensor, task_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The same up to the gradients, which are left in `.grad`."""
+        self.adamw.zero_grad()
+        total = task_weight * task_loss + (1 - task_weight) * feature_loss
+        values = {"loss": float(total), "task_loss": float(task_loss), "feature_loss": float(feature_loss)}
         if self.collect:
-            gc.collect()
             if x.is_cuda:
                 torch.cuda.empty_cache()
-        self.model.zero_grad()
-        self.model.eval()
-        if self.clean_pass:
-            self.criterion(self.model(x), y).backward()
-        clean = [None if p.grad is None else p.grad.clone() for p in self.model.parameters()]
-        x_icp = self._perturb(x, y)
-        for parameter, gradient in zip(self.model.parameters(), clean, strict=True):
-            parameter.grad = gradient if self.extra_task_grad else None
-        self.model.train()
+            gc.collect()
+        return values
+
+    def backward(self, x: Tensor, y: Tensor, task_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same up to the gradients, which are left in `.grad`; x_T, the feature loss and the task loss."""
         noise = torch.get_rng_state()
-        with torch.no_grad():
-            teacher, _ = self._features(x_icp)
-        torch.set_rng_state(noise)
+        self.model.train()
         student, output = self._features(x)
         task_loss = self.criterion(output, y)
+        float(task_loss)
+        self.model.eval()
+        x_t = x.clone().requires_grad_()
+        loss = self.criterion(self.model(x_t), y)
+        if self.clean_pass:
+            loss.backward(retain_graph=True)
+        x_icp = self._perturb(x_t, loss, y)
+        if not self.extra_task_grad:
+            self.model.zero_grad()
+        self.model.train()
+        torch.set_rng_state(noise)
+        teacher, _ = self._features(x_icp)
         feature_loss = torch.zeros((), dtype=x.dtype, device=x.device)
         for i, (of_student, of_teacher) in enumerate(zip(student, teacher, strict=True)):
             weight = math.cos(i / max(len(self.layers) - 1, 1) * math.pi / 4)
-            feature_loss = feature_loss + weight * ((of_student - of_teacher) ** 2).mean()
-        loss = task_weight * task_loss + (1 - task_weight) * feature_loss
-        loss.backward()
-        return x_icp, feature_loss, task_loss
+            feature_loss = feature_loss + weight * ((of_student - of_teacher.detach()) ** 2).mean()
+        (task_weight * task_loss + (1 - task_weight) * feature_loss).backward(retain_graph=True)
+        return x_icp, feature_loss.detach(), task_loss.detach()
 
-    def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
+    def _perturb(self, x_t: Tensor, loss: Tensor, y: Tensor) -> Tensor:
+        """x_T from x_0 and its loss."""
         beta1, beta2, beta3, alpha, eps = 0.9, 0.999, 0.9999, 5.0, 1e-8
-        m, v, slow = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
-        x_t = x.clone().requires_grad_()
-        losses = []
+        m, v, slow = torch.zeros_like(x_t), torch.zeros_like(x_t), torch.zeros_like(x_t)
         for t in range(1, self.steps + 1):
-            x_t.retain_grad()
-            loss = self.criterion(self.model(x_t), y)
-            losses.append(loss)
-            loss.backward(retain_graph=True)
-            assert x_t.grad is not None
-            g = x_t.grad.clone()
+            (g,) = torch.autograd.grad(loss, x_t)
             if self.optimizer == "sgd":
                 update = g
             else:
@@ -138,7 +137,8 @@ class Reference:
                 slow = beta3 * slow + (1 - beta3) * g
                 first = m_hat + alpha * slow if self.optimizer == "ademamix" else m_hat
                 update = first / (v_hat.sqrt() + eps)
-            x_t = x_t - self.icp_lr * update
+            x_t = (x_t.detach() - self.icp_lr * update).requires_grad_()
+            loss = self.criterion(self.model(x_t), y)
         return x_t.detach()
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -48,6 +50,13 @@ GROUPS = {
     "machine": "Machine",
 }
 
+FOLDER = "folder:"
+"""Begins the name of a data set of class folders; its path follows."""
+
+RECORDED = "recorded"
+"""The context in which a configuration is read as a run recorded it: nothing is resolved, and what is missing is as it was
+before there was the setting."""
+
 SELECTION = {"classification": "accuracy", "generation": "ssim"}
 """The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""
 
@@ -67,11 +76,12 @@ class Declared:
     default: str = ""  # in words, where the default depends on other settings
     identity: bool = True  # whether a change of it makes another run
     stacks: bool = False  # whether runs that differ in it can be trained together
+    earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
 
 
 def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
     declared: dict[str, Any] = {
-        name: kwargs.pop(name) for name in ("source", "unit", "identity", "stacks") if name in kwargs
+        name: kwargs.pop(name) for name in ("source", "unit", "identity", "stacks", "earlier") if name in kwargs
     }
     if callable(default):
         declared["default"] = kwargs.pop("default_text")
@@ -211,6 +221,12 @@ class RunConfig(BaseModel):
         lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
         default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0,
     )  # fmt: skip
+    pass_order: Literal["student-first", "student-last"] = _field(
+        "student-first",
+        "student-first: the student's pass, the perturbation, the teacher's pass. student-last: as icpctl 0.1 did it, "
+        "perturbation, teacher, student.",
+        "distillation", source="A", earlier="student-last",
+    )  # fmt: skip
     teacher_statistics: bool = _field(
         True,
         "The teacher's pass, too, updates the running batch-norm statistics; --no-teacher-statistics: only the student's.",
@@ -285,11 +301,14 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, values: Any) -> Any:
-        for name, value in dict(values).items():
+    def _as_meant(cls, values: Any, info: ValidationInfo) -> Any:
+        values = dict(values)
+        for name, value in values.items():
             if message := truth_for_number(name, value):
                 raise ValueError(message)
-        return values
+        if info.context == RECORDED:
+            return _earlier() | values
+        return values | {"dataset": located(values["dataset"])} if "dataset" in values else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -382,14 +401,24 @@ class RunConfig(BaseModel):
         Raises:
             UserError: as `RunConfig`.
         """
-        return RunConfig.model_validate(self.model_dump() | settings)
+        return RunConfig.recorded(self.model_dump() | settings)
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, object]) -> Self:
+        """A configuration as a run recorded it, maybe of an earlier version: its id is the one that it had.
+
+        Raises:
+            UserError: as `RunConfig`.
+        """
+        return cls.model_validate(dict(values), context=RECORDED)
 
     def _digest(self, without: Iterable[str] = ()) -> str:
-        # A value at a fixed default is left out, so that a hyper-parameter added later leaves old ids as they are.
+        # A value that runs had before there was the hyper-parameter is left out, so that their ids stay as they are.
+        left_out = {*without, *(name for name in _unused(self.optimizer, self.task) if name in _earlier())}
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if name in _identity() and name not in without
+            if name in _identity() and name not in left_out
             if value is not None and value != _identity()[name]
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -405,8 +434,23 @@ def truth_for_number(name: str, value: object) -> str:
 
 @cache
 def _identity() -> dict[str, Any]:
-    """The hyper-parameters that make a run what it is, with their fixed defaults."""
-    return {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+    """The hyper-parameters that make a run what it is, with the fixed values that its id leaves out."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+    return defaults | _earlier()
+
+
+@cache
+def _earlier() -> dict[str, str]:
+    """The values of hyper-parameters in runs of versions that did not have them yet, where these are not the defaults."""
+    return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
+
+
+def located(dataset: object) -> object:
+    """A data set's name; `folder:PATH` with the absolute path, so that it is one name from every working directory."""
+    path = dataset.removeprefix(FOLDER).strip() if isinstance(dataset, str) else ""
+    if not path or path == dataset:
+        return dataset
+    return FOLDER + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
 
 
 @cache
@@ -452,18 +496,19 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def resolve(values: Mapping[str, object], where: str = "") -> RunConfig:
+def resolve(values: Mapping[str, object], where: str = "", context: str | None = None) -> RunConfig:
     """A checked configuration from what was given by name.
 
     Args:
         values: hyper-parameters by name, as text or as values.
         where: the place they come from, for the message.
+        context: RECORDED for those that a run recorded; see `RunConfig.recorded`.
 
     Raises:
         UserError: as `RunConfig`, with the place.
     """
     try:
-        return RunConfig.model_validate(dict(values))
+        return RunConfig.model_validate(dict(values), context=context)
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 

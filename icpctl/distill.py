@@ -25,6 +25,7 @@ from icpctl.fastpath import fold
 from icpctl.icp import SGD, GradientOf, autograd_gradient, eval_mode, make_optimizer, perturb
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
+PASS_ORDERS = ("student-first", "student-last")
 
 
 def task_weight(epoch: int, warmup_epochs: int = 25, epochs: int = 100) -> float:
@@ -164,12 +165,15 @@ class SelfDistiller:
         weights: kind of the layer weights, see `icpctl.layer_weights`.
         teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
         extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
+        pass_order: "student-first" is the released code's order: the student's pass, the perturbation on the running
+            statistics that this pass has moved, the teacher's pass. "student-last" is that of icpctl 0.1: the
+            perturbation, the teacher's pass, the student's pass.
         fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
             the same up to rounding; see `icpctl.fastpath.fold` for what it asks of the model.
         gradient_of: see `icpctl.perturb`.
 
     Raises:
-        ValueError: a layer that the model does not have, or no layer.
+        ValueError: a layer that the model does not have, no layer, or an unknown name.
 
     Both passes are in the model's own mode (train), as in the released code, and draw the same random numbers: dropout
     masks or a VAE's noise are those of the student for the teacher too, so the features differ by the perturbation alone.
@@ -191,11 +195,14 @@ class SelfDistiller:
         weights: str = "cosine",
         teacher_statistics: bool = True,
         extra_task_grad: bool = False,
+        pass_order: str = "student-first",
         fold_batch_norm: bool = False,
         gradient_of: GradientOf = autograd_gradient,
     ) -> None:
         if isinstance(layers, str):
             raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
+        if pass_order not in PASS_ORDERS:
+            raise ValueError(f"pass_order is {pass_order!r}, but must be one of {', '.join(PASS_ORDERS)}")
         self.trained = model  # what the student's pass goes through
         self.group = model.process_group if isinstance(model, DistributedDataParallel) else None
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
@@ -208,6 +215,7 @@ class SelfDistiller:
         self.reduction, self.carry_state = reduction, carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
+        self.pass_order = pass_order
         self.gradient_of = gradient_of
         self.folded = fold(self.model) if fold_batch_norm else None
 
@@ -235,6 +243,9 @@ class SelfDistiller:
             structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
+        same_numbers = _random_numbers_from_here(x.device)
+        if self.pass_order == "student-first":
+            output, student, task_loss = self._student(x, y, criterion)
         extra = self._eval_mode_loss(x, y, criterion) if self.extra_task_grad else None
         if not self.carry_state:
             self.optimizer.state = {}
@@ -253,18 +264,15 @@ class SelfDistiller:
             losses=losses,
             gradient_of=self.gradient_of,
         )
-        if icp_losses:  # before the passes below move the running statistics
+        if icp_losses:  # before the teacher's pass moves the running statistics
             with torch.no_grad(), eval_mode():
                 loss_after = criterion(network(x_icp), y)
-        with _same_random_numbers(x.device), torch.no_grad(), tap(self.model, self.layers) as teacher:
-            if self.teacher_statistics:
-                self.model(x_icp)
-            else:
-                with _frozen_statistics(self.model):
-                    self.model(x_icp)
-        with tap(self.model, self.layers) as student:
-            output = self.trained(x)
-        task_loss = criterion(output, y)
+        if self.pass_order == "student-last":
+            same_numbers = _random_numbers_from_here(x.device)
+        with same_numbers():
+            teacher = self._teacher(x_icp)
+        if self.pass_order == "student-last":
+            output, student, task_loss = self._student(x, y, criterion)
         errors = _square_errors(student, teacher)
         features = _weighted(errors, self.weights)
         loss = task_weight * task_loss + (1 - task_weight) * features
@@ -286,6 +294,24 @@ class SelfDistiller:
             if self.group is not None:
                 log = _over_processes(log, norms, self.group)
         return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "x_icp": x_icp, **log}
+
+    def _student(
+        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]
+    ) -> tuple[Any, list[Tensor], Tensor]:
+        """The output, the features and the task loss of the train-mode pass on x, with their graph."""
+        with tap(self.model, self.layers) as features:
+            output = self.trained(x)
+        return output, features, criterion(output, y)
+
+    def _teacher(self, x_icp: Tensor) -> list[Tensor]:
+        """The features of the train-mode pass on x_T."""
+        with torch.no_grad(), tap(self.model, self.layers) as features:
+            if self.teacher_statistics:
+                self.model(x_icp)
+            else:
+                with _frozen_statistics(self.model):
+                    self.model(x_icp)
+        return features
 
     def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """The task loss at x in eval mode, with its graph.
@@ -349,11 +375,22 @@ def at_least_float32(feature: Tensor) -> Tensor:
     return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
 
 
-def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """What is drawn inside is drawn again after it."""
+def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A context that draws the random numbers that come next once more, and leaves the generators as it found them."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return nullcontext()  # only what draws nothing is captured, and the generator cannot be asked
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+        return nullcontext  # only what draws nothing is captured, and the generator cannot be asked
+    devices = [device] if device.type == "cuda" else []
+    start, starts = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(start)
+            for device, state in zip(devices, starts, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+    return again
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from filelock import Timeout
 from torch import Tensor
 
 from icpctl import checkpoint, data, models, tasks
-from icpctl.config import RunConfig, option, resolve
+from icpctl.config import RECORDED, RunConfig, option, resolve
+from icpctl.diagnosis import diagnose
 from icpctl.display import CostEstimate, Display, Throttle
 from icpctl.errors import UserError
 from icpctl.meter import Meter
@@ -32,9 +33,6 @@ from icpctl.provenance import provenance
 from icpctl.results import RunFolder, read_metrics
 from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
 from icpctl.trainer import Trainer
-
-NO_OP = 1e-3  # relative change of the loss and of the features up to which a perturbation does nothing
-NOISE_FLOOR = 0.1  # error of the feature shift above which rounding drowns it
 
 
 class BusyError(UserError):
@@ -356,7 +354,7 @@ class Session:
         if saved is None:
             self.processes.lead(lambda: self.folder.keep_metrics_before(0))
             return
-        if resolve(saved["config"], str(self.folder.checkpoints)).run_id != self.config.run_id:
+        if resolve(saved["config"], str(self.folder.checkpoints), RECORDED).run_id != self.config.run_id:
             raise UserError(
                 f"{self.folder.checkpoints} has a checkpoint of another run. Remove it, or use --overwrite."
             )
@@ -442,33 +440,12 @@ class Session:
             self.folder.append_metrics(last, {"test": new})
 
     def _warn(self, values: dict[str, float]) -> None:
-        """Say, once a run, that the perturbation does nothing or that rounding drowns it."""
-        if "icp_loss_before" in values and "no-op" not in self.warned:
-            before, after = values["icp_loss_before"], values["icp_loss_after"]
-            shift = max(
-                value for name, value in values.items() if name.startswith("feature_shift_") and "error" not in name
-            )
-            if abs(after - before) <= NO_OP * abs(before) and shift <= NO_OP:
-                self.warned.add("no-op")
-                self.notes.append(
-                    "The perturbation does nothing. What sets such a run apart from its baseline is the falling task weight, "
-                    f"and the teacher's own update of the batch-norm statistics ({option('teacher_statistics')})."
-                )
-                self.display.warn(
-                    f"the perturbation does nothing: loss {before:.6f} before, {after:.6f} after, the largest change of "
-                    f"an input value is {values['delta_linf']:.1e}, the largest feature shift {shift:.1e}. Raise "
-                    f"{option('icp_lr')} or {option('steps')}"
-                    + (f", or use {option('icp_reduction')} sum." if self.config.icp_reduction == "mean" else ".")
-                )
-        errors = [value for name, value in values.items() if name.startswith("feature_shift_error_")]
-        if errors and max(errors) > NOISE_FLOOR and "noise" not in self.warned:
-            self.warned.add("noise")
-            self.notes.append(f"The feature shift is under the noise floor of {self.config.precision}.")
-            self.display.warn(
-                f"the feature shift is under the noise floor of {self.config.precision}: rounding makes up "
-                f"{max(errors):.0%} of it (measured against float64). Raise {option('icp_lr')} or {option('steps')}"
-                + (f", or use {option('precision')} float32." if self.config.precision != "float32" else ".")
-            )
+        """Say, once a run each, what is wrong with the perturbation."""
+        for fault in diagnose(self.config, values, settled=self.epoch > 0):
+            if fault.kind not in self.warned:
+                self.warned.add(fault.kind)
+                self.notes += [fault.note] if fault.note else []
+                self.display.warn(fault.message)
 
     def _facts(self) -> dict[str, Any]:
         """What config.json says of the data and the model."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from icpctl import checkpoint, icp, models
-from icpctl.config import RunConfig, resolve
+from icpctl.config import RECORDED, RunConfig, resolve
 from icpctl.errors import UserError
 
 EVALUATION_BATCH = 500  # images of 32 pixels; fewer of larger ones
@@ -145,7 +145,7 @@ def load_trained(path: str | Path, which: str = "last", device: str = "auto") ->
     target = choose_device(device)
     file = _checkpoint_file(Path(path), which)
     saved = checkpoint.load(file, target)
-    config = resolve(saved["config"], str(file))
+    config = resolve(saved["config"], str(file), RECORDED)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
         model = build_model(config, len(saved["classes"]), target)
     try:

@@ -245,7 +245,7 @@ def read_config(path: Path) -> RunConfig:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(content["config"], ensure_ascii=False).encode()  # half a character is damage, too
-        return RunConfig.model_validate(content["config"])
+        return RunConfig.recorded(content["config"])
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: {file.name} cannot be read ({error.strerror}).") from None
     except UserError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from icpctl.config import RunConfig, fault_in_words, truth_for_number
+from icpctl.config import RunConfig, fault_in_words, located, truth_for_number
 from icpctl.errors import UserError, unknown
 
 
@@ -57,6 +57,8 @@ def typed_settings(values: Mapping[str, object], where: str) -> dict[str, object
             settings[name] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
             if isinstance(path := settings[name], Path):  # found again from another working directory
                 settings[name] = path.expanduser().absolute()
+            elif name == "dataset":
+                settings[name] = located(path)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise UserError(f"{where}: {fault_in_words({**fault, 'loc': (name,)})}") from None

@@ -24,6 +24,8 @@ from icpctl.seeds import derived_seed
 
 ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
 SHIFT_ERROR_IMAGES = 32  # of the first batch of each ICP epoch; float64 is slow
+SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
+"""Of images that are tried where a model refuses its own, the smallest first."""
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
 
 
@@ -116,16 +118,24 @@ class Trainer:
                 f"train on, equally. Start fewer processes, or lower {option('batch_size')}."
             )
         x = self.network.normalise(self.train_set[:2])
+        if (problem := self._refusal(x)) is None:
+            return
+        side = "×".join(str(n) for n in x.shape[-2:])
+        said = f"{self.config.model} cannot be trained on images of {side} pixels: {str(problem).rstrip('.!')}."
+        for fitting in SIDES:
+            if self._refusal(x.new_zeros(2, 3, fitting, fitting)) is None:
+                raise UserError(f"{said} It takes images of {fitting}: {option('image_size')} {fitting}.") from problem
+        raise UserError(f"{said} No other size helps. Tap other modules, with {option('layers')}.") from problem
+
+    def _refusal(self, x: Tensor) -> Exception | None:
+        """What the model, or a tap of it, has against such inputs."""
         layers = self.config.layers if self.distiller is not None else ()
         try:
             with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
                 self.model(x)
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            side = "×".join(str(n) for n in x.shape[-2:])
-            raise UserError(
-                f"{self.config.model} cannot be trained on images of {side} pixels: {error}. Try another "
-                f"{option('image_size')}{', or other ' + option('layers') if layers else ''}."
-            ) from error
+            return error
+        return None
 
     def epoch_labels(self, epoch: int) -> Tensor:
         """The labels of all batches of an epoch, in their order."""
@@ -236,11 +246,13 @@ class Trainer:
 def _model_optimizer(
     config: RunConfig, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    if config.model_optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=MOMENTUM, nesterov=True, weight_decay=config.weight_decay, fused=True
-    )
+    match config.model_optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=config.lr, momentum=MOMENTUM, nesterov=True, weight_decay=config.weight_decay, fused=True
+            )
 
 
 def make_distiller(
@@ -272,5 +284,6 @@ def input_optimizer(config: RunConfig) -> icp.SGD:
             return icp.Adam((beta1, beta2), config.eps)
         case "ademamix":
             return icp.AdEMAMix((beta1, beta2, beta3), config.eps, config.alpha, config.icp_weight_decay)
-        case _:
+        case "sgd":
             return icp.SGD()
+    raise ValueError(f"there is no input optimizer {config.optimizer!r}")

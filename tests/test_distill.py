@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import icpctl
-from icpctl.distill import feature_shift_errors, tap
+from icpctl.distill import PASS_ORDERS, feature_shift_errors, tap
 from icpctl.models import CifarResNet
 
 LAYERS = ["layer1", "layer2", "layer3"]
@@ -27,8 +27,8 @@ def small_resnet(dtype: torch.dtype = torch.float64) -> CifarResNet:
     return model.to(dtype)
 
 
-def batch(dtype: torch.dtype = torch.float64, size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
+def batch(dtype: torch.dtype = torch.float64, size: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
     return x.to(dtype), torch.randint(10, (size,), generator=generator)
 
@@ -40,72 +40,148 @@ def stages(model: CifarResNet, x: Tensor) -> tuple[list[Tensor], Tensor]:
     return features, model.fc(h.mean(dim=(2, 3)))
 
 
-def naive_objective(
-    model: CifarResNet, x: Tensor, y: Tensor, name: str, a: float, lr: float, steps: int
-) -> tuple[Tensor, Tensor]:
-    """L_total straight from the formulas, keeping every graph; also x_T."""
+def naive_step(
+    model: CifarResNet, x: Tensor, y: Tensor, name: str, a: float, lr: float, steps: int, extra: bool, order: str
+) -> dict[str, Tensor]:
+    """A step straight from the formulas, operation by operation; leaves its gradients in `.grad`, and gives the log."""
+    losses = []
+
+    def student() -> None:
+        model.train()
+        features, logits = stages(model, x)
+        losses.append((features, F.cross_entropy(logits, y)))
+
+    if order == "student-first":
+        student()
     model.eval()
+    added = F.cross_entropy(stages(model, x)[1], y)
+    if extra:
+        added.backward()
     x_t = x.clone()
     m1, m2, v = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
     for t in range(1, steps + 1):
         z = x_t.clone().requires_grad_()
-        loss = F.cross_entropy(stages(model, z)[1], y)
-        loss.backward()
-        assert z.grad is not None
-        g = z.grad
+        (g,) = torch.autograd.grad(F.cross_entropy(stages(model, z)[1], y), z)
         m1, m2, v = 0.9 * m1 + 0.1 * g, 0.9999 * m2 + 0.0001 * g, 0.999 * v + 0.001 * g**2
         scale = (v / (1 - 0.999**t)).sqrt() + 1e-8
         first = m1 / (1 - 0.9**t)
         u = {"sgd": g, "adam": first / scale, "ademamix": (first + 5 * m2) / scale}[name]
-        x_t = (x_t - lr * u).detach()
-    model.zero_grad()
+        x_t = x_t - lr * u
+    log = {"x_icp": x_t, "icp_loss_before": added.detach()}
+    log["icp_loss_after"] = F.cross_entropy(stages(model, x_t)[1], y).detach()
     model.train()
     targets = [f.detach() for f in stages(model, x_t)[0]]
-    features, logits = stages(model, x)
+    if order == "student-last":
+        student()
+    features, log["task_loss"] = losses[0]
     weights = [math.cos(i / 2 * math.pi / 4) for i in range(3)]
     distance = sum(w * ((f - t) ** 2).mean() for w, f, t in zip(weights, features, targets, strict=True))
-    return a * F.cross_entropy(logits, y) + (1 - a) * distance, x_t
+    assert isinstance(distance, Tensor)
+    total = a * log["task_loss"] + (1 - a) * distance
+    total.backward()
+    log |= {"feature_loss": distance, "loss": total + added if extra else total}
+    log["delta_linf"] = (x_t - x).abs().max()
+    log["delta_l2"] = (x_t - x).flatten(1).norm(dim=1).mean()
+    for i, (f, t) in enumerate(zip(features, targets, strict=True), start=1):
+        log[f"feature_shift_{i}"] = (f - t).norm() / f.norm()
+    return log
 
 
-def loss_at(x: Tensor, y: Tensor) -> float:
-    """The eval-mode loss of the untouched model."""
-    with torch.no_grad():
-        return float(F.cross_entropy(stages(small_resnet().eval(), x)[1], y))
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam", "ademamix"])
-@pytest.mark.parametrize("a", [1.0, 0.6, 0.0])
-@pytest.mark.parametrize("extra", [False, True])
-def test_gradient_equals_the_naive_one(name: str, a: float, extra: bool) -> None:
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from(["sgd", "adam", "ademamix"]),
+    st.sampled_from([1.0, 0.6, 0.0]),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from(PASS_ORDERS),
+    st.integers(0, 3),
+)
+def test_a_step_equals_the_naive_one(name: str, a: float, steps: int, extra: bool, order: str, seed: int) -> None:
+    """Log, gradients, and the buffers that the step leaves."""
     ours, theirs = small_resnet(), small_resnet()
-    x, y = batch()
+    x, y = batch(seed=seed)
     lr = 0.5 if name == "sgd" else 2e-3
-    distiller = icpctl.SelfDistiller(ours, LAYERS, name, steps=3, lr=lr, extra_task_grad=extra)
+    distiller = icpctl.SelfDistiller(ours, LAYERS, name, steps, lr, extra_task_grad=extra, pass_order=order)
     loss, log = distiller(x, y, task_weight=a, icp_losses=True)
     loss.backward()
-    expected, x_t = naive_objective(theirs, x, y, name, a, lr, 3)
-    expected.backward()
-    if extra:  # of a network of its own, differentiated at once
-        untouched = small_resnet().eval()
-        added = F.cross_entropy(stages(untouched, x)[1], y)
-        added.backward()
-        expected = expected + added
-        for parameter, other in zip(theirs.parameters(), untouched.parameters(), strict=True):
-            assert parameter.grad is not None
-            assert other.grad is not None
-            parameter.grad += other.grad
+    expected = naive_step(theirs, x, y, name, a, lr, steps, extra, order)
 
-    assert torch.allclose(log["x_icp"], x_t, atol=1e-12)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-10)
+    torch.testing.assert_close({"loss": loss, **log}, expected | {"output": log["output"]}, rtol=1e-8, atol=1e-12)
     for (key, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert parameter.grad is not None
-        assert other.grad is not None
-        assert torch.allclose(parameter.grad, other.grad, rtol=1e-7, atol=1e-12), key
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-7, atol=1e-12, msg=key)
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()), rtol=1e-12, atol=0)
     assert log["icp_loss_after"] < log["icp_loss_before"]
-    assert float(log["icp_loss_after"]) == pytest.approx(loss_at(x_t, y), rel=1e-10)
-    assert float(log["delta_linf"]) == pytest.approx(float((x_t - x).abs().max()))
-    assert float(log["delta_l2"]) == pytest.approx(float((x_t - x).flatten(1).norm(dim=1).mean()))
-    assert torch.allclose(ours.bn1.running_mean, theirs.bn1.running_mean, rtol=1e-12)  # type: ignore[arg-type]
+
+
+def test_the_orders_differ() -> None:
+    x, y = batch()
+    models = small_resnet(), small_resnet()
+    logs = [
+        icpctl.SelfDistiller(model, LAYERS, "adam", pass_order=order)(x, y, 0.5)[1]
+        for model, order in zip(models, PASS_ORDERS, strict=True)
+    ]
+    assert not torch.allclose(logs[0]["x_icp"], logs[1]["x_icp"], atol=1e-6)
+    assert not torch.allclose(models[0].bn1.running_mean, models[1].bn1.running_mean, rtol=1e-6)  # type: ignore[arg-type]
+
+
+class Noisy(nn.Module):
+    """Dropout in train mode, and a generator that eval mode leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dropout, self.head = nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.stem(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("order", PASS_ORDERS)
+@pytest.mark.parametrize("direction", ["descend", "random"])
+def test_both_passes_draw_the_same_and_the_generator_goes_on_as_after_one(order: str, direction: str) -> None:
+    torch.manual_seed(0)
+    model = Noisy()
+    x, y = torch.randn(4, 6), torch.randint(3, (4,))
+    masks: list[Tensor] = []
+    model.dropout.register_forward_hook(lambda *call: masks.append(call[2] == 0) if model.training else None)
+    distiller = icpctl.SelfDistiller(model, ["dropout"], "adam", 2, 1e-6, direction, pass_order=order)
+    torch.manual_seed(5)
+    distiller(x, y, 0.5)
+    now = torch.get_rng_state()
+    assert len(masks) == 2
+    assert torch.equal(masks[0], masks[1])
+    torch.manual_seed(5)
+    draws = [lambda: model(x), lambda: torch.randn_like(x) if direction == "random" else None]
+    for draw in draws if order == "student-first" else draws[::-1]:
+        draw()
+    assert torch.equal(torch.get_rng_state(), now)
+
+
+class FrozenNorm(nn.Module):
+    """Its norm stays in eval mode, as is usual where a trained backbone is tuned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        self.net[1].eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("order", PASS_ORDERS)
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_norm_in_eval_mode_stays_so(order: str, extra: bool) -> None:
+    torch.manual_seed(0)
+    model = FrozenNorm()
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    before = copy.deepcopy(model.net[1].state_dict())
+    distiller = icpctl.SelfDistiller(model, ["net.1", "net.3"], "adam", 2, extra_task_grad=extra, pass_order=order)
+    loss, _ = distiller(x, y, 0.5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not model.net[1].training
+    assert model.net[2].training
+    torch.testing.assert_close(model.net[1].state_dict(), before, rtol=0, atol=0)
 
 
 def test_no_gradient_goes_into_the_teacher() -> None:

@@ -241,7 +241,7 @@ def test_it_is_folded_anew_for_the_weights_of_now() -> None:
     assert not torch.allclose(outputs(folded.now(), x), before)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "ademamix"])
 def test_distillation_with_and_without_folding_is_the_same(
     optimizer: str, dtype: torch.dtype, tolerance: float

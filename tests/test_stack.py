@@ -196,7 +196,7 @@ def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch:
         assert together.index.equals(alone.index)
         for name in ("loss", "task_loss", "feature_loss", "delta_l2"):
             expected = alone.xs(name, level="metric").to_numpy()
-            assert together.xs(name, level="metric").to_numpy() == pytest.approx(expected, rel=0.02)
+            assert together.xs(name, level="metric").to_numpy() == pytest.approx(expected, rel=0.05)
         sizes = [
             (tmp_path / name / config.run_id / "checkpoints/last.pt").stat().st_size for name in ("stack", "single")
         ]
