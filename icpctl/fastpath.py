@@ -327,14 +327,17 @@ class _Call:
             return F.batch_norm(self.value(), mean, variance, weight, bias, training, momentum, eps)
         shape = [1] * self.weight.dim()
         shape[channels] = -1
-        scale = torch.rsqrt(variance + eps)
-        shift = (-mean if self.bias is None else self.bias - mean) * scale
-        if weight is not None:
-            scale, shift = weight * scale, shift * weight
-        if bias is not None:
-            shift = shift + bias
-        kernel, shift = (self.weight * scale.view(shape)).to(self.weight.dtype), shift.to(self.weight.dtype)
-        if not kernel.requires_grad and not shift.requires_grad:  # a graph serves one backward pass
+        # Only the gradient of the input is asked for, which goes through a weight that is made of the input.
+        constant = all(tensor is None or tensor.is_leaf for tensor in tensors)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            scale = torch.rsqrt(variance + eps)
+            shift = (-mean if self.bias is None else self.bias - mean) * scale
+            if weight is not None:
+                scale, shift = weight * scale, shift * weight
+            if bias is not None:
+                shift = shift + bias
+            kernel, shift = (self.weight * scale.view(shape)).to(self.weight.dtype), shift.to(self.weight.dtype)
+        if constant:
             self.folding.weights[place] = tensors, versions, eps, kernel, shift
         self.uses += 1
         return self.function(self.input, kernel, shift, *self.rest)
