@@ -56,7 +56,9 @@ class FoldedNetwork(nn.Module):
     """
 
     TRIALS = 8
-    """After so many trials the model is not folded any more: each costs three passes."""
+    """After so many trials the model is not folded any more: each costs four passes."""
+    NOISE = 4
+    """Times the noise that outputs and gradients may differ by: that of rounding the input, up to a half in all."""
 
     def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -114,37 +116,42 @@ class FoldedNetwork(nn.Module):
             folding.thread = None
             for replacement in taken:
                 vars(replacement.module).pop(replacement.entry, None)
-        self.norms = len(folding.calls)
-        return output, folding.unfit()
+        self.norms, unfit = len(folding.calls), folding.unfit()
+        folding.calls = []  # they hold the graph of the pass
+        return output, unfit
 
     def _try(self, x: Tensor, kind: Hashable) -> None:
         """Find what can be folded and compare with the plain model; decline where it differs."""
         self._trials += 1
         if self._trials > self.TRIALS:
             return self._decline("its code does something else in pass after pass")
+        mapped = torch._C._are_functorch_transforms_active()
         with _undone(self.model):
-            mapped = torch._C._are_functorch_transforms_active()
-            plain = [] if mapped else _outputs_and_gradient(self.model, x)
-            found = [_replacement(module, self._folding) for module in self.model.modules()]
-            self._replacements = [replacement for replacement in found if replacement is not None]
             try:
+                plain = [] if mapped else _outputs_and_gradient(self.model, x)
+                found = [_replacement(module, self._folding) for module in self.model.modules()]
+                self._replacements = [replacement for replacement in found if replacement is not None]
                 while unfit := _same_random_numbers(x.device, lambda: self._pass(x)[1]):
                     self._replacements = [each for each in self._replacements if each.module not in unfit]
                 if not self.norms:
                     return self._decline("no batch norm follows a convolution that has no other use")
-                difference = 0.0 if mapped else _difference(_outputs_and_gradient(lambda z: self._pass(z)[0], x), plain)
+                norms = self.norms
+                if not mapped:
+                    difference = _difference(_outputs_and_gradient(lambda z: self._pass(z)[0], x), plain)
+                    eps = _eps(x)
+                    # The same rounding errors in the input, as a network may magnify them.
+                    noise = _difference(_outputs_and_gradient(self.model, x * (1 + eps)), plain)
             except Exception as error:  # whatever the model's code does with a stand-in
                 reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 return self._decline(f"a trial ended in {reason}")
-        if not all(tensor.isfinite().all() for tensor in plain):
-            return None  # a network that diverges has other worries
-        if not mapped and not plain:
-            return self._decline("its output has no tensors to compare")
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        tolerance = torch.finfo(dtype).eps ** (1 / 3)
-        if difference > tolerance:
-            return self._decline(f"outputs or input gradients would differ by {difference:.1e}")
-        self._known.setdefault(kind, set()).add(self.norms)
+        if not mapped:
+            if not all(tensor.isfinite().all() for tensor in plain):
+                return None  # a network that diverges has other worries
+            if not plain:
+                return self._decline("its output has no tensors to compare")
+            if difference > max(eps ** (1 / 3), min(self.NOISE * noise, 0.5)):
+                return self._decline(f"outputs or input gradients would differ by {difference:.1e}")
+        self._known.setdefault(kind, set()).add(norms)
         return None
 
 
@@ -379,6 +386,12 @@ def _undone(model: nn.Module) -> Iterator[None]:
             if buffer._version != version:  # a copy that changes nothing would end the graphs that refer to it
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+def _eps(x: Tensor) -> float:
+    """The rounding error of one operation."""
+    kind = x.device.type
+    return torch.finfo(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).eps
 
 
 def _same_random_numbers(device: torch.device, function: Callable[[], Any]) -> Any:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import icpctl
@@ -82,7 +83,10 @@ def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
     with float64():
         model = trained(models.build(name, 10)).eval()
         network = folded(model)
-        same(network, model, images(side=FAMILIES[name]))
+        with torch.no_grad():
+            x = images(side=FAMILIES[name])
+            pairs = zip(tree_leaves(network.now()(x)), tree_leaves(model(x)), strict=True)
+            assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
     norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
     assert network.norms == (59 if name == "densenet121" else norms)  # where others come before the convolution
 
@@ -210,17 +214,13 @@ def if_tensor(model: Any, x: Tensor) -> Tensor:
     return model.rest(model.norm(model.conv(x)))  # type: ignore[no-any-return]
 
 
-def other_uses(*layers: nn.Module) -> nn.Module:
-    return Layers(*layers)
-
-
 FOLDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "bias": (lambda: Small(bias=True), 1),
     "groups, no affine": (lambda: Layers(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6, affine=False, eps=0.1)), 1),
     "transposed": (lambda: Layers(nn.ConvTranspose2d(3, 5, 3, stride=2, output_padding=1), nn.BatchNorm2d(5)), 1),
     "circular padding": (lambda: Small(padding=1, padding_mode="circular"), 1),
     "padding by name": (lambda: Small(padding="same", dilation=2), 1),
-    "SyncBatchNorm": (lambda: Layers(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)), 0),
+    "SyncBatchNorm": (lambda: Layers(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)), 1),
     "no momentum": (lambda: Layers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)), 1),
     "one dimension": (lambda: Layers(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)), 1),
     "a batch norm that does more": (lambda: Layers(nn.Conv2d(3, 4, 3), NormAndReLU(4)), 1),
@@ -252,10 +252,6 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: Small(lambda m, x: m.rest(checkpoint(lambda z: m.norm(m.conv(z)), x, use_reentrant=False))),
         0,
     ),
-    "re-entrant checkpointing": (
-        lambda: Small(lambda m, x: m.rest(checkpoint(lambda z: m.norm(m.conv(z)), x, use_reentrant=True))),
-        1,
-    ),
     "batch norm first": (lambda: Layers(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), 0),
     "something between": (lambda: Layers(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), 0),
     "no running statistics": (lambda: Layers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), 0),
@@ -267,7 +263,6 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "a forward of the convolution's own": (lambda: module_with(Small(), "conv", twice), 0),
     "a convolution without gradient": (lambda: Small(without_gradient), 0),
     "an output changed in place": (lambda: Small(changed_in_place), 0),
-    "an input changed in place": (lambda: Small(input_changed), 0),
     "an output that is kept": (lambda: Small(kept), 0),
     "another use of the output": (lambda: Small(both), 0),
     "a function of its own": (lambda: Small(lambda m, x: m.rest(m.norm(OwnSwish.apply(m.conv(x))))), 0),
@@ -285,7 +280,6 @@ def test_outputs_and_gradients_are_the_models(case: str) -> None:
     same(network, model, images())
     assert network.norms == norms
     assert (network.declined is None) == (norms > 0)
-    copy.deepcopy(network)
 
 
 def new_weights(model: Small) -> None:
@@ -338,6 +332,7 @@ def test_what_changes_after_folding_counts(change: str) -> None:
     network = folded(model)
     same(network, model, images())
     assert network.norms == 1
+    copy.deepcopy(network)
     CHANGES[change](model)
     same(network, model, images())
     same(network, model, images(batch=3, side=11))
@@ -365,13 +360,11 @@ def test_a_wrong_fold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         model = trained(Small()).double().eval()
         original = model.conv.weight
         with monkeypatch.context() as patch:
-            convolve = F.conv2d
 
             def odd(x: Tensor, weight: Tensor, *rest: Any, wrong: Any = wrong, original: Tensor = original) -> Tensor:
-                out = convolve(x, weight, *rest)
+                out = F.conv2d(x, weight, *rest)
                 return out if weight is original else wrong(out)  # type: ignore[no-any-return]
 
-            patch.setattr(F, "conv2d", odd)
             patch.setattr("icpctl.fastpath._KINDS", ((nn.Conv2d, icpctl.fastpath._Convolution, odd),))
             network = folded(model)
             same(network, model, images())
@@ -484,6 +477,10 @@ def test_no_graph_and_no_inference_tensors() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network.now()(images()), model(images()))
         assert network.norms == 1
+        model._code = input_changed  # which a graph would not allow
+        torch.testing.assert_close(network.now()(images()), model(images()))
+        assert network.norms == 0
+        model._code, network = None, folded(model)
     with torch.inference_mode():
         torch.testing.assert_close(network.now()(images()), model(images()))
     same(network, model, images())
