@@ -58,7 +58,9 @@ class FoldedNetwork(nn.Module):
     TRIALS = 8
     """After so many trials the model is not folded any more: each costs four passes."""
     NOISE = 4
-    """Times the noise that outputs and gradients may differ by: that of rounding the input, up to a half in all."""
+    """By how many times the network's own noise a result may differ: what a tiny change of the input makes of it."""
+    MOST = 0.9
+    """The largest ‖a − b‖ / ‖b‖ that noise can excuse; it is 1 where a gradient is lost."""
 
     def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -137,10 +139,9 @@ class FoldedNetwork(nn.Module):
                     return self._decline("no batch norm follows a convolution that has no other use")
                 norms = self.norms
                 if not mapped:
-                    difference = _difference(_outputs_and_gradient(lambda z: self._pass(z)[0], x), plain)
+                    differences = _differences(_outputs_and_gradient(lambda z: self._pass(z)[0], x), plain)
                     eps = _eps(x)
-                    # The same rounding errors in the input, as a network may magnify them.
-                    noise = _difference(_outputs_and_gradient(self.model, x * (1 + eps)), plain)
+                    noise = _differences(_outputs_and_gradient(self.model, x * (1 + eps ** (2 / 3))), plain)
             except Exception as error:  # whatever the model's code does with a stand-in
                 reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 return self._decline(f"a trial ended in {reason}")
@@ -149,8 +150,9 @@ class FoldedNetwork(nn.Module):
                 return None  # a network that diverges has other worries
             if not plain:
                 return self._decline("its output has no tensors to compare")
-            if difference > max(eps ** (1 / 3), min(self.NOISE * noise, 0.5)):
-                return self._decline(f"outputs or input gradients would differ by {difference:.1e}")
+            for difference, magnified in zip(differences, noise, strict=True):
+                if difference > max(eps ** (1 / 3), min(self.NOISE * magnified, self.MOST)):
+                    return self._decline(f"outputs or input gradients would differ by {difference:.1e}")
         self._known.setdefault(kind, set()).add(norms)
         return None
 
@@ -422,16 +424,16 @@ def _tensors(output: Any) -> Iterable[Tensor]:
             yield from _tensors(vars(leaf))
 
 
-def _difference(these: Sequence[Tensor], those: Sequence[Tensor]) -> float:
-    """The largest ‖a − b‖ / ‖b‖; infinite where they are of other shapes or not finite."""
+def _differences(these: Sequence[Tensor], those: Sequence[Tensor]) -> list[float]:
+    """‖a − b‖ / ‖b‖ of each two; infinite where they are of other shapes or not finite."""
     if [tensor.shape for tensor in these] != [tensor.shape for tensor in those]:
-        return math.inf
+        return [math.inf] * len(those)
     pairs = [
         (float((a - b).abs().double().norm()), float(b.abs().double().norm()))
         for a, b in zip(these, those, strict=True)
     ]
     differences = [0.0 if error == 0 else error / max(norm, 1e-300) for error, norm in pairs]
-    return max((d if math.isfinite(d) else math.inf for d in differences), default=0.0)
+    return [d if math.isfinite(d) else math.inf for d in differences]
 
 
 Inputs = tuple[Tensor, ...]

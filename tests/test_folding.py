@@ -94,6 +94,8 @@ def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
 class Small(nn.Module):
     """A convolution, batch norm, ReLU and a layer for the means."""
 
+    mean: Tensor
+
     def __init__(self, forward: Forward | None = None, **settings: Any) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, **settings), nn.BatchNorm2d(8), nn.Linear(8, 5)
@@ -298,7 +300,7 @@ def renamed(name: str, value: Callable[[], nn.Module]) -> Callable[[Small], None
     return lambda model: setattr(model, name, trained(value()).double().eval())
 
 
-CHANGES: dict[str, Callable[[Small], object]] = {
+CHANGES: dict[str, Callable[[Any], object]] = {
     "weights in place": lambda model: model.conv.weight.data.mul_(2),
     "statistics in place": lambda model: model.norm.running_var.mul_(2),
     "weights that are assigned": new_weights,
@@ -411,6 +413,8 @@ def test_under_autocast() -> None:
 class Counting(Small):
     """Keeps this and that in every pass."""
 
+    passes: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.calls, self.shapes, self.seen = 0, [torch.Size([1])], {0}
@@ -440,12 +444,11 @@ def test_a_trial_changes_nothing() -> None:
         kept_values = [model.calls, model.shapes, model.seen, float(model.passes), float(model.mean.mean())]
         flags = [(p.requires_grad, p.grad) for p in model.parameters()], [m.training for m in model.modules()]
         results.append((outputs, model.features, kept_values, flags, torch.rand(3), vars(model).keys()))
-    plain, fast = results
-    torch.testing.assert_close(fast[0], plain[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(fast[1], plain[1], rtol=1e-9, atol=1e-9)
-    assert fast[2:4] == plain[2:4]
-    assert torch.equal(fast[4], plain[4])
-    assert fast[5] == plain[5]
+    expected, found = results
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-9, atol=1e-9)
+    assert found[2:4] == expected[2:4]
+    assert torch.equal(found[4], expected[4])
+    assert found[5] == expected[5]
 
 
 def test_other_threads_pass_through_the_model_as_it_is() -> None:
@@ -511,7 +514,8 @@ def test_the_last_weights_are_used_in_every_step() -> None:
             loss.backward()
             with torch.no_grad():
                 for parameter in each.model.parameters():
-                    parameter -= 0.1 * (parameter.grad if parameter.grad is not None else 0)
+                    if parameter.grad is not None:
+                        parameter.sub_(0.1 * parameter.grad)
                     parameter.grad = None
             deltas.append(log["x_icp"] - x)
         torch.testing.assert_close(*deltas, rtol=1e-6, atol=1e-9)
