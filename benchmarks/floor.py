@@ -40,6 +40,7 @@ class Floor:
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         folded = fold(frozen)
         self.folded: Callable[[Tensor], Any] = frozen if folded is None else folded.now()
+        self.folded(x)  # tried before a graph is captured
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=lr, weight_decay=0.0, fused=True, capturable=x.is_cuda
         )

@@ -28,6 +28,7 @@ from step import TASK_WEIGHT, engine, engine_step, inputs, reference
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from icpctl.network import choose_device, set_precision
+from icpctl.trainer import Trainer
 
 STEPS = (1, 2, 3, 5, 8, 12, 20)
 MEMORY_STEPS = (1, 5, 20)
@@ -117,21 +118,26 @@ def measure_steps(rounds: int, device: torch.device) -> Line:
 def measure_settings(settings: Sequence[Setting], rounds: int, device: torch.device) -> list[Row]:
     """The method, T = 5, beside plain training."""
     work: dict[str, Callable[[], object]] = {}
-    norms = {}
+    trainers = {}
     for setting in settings:
         for name, optimizer, steps in (("plain", "none", 0), ("icp", "ademamix", 5)):
             trainer = engine(
                 setting.model, optimizer, steps, setting.batch, device, side=setting.side, stem=setting.stem
             )
             work[f"{name} {setting}"] = partial(engine_step, trainer)
-        assert trainer.distiller is not None
-        folded = trainer.distiller.folded
-        all_of_them = sum(isinstance(module, _BatchNorm) for module in trainer.model.modules())
-        norms[setting] = len(folded.pairs) if folded else 0, all_of_them
+        trainers[setting] = trainer
     seconds = interleaved(work, rounds, device)
     return [
-        Row(setting, seconds[f"plain {setting}"], seconds[f"icp {setting}"], *norms[setting]) for setting in settings
+        Row(setting, seconds[f"plain {setting}"], seconds[f"icp {setting}"], *batch_norms(trainers[setting]))
+        for setting in settings
     ]
+
+
+def batch_norms(trainer: Trainer) -> tuple[int, int]:
+    """How many batch norms were folded in the last pass of the perturbation, and how many there are."""
+    assert trainer.distiller is not None
+    folded = trainer.distiller.folded
+    return folded.norms if folded else 0, sum(isinstance(module, _BatchNorm) for module in trainer.model.modules())
 
 
 def measure_memory(device: torch.device) -> list[Memory]:

@@ -214,7 +214,8 @@ class SelfDistiller:
             statistics that this pass has moved, the teacher's pass. "student-last" is that of icpctl 0.1: the
             perturbation, the teacher's pass, the student's pass.
         fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
-            the same up to rounding; see `icpctl.fastpath.fold` for what it asks of the model.
+            the same up to rounding. The first batch is computed both ways. If they differ, the model stays unfolded, with
+            a warning. See `icpctl.fastpath.FoldedNetwork`.
         gradient_of: see `icpctl.perturb`.
 
     Raises:

@@ -209,8 +209,6 @@ class BatchNorm2d(nn.BatchNorm2d):
     Unlike `nn.SyncBatchNorm` it runs on every device. In eval mode both are the same.
     """
 
-    batch_norm_in_eval_mode = True  # so that it can be folded
-
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)

@@ -210,6 +210,7 @@ class _Objective(nn.Module):
         self.trainer = copy.copy(trainer)
         if trainer.distiller is not None:
             self.trainer.distiller = make_distiller(trainer.config, trainer.model, func_gradient)
+            self.trainer.distiller.folded = trainer.distiller.folded
 
     def forward(
         self, epoch: int, batch: int, x: Tensor, y: Tensor, numbers: dict[str, Tensor]

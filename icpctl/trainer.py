@@ -70,6 +70,8 @@ class Trainer:
         self.optimizer = _model_optimizer(config, self.model.parameters(), device)
         self.trained = processes.share(self.model)
         self.distiller = make_distiller(config, self.trained) if config.optimizer != "none" else None
+        if self.distiller is not None and self.distiller.folded is not None:
+            self.distiller.folded.say = say
         self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
         shape = tuple(self.train_set.shape)

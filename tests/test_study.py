@@ -230,7 +230,7 @@ def test_a_study_of_version_0_1_goes_on_in_its_own_order(tmp_path: Path) -> None
     ids = {run.role: run.config.run_id for run in define({}, resume=tmp_path).runs()}
     assert ids["method"] == "resnet20-digits-adam-T3-s0-56c839b2"
     # The same settings given anew are another study, with runs of their own beside the old ones.
-    Definition([study({"dataset": "digits", "optimizer": "adam", "steps": 3})]).keep(tmp_path)
+    Definition([study({"dataset": "digits", "optimizer": "adam", "steps": 3}, [])]).keep(tmp_path)
     both = define({}, resume=tmp_path).runs()
     assert [run.config.pass_order for run in both if run.role == "method"] == ["student-last", "student-first"]
     assert len({run.config.run_id for run in both if run.role == "baseline"}) == 1
