@@ -37,13 +37,17 @@ class Floor:
 
     def __init__(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, lr: float = 3e-4) -> None:
         self.model, self.criterion, self.x, self.y = model.train(), criterion, x, y
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        folded = fold(frozen)
-        self.folded: Callable[[Tensor], Any] = frozen if folded is None else folded.now()
+        self.folded = self._frozen()
         self.folded(x)  # tried before a graph is captured
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=lr, weight_decay=0.0, fused=True, capturable=x.is_cuda
         )
+
+    def _frozen(self) -> Callable[[Tensor], Any]:
+        """The network as it is now, in eval mode, folded, with parameters that need no gradient."""
+        frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
+        folded = fold(frozen)
+        return frozen if folded is None else folded.now()
 
     def train_step(self) -> None:
         """Forward, backward and update, of the task alone."""
@@ -60,26 +64,27 @@ class Floor:
         with torch.no_grad():
             self.model(self.x)
 
-    def gradient(self, x_t: Tensor) -> Tensor:
+    def gradient(self, x_t: Tensor, network: Callable[[Tensor], Any] | None = None) -> Tensor:
         """∂ L_task / ∂x_t, by the folded network."""
         x_t = x_t.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.criterion(self.folded(x_t), self.y), x_t)
+        (gradient,) = torch.autograd.grad(self.criterion((network or self.folded)(x_t), self.y), x_t)
         return gradient
 
     def backward(
         self, layers: tuple[str, ...], optimizer: str, steps: int, icp_lr: float, task_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The pieces put together to the method's gradients, left in `.grad`; x_T, the feature loss, the task loss."""
-        x_t, update = self.x, icp.make_optimizer(optimizer)
-        for _ in range(steps):
-            x_t = x_t - icp_lr * update(self.gradient(x_t), x_t)
         noise = torch.get_rng_state()
-        with torch.no_grad(), distill.tap(self.model, layers) as teacher:
-            self.model(x_t)
-        torch.set_rng_state(noise)
         with distill.tap(self.model, layers) as student:
             output = self.model(self.x)
         task_loss = self.criterion(output, self.y)
+        frozen = self._frozen()  # on the running statistics as the student's pass has moved them
+        x_t, update = self.x, icp.make_optimizer(optimizer)
+        for _ in range(steps):
+            x_t = x_t - icp_lr * update(self.gradient(x_t, frozen), x_t)
+        torch.set_rng_state(noise)
+        with torch.no_grad(), distill.tap(self.model, layers) as teacher:
+            self.model(x_t)
         features = distill.feature_loss(student, teacher, distill.layer_weights(len(layers)))
         self.optimizer.zero_grad(set_to_none=True)
         (task_weight * task_loss + (1 - task_weight) * features).backward()
