@@ -20,7 +20,7 @@ def csv_cell(text: str) -> str:
 
     A number stays as it is, also one that is given as text.
     """
-    text = printable(text)
+    text = "\n".join(map(printable, text.split("\n")))  # a line break is in quotes
     return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
 
 

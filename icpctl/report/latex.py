@@ -10,10 +10,9 @@ import pandas as pd
 
 from icpctl.report import Report
 from icpctl.report.groups import AGAINST
-from icpctl.report.measures import Measure, interval_half, measure_of
+from icpctl.report.measures import MARK, Measure, interval_half, measure_of
 from icpctl.report.tables import (
     INTERVAL,
-    MARK,
     SHORT,
     compared,
     difference_text,

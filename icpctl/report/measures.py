@@ -19,6 +19,10 @@ MOST_DIGITS = 6
 """After the point."""
 
 
+MARK = "†"
+"""Stands beside numbers that are of a part of the seeds, as the others failed or have no finite value."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """How a metric is shown."""

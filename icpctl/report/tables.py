@@ -19,7 +19,16 @@ from icpctl.config import SELECTION
 from icpctl.report import Report
 from icpctl.report.comparison import VERDICTS
 from icpctl.report.groups import AGAINST, short_dataset, value_text
-from icpctl.report.measures import EFFECT, Measure, feature_letters, interval_half, measure_of, p_text, shown_metrics
+from icpctl.report.measures import (
+    EFFECT,
+    MARK,
+    Measure,
+    feature_letters,
+    interval_half,
+    measure_of,
+    p_text,
+    shown_metrics,
+)
 from icpctl.report.runs import COSTS, records
 from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS, ROUNDING
 from icpctl.text import csv_text
@@ -34,8 +43,6 @@ SHORT = {"baseline": "baseline", "compute-matched": "equal compute", "ascend": "
 """What a difference is taken from, for the heading of a column."""
 GAP = 2
 INTERVAL = "95 % interval"
-MARK = "†"
-"""Stands beside numbers that are of a part of the seeds, as the others failed."""
 Columns = dict[str, list[tuple[str, Any]]]
 """Headings, and the cells below: what is shown, and what it is sorted by, which of text is empty."""
 
@@ -189,7 +196,8 @@ def rich_table(report: Report, task: str, width: int) -> Table:
         if too_wide():
             plain = {heading: heading.replace("\n", " ") for heading in map(str, people)}
             dropped = [each for each in people if plain[each].startswith(words) and plain[each] != chosen]
-            left_out += ["KID"] * bool(dropped) if words == "KID" else [plain[each] for each in dropped]
+            short = words in ("images/s", "KID", "time")
+            left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
             people = people.drop(columns=dropped)
     captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
     if rows > len(people):
