@@ -36,7 +36,7 @@ def csv_text(table: pd.DataFrame) -> str:
                 if isinstance(value, str) and (cell := csv_cell(value)) != value
             }
             if changed:
-                safe.isetitem(place, values.map(lambda value, changed=changed: changed.get(value, value)))
+                safe.isetitem(place, [changed.get(value, value) for value in values])
     return safe.to_csv(index=False)
 
 

@@ -6,7 +6,9 @@ import io
 import json
 import math
 import re
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +39,7 @@ def write_study(
             write_run(output, config, [0.9] if fails else [0.1, value], state=state if fails else "finished")
 
 
-def row_of(table: pd.DataFrame, **values: object) -> dict[str, object]:
+def row_of(table: pd.DataFrame, **values: object) -> dict[Hashable, Any]:
     for name, value in values.items():
         table = table[table[name] == value]
     (row,) = table.to_dict("records")
@@ -68,7 +70,8 @@ def test_nothing_is_claimed_of_the_seeds_that_did_not_fail(tmp_path: Path, of: s
     assert described["mean"] > 0.49  # not of what was recorded before the failure
     assert np.isnan(report.summary["mean"]).sum() == 0
     markdown, latex = render(report, "markdown"), render(report, "latex")
-    assert "3/5" in markdown and "†" in markdown and r"^{\dagger}" in latex
+    assert re.search(r"3/5.*†", markdown)
+    assert r"^{\dagger}" in latex
     (drawing,) = (each for each in study_figures(report) if each.name == "accuracy-by-epoch")
     assert "2 have no finite accuracy, 2 of them as they failed" in drawing.text
 
@@ -184,11 +187,11 @@ def test_a_small_difference_is_shown(tmp_path: Path) -> None:
             write_run(tmp_path, config, [0.5]).append_metrics(0, {"test": {"kid_prior": kid}})
     report = build(tmp_path, metric="kid_prior")
     for form in ("markdown", "latex"):
-        text = render(report, form)  # type: ignore[arg-type]
+        text = render(report, form)
         assert not re.search(r"[−-]0\.0+(?![0-9])", text)
         assert "KID prior" in text
     assert r"\times 10^{-6}" in render(report, "latex")
-    assert "−4.98e−06" in row_of(report.comparisons, metric="kid_prior")["sentence"]
+    assert "−4.985e−06" in row_of(report.comparisons, metric="kid_prior")["sentence"]
 
 
 # ── Text
@@ -201,7 +204,7 @@ def test_cells_of_text_are_no_formulas_and_numbers_stay_numbers() -> None:
     assert list(read) == ["'=name", "value"]
     assert read["value"].tolist() == [-1.5] * len(odd)
     cells = read["'=name"].tolist()
-    assert all(cell.startswith("'") for cell in cells[:6])
+    assert all(cell[0] in "'�" for cell in cells[:6])
     assert cells[6:8] == ["plain", "-0.5"]
 
 
@@ -214,7 +217,7 @@ def test_names_from_files_reach_neither_a_spreadsheet_nor_a_terminal(tmp_path: P
     (other.path / "config.json").write_text(json.dumps(content))
     report = build(tmp_path)
     files = [path.read_text() for path in write(tmp_path, report)]
-    printed = [render(report, form) for form in ("csv", "json", "markdown", "latex")]  # type: ignore[arg-type]
+    printed = [render(report, form) for form in ("csv", "json", "markdown", "latex")]
     for text in (*files, *printed):
         assert not set("\x1b\x07\x9b") & set(text)
     for text in files:

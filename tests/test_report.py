@@ -316,7 +316,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     assert of(report.summary)["mean"].tolist() == [0.5]
     assert any("Left out, as copies of the run in" in note and note.endswith("the copy.") for note in report.notes)
     (said,) = (note for note in report.notes if "the other" in note)
-    assert "differs from it in test accuracy, test f1_macro, test loss." in said
+    assert "differs from it in test loss, test accuracy, test f1_macro." in said
 
 
 def test_a_row_given_twice_counts_once_and_the_later_holds(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def parts(report: Report) -> tuple[list[Part], str]:
     lacking = summary.set_index("group_id")
     runs = report.runs[report.runs["run_id"].isin(list(report.records))]
     runs = runs.assign(row=runs["group_id"].map(member))
-    labels = table["label"].where(~table.index.isin(lacking.index), table["label"] + f" {MARK}")
+    marked = set(lacking.index)
+    labels = {row: f"{label} {MARK}" if row in marked else label for row, label in table["label"].items()}
     runs = runs.assign(role=runs["row"].map(table["role"]), label=runs["row"].map(labels))
     runs = runs.assign(data=runs["row"].map(table["data"]).astype(object).where(lambda versions: versions.notna(), ""))
     place = {row: number for number, row in enumerate(table.index)}

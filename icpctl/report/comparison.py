@@ -143,8 +143,8 @@ def _by_seed(
     frame, lacking = (pd.DataFrame(each, index=index, columns=metrics) for each in (values, lacks))
     if index.is_unique:
         return frame, lacking
-    frame, lacking = (each.groupby(level=[0, 1], sort=False) for each in (frame, lacking))
-    return frame.mean().mask(missing := lacking.max()), missing
+    lacking = lacking.groupby(level=[0, 1], sort=False).max()
+    return frame.groupby(level=[0, 1], sort=False).mean().mask(lacking), lacking
 
 
 def _has_failed(runs: pd.DataFrame, failed: pd.Series, grouping: Grouping) -> pd.Series:

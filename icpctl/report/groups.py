@@ -91,7 +91,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         if by and "epochs" not in by and role != "compute-matched":
             shown = [name for name in shown if name != "epochs"]
         values = {name: getattr(config, name) for name in shown}
-        row = {"task": config.task, "role": role, "model": config.model, "dataset": config.dataset}
+        row: dict[str, Any] = {"task": config.task, "role": role, "model": config.model, "dataset": config.dataset}
         row |= {"data": versions[group_id] or None, **values}
         key = group_id
         if by:

@@ -75,11 +75,11 @@ def data_versions(records: Sequence[RunRecord]) -> list[str]:
         if has_begun:
             found[key].add(record.fingerprint)
     names: dict[object, dict[str, str]] = {}
-    for key, fingerprints in found.items():
+    for of_data, fingerprints in found.items():
         if len(fingerprints) > 1:
             short = {fingerprint[:8] for fingerprint in fingerprints}
             digits = 8 if len(short) == len(fingerprints) else None
-            names[key] = {each: printable(each[:digits]) or UNKNOWN_DATA for each in fingerprints}
+            names[of_data] = {each: printable(each[:digits]) or UNKNOWN_DATA for each in fingerprints}
     return [
         names[key][record.fingerprint] if has_begun and key in names else ""
         for record, key, has_begun in zip(records, keys, begun, strict=True)

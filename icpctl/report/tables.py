@@ -195,7 +195,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
     for words in ("images/s", "KID", "time", "95", "passes", "macro"):
         if too_wide():
             plain = {heading: heading.replace("\n", " ") for heading in map(str, people)}
-            dropped = [each for each in people if plain[each].startswith(words) and plain[each] != chosen]
+            dropped = [each for each, text in plain.items() if text.startswith(words) and text != chosen]
             short = words in ("images/s", "KID", "time")
             left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
             people = people.drop(columns=dropped)
