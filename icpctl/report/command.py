@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -79,7 +80,7 @@ def show(report: Report, format: Format | Literal["table"], console: Console, sa
         for part in terminal(report, console.width):
             console.print(part, highlight=False)
     else:
-        console.file.write(render(report, format))
+        sys.stdout.write(render(report, format))
         if format == "csv":
             say("[yellow]Note:[/]", report.common)
 

@@ -396,8 +396,7 @@ def _json(report: Report) -> str:
     content |= {
         name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _markdown(report: Report, task: str) -> Iterator[str]:
