@@ -103,7 +103,7 @@ class Reference:
         self.model.train()
         student, output = self._features(x)
         task_loss = self.criterion(output, y)
-        float(task_loss)
+        task_loss.item()
         self.model.eval()
         x_t = x.clone().requires_grad_()
         loss = self.criterion(self.model(x_t), y)

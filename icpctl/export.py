@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from icpctl.config import RunConfig, declaration
 from icpctl.errors import UserError
+from icpctl.report.runs import data_versions, of_version
 from icpctl.results import TENSORBOARD, RunRecord, not_writable, read_metrics, write_atomic
 
 Kind = Literal["tensorboard", "wandb"]
@@ -132,8 +133,9 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
         x_disable_machine_info=True,
         x_save_requirements=False,
     )
+    records = list(records)
     try:
-        for record in records:
+        for record, version in zip(records, data_versions(records), strict=True):
             run_id, optimizer = record.config.run_id, record.config.optimizer
             state = str(record.status.get("state") or "unknown")
             with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as temporary:
@@ -142,7 +144,7 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
                     project="icpctl",
                     id=run_id,
                     name=run_id,
-                    group=record.config.group_id,
+                    group=of_version(record.config.group_id, version),
                     job_type="baseline" if optimizer == "none" else optimizer,
                     tags=[state],
                     config=_settings(record.config),

@@ -6,7 +6,8 @@ Both compare features (N, D) of two sets of images:
     KID = the unbiased MMD² with the kernel (x·y/D + 1)³, the mean over 100 subsets (Bińkowski et al., arXiv 1801.01401)
 
 FID and KID of published results take the features from one Inception network, D = 2048. Those of a classifier of the user's
-own need no download, but compare with one another alone; so these metrics carry the classifier's name.
+own need no download, but compare with one another alone; so these metrics carry the classifier's name and a digest of its
+weights: the same run has others after further training, or on another machine.
 
 Features are kept in `features/` of the user's cache, a file for each 500 images. That folder can be removed at any time.
 """
@@ -53,6 +54,9 @@ BATCH = 50
 
 ENOUGH = 10
 """Images for each feature below which FID's bias, which falls with the number of images, is worth a warning."""
+
+DIGITS = 8
+"""Of the digest of the weights in the name of a metric."""
 
 KID_SUBSET = 1000  # images, torch-fidelity's default
 
@@ -159,7 +163,7 @@ def distances(
 
     Returns:
         `fid_NAME` and `kid_NAME` for every name, in squared features and without a unit; with a classifier
-        `fid_NAME_by_RUN` and `kid_NAME_by_RUN`, with other weights than the published ones `fid_NAME_by_inception-DIGEST`.
+        `fid_NAME_by_RUN-DIGEST` and `kid_NAME_by_RUN-DIGEST`, with other weights than the published ones `fid_NAME_by_inception-DIGEST`.
         Empty if the Inception weights cannot be had.
 
     Raises:
@@ -217,8 +221,10 @@ def _classifier(path: Path, device: torch.device) -> Extractor:
             "classifier."
         )
     module = _create(CLASSIFIER, CLASSIFIER_LAYER, device, trained=trained)
-    identity = _identity(module, config.model, config.stem, trained.image_size)
-    return Extractor(module, config.run_id, f"_by_{config.run_id}", identity)
+    settings = (config.model, config.stem, trained.image_size)
+    weights = hashlib.sha256(json.dumps(settings).encode() + _state_digest(module)).hexdigest()
+    identity = _identity(module, *settings)
+    return Extractor(module, config.run_id, f"_by_{config.run_id}-{weights[:DIGITS]}", identity)
 
 
 def _inception(weights: Path, device: torch.device) -> Extractor:
@@ -229,7 +235,7 @@ def _inception(weights: Path, device: torch.device) -> Extractor:
     except RuntimeError:
         raise _wrong_weights(weights, "its tensors are not those of the network") from None
     digest = _sha256(weights)
-    suffix = "" if digest.startswith(_published()) else f"_by_inception-{digest[:8]}"
+    suffix = "" if digest.startswith(_published()) else f"_by_inception-{digest[:DIGITS]}"
     return Extractor(module, "Inception", suffix, _identity(module))
 
 
@@ -306,7 +312,12 @@ def _create(name: str, layer: str, device: torch.device, **settings: object) -> 
 def _identity(module: Any, *settings: object) -> bytes:
     """SHA-256 of the extractor: names, versions, settings, and its state dict."""
     what = [FORMAT, torch_fidelity.__version__, module.get_name(), module.get_requested_features_list(), *settings]
-    digest = hashlib.sha256(json.dumps(what).encode())
+    return hashlib.sha256(json.dumps(what).encode() + _state_digest(module)).digest()
+
+
+def _state_digest(module: Any) -> bytes:
+    """SHA-256 of a state dict: names, types, shapes, values."""
+    digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)

@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
+from icpctl.text import csv_text
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -214,7 +215,7 @@ def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, 
         old = old[~same & (old["metric"] != "")]
     except (OSError, ValueError):
         old = new.iloc[:0]
-    write_atomic(file, pd.concat([old, new.astype(str)]).to_csv(index=False).encode())
+    write_atomic(file, csv_text(pd.concat([old, new.astype(str)])).encode())
     return file
 
 

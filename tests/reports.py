@@ -32,12 +32,13 @@ def write_run(
     accuracy: list[float],
     val: list[float] | None = None,
     state: str = "finished",
+    fingerprint: str = "1a2b3c4d5e6f7a8b",
     **status: Any,
 ) -> RunFolder:
     """A run folder whose test accuracy (SSIM of a VAE), epoch by epoch, is `accuracy`; its macro F1 is a tenth below."""
     folder = RunFolder(output, config)
     folder.create()
-    folder.write_config(config, {}, {"started": "2026-01-02T03:04:05+00:00"})
+    folder.write_config(config, {"data": {"fingerprint": fingerprint}}, {"started": "2026-01-02T03:04:05+00:00"})
     for epoch, value in enumerate(accuracy):
         train = {"loss": 1.0, "icp_loss_before": 2.0, "seconds": 1.5, "images_per_second": 100.0 + epoch}
         metrics: dict[str, Mapping[str, float]] = {"train": train}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from icpctl.tasks.classification import CALIBRATION_BINS, Classification
+from icpctl.tasks.classification import CALIBRATION_BINS, Classification, calibration_error
 
 
 @settings(deadline=None, max_examples=40)
@@ -35,13 +35,42 @@ def test_metrics_equal_scikit_learns(n: int, classes: int, scale: float, seed: i
     if classes > 5:
         top5 = sklearn_metrics.top_k_accuracy_score(true, logits.numpy(), k=5, labels=every)
         assert ours["accuracy_top5"] == pytest.approx(top5, abs=1e-6)
-    assert ours["ece"] == pytest.approx(calibration_error(probabilities, true), abs=1e-5)
+    expected = by_definition(probabilities.max(1), predicted == true)
+    assert ours["ece"] == pytest.approx(expected, abs=1e-5)
 
 
-def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1) | st.integers(0, CALIBRATION_BINS).map(lambda bin: bin / CALIBRATION_BINS), st.booleans()
+        ),
+        min_size=1,
+    )
+)
+def test_the_calibration_error_has_15_bins_each_with_its_upper_end(pairs: list[tuple[float, bool]]) -> None:
+    confidence, correct = (np.array(each) for each in zip(*pairs, strict=True))
+    found = calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct))
+    assert float(found) == pytest.approx(by_definition(confidence, correct), abs=1e-12)
+
+
+def test_a_confidence_of_one_is_in_the_last_bin() -> None:
+    """Where its error and that of a lower confidence even out."""
+    confidence = torch.tensor([0.95, 0.95, 1.0, 1.0])
+    correct = torch.tensor([True, True, True, False])
+    assert float(calibration_error(confidence, correct)) == pytest.approx(0.225)
+
+
+@pytest.mark.parametrize("logit", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_have_no_metrics(logit: float) -> None:
+    logits = torch.randn(8, 10)
+    logits[3, 2] = logit
+    assert all(np.isnan(value) for value in Classification(10).metrics(logits, torch.arange(8)).values())
+
+
+def by_definition(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Σ (share of the bin) · |accuracy − mean confidence| over equal-width bins of the confidence."""
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == true
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS), 1, CALIBRATION_BINS)
     return float(
         sum((bins == b).mean() * abs(correct[bins == b].mean() - confidence[bins == b].mean()) for b in np.unique(bins))
     )

@@ -290,7 +290,9 @@ def test_a_classifiers_features_make_metrics_of_their_own_name(ask: Asked, tmp_p
     name = trained.config.run_id
     assert ask.said == [f"{name} features of 150 images: this takes a while on a CPU …"]
     short = ("fid_prior", "kid_prior", "fid_reconstruction", "kid_reconstruction")
-    assert list(metrics) == [f"{metric}_by_{name}" for metric in short]
+    digest = next(iter(metrics)).rpartition("-")[2]
+    assert len(digest) == 8
+    assert list(metrics) == [f"{metric}_by_{name}-{digest}" for metric in short]
     fid, kid, fid_of_equal, kid_of_equal = metrics.values()
     of_real, of_generated = (penultimate(folder, x.float()).double() for x in (real, generated))
     assert fid == pytest.approx(frechet(of_generated, of_real), rel=1e-5)

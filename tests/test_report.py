@@ -244,7 +244,8 @@ def test_several_folders_are_one_report(tmp_path: Path) -> None:
     write_run(tmp_path / "b", method, [0.1], state="running")  # the finished copy counts
     report = build([tmp_path / "a", tmp_path / "b"])
     assert of(report.comparisons)["difference"].tolist() == pytest.approx([0.1])
-    assert any("Left out, as copies of the run in" in note and str(tmp_path / "b") in note for note in report.notes)
+    said = f"{method.run_id} and differs from it in the state, the number of epochs."
+    assert any(str(tmp_path / "b") in note and note.endswith(said) for note in report.notes)
     with pytest.raises(UserError, match="missing"):
         build([tmp_path / "a", tmp_path / "missing"])
 
@@ -282,7 +283,7 @@ def test_runs_that_are_not_whole_are_named_and_left_out(tmp_path: Path) -> None:
     assert set(report.records) == {good.run_id}
     assert set(report.left_out) == {config.run_id for config in (failed, running, cut, silent)}
     said = {
-        "Failed and left out": failed,
+        "Failed (status.json in the folder of a run says why), so in no mean": failed,
         "Left out, for epochs are missing": cut,
         "Compared with no baseline": good,
         "is damaged": good,
@@ -308,11 +309,14 @@ def test_a_status_of_any_form_is_survived(tmp_path: Path) -> None:
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     config = resolve({"epochs": 1})
     write_run(tmp_path, config, [0.5])
-    write_run(tmp_path / "elsewhere", config, [0.9]).path.rename(tmp_path / "the copy")
+    for name, value in (("the copy", 0.5), ("the other", 0.9)):
+        write_run(tmp_path / "elsewhere", config, [value]).path.rename(tmp_path / name)
     (tmp_path / "elsewhere").rmdir()
     report = build(tmp_path)
     assert of(report.summary)["mean"].tolist() == [0.5]
-    assert any("Left out, as copies of the run in" in note and "the copy" in note for note in report.notes)
+    assert any("Left out, as copies of the run in" in note and note.endswith("the copy.") for note in report.notes)
+    (said,) = (note for note in report.notes if "the other" in note)
+    assert "differs from it in test loss, test accuracy, test f1_macro." in said
 
 
 def test_a_row_given_twice_counts_once_and_the_later_holds(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_where_a_seed_has_no_finite_value_nothing_is_claimed_and_it_is_said(tmp_
     (row,) = of(report).to_dict("records")
     assert (row["seeds"], row["lacking"], row["verdict"]) == (4, 1, "cannot tell")
     assert row["p_holm"] < 0.05
-    assert "No claim is made where a value is missing: 1 of 5 seeds lack it." in row["sentence"]
+    assert "No claim is made of the seeds that remain: 1 of 5 lacks a finite value." in row["sentence"]
     assert noted(report, "No accuracy that is a finite number, so in no mean of it, and no claim is made")
     assert noted(report, adam(4).run_id)
 
@@ -102,7 +102,9 @@ def test_rows_after_the_last_epoch_are_left_out_and_named(tmp_path: Path) -> Non
     assert noted(report, "has 1 rows of epochs after the last")
 
 
-@pytest.mark.parametrize("name", ["run_id", "seed", "lr", "passes", "state", "group_id", "task", "metric", "f1_best"])
+@pytest.mark.parametrize(
+    "name", ["run_id", "seed", "lr", "passes", "state", "group_id", "task", "metric", "label", "f1_best"]
+)
 def test_a_metric_with_the_name_of_another_column_is_left_out_and_named(tmp_path: Path, name: str) -> None:
     write_pairs(tmp_path / "runs", [0.6, 0.7], [0.5, 0.5])
     RunFolder(tmp_path / "runs", adam(0)).append_metrics(0, {"test": {name: 7.0}})
@@ -152,7 +154,8 @@ def test_runs_on_other_data_are_not_compared(tmp_path: Path) -> None:
         (path / "config.json").write_text(json.dumps(content))
     report = build(tmp_path)
     assert report.comparisons.empty
-    assert noted(report, "as that was trained on other data")
+    assert noted(report, "were not trained on the same data")
+    assert noted(report, "Compared with no baseline, for there is no finished one of the same seed and data")
 
 
 def test_where_settings_are_pooled_only_a_seed_whose_runs_all_have_twins_is_compared(tmp_path: Path) -> None:

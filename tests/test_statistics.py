@@ -122,7 +122,13 @@ def study(names: int, seeds: int) -> tuple[pd.DataFrame, Grouping, Array]:
     """A table of runs without values: a baseline and one method under several names; and which of them are the method."""
     methods = [resolve({"optimizer": "adam", "icp_lr": (number + 1) / 1000}) for number in range(names)]
     table = pd.DataFrame(
-        {"group_id": config.group_id, "seed": seed, "task": config.task, "fingerprint": "", **dict.fromkeys(COSTS, 1.0)}
+        {
+            "group_id": config.group_id,
+            "seed": seed,
+            "task": config.task,
+            "state": "finished",
+            **dict.fromkeys(COSTS, 1.0),
+        }
         for config in (methods[0].baseline(), *methods)
         for seed in range(seeds)
     )

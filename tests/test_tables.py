@@ -203,8 +203,8 @@ def test_markdown_rows_have_as_many_cells_as_their_heading_and_names_make_no_mar
     rows = [cells(line) for line in tables[0][2:]]
     assert len(rows) == (odd.grouping.table["task"] == "classification").sum()
     assert not set("<>") & set(markdown)
-    assert not re.search(r"(?<!\\)[\[\]`]", markdown)  # no link, no code
-    read = [html.unescape(re.sub(r"\\([\\`*\[\]|])", r"\1", cell)) for row in rows for cell in row]
+    assert not re.search(r"(?<!\\)[\[\]`$]", markdown)  # no link, no code, no mathematics
+    read = [html.unescape(re.sub(r"\\([\\`*\[\]|$~])", r"\1", cell)) for row in rows for cell in row]
     for name in ODD:
         assert short_dataset(f"folder:/data/{name}") in read, name
 

@@ -12,6 +12,7 @@ from icpctl.config import RunConfig, declaration
 from icpctl.report.groups import references
 from icpctl.report.runs import METHOD, runs_table
 from icpctl.results import read_record, write_atomic
+from icpctl.text import csv_text
 
 STUDY_TABLE = "study.csv"
 COMPARED = {"baseline_run": "baseline", "matched_run": "compute-matched", "method_run": "descend"}
@@ -58,5 +59,5 @@ def write_study_table(output: Path) -> pd.DataFrame:
     file = output / STUDY_TABLE
     with study_lock(output):  # another ablation may come to its end at this moment
         table = study_table(Definition.read(output / STUDY_FILE, recorded=True).runs(), output)
-        write_atomic(file, table.to_csv(index=False).encode())
+        write_atomic(file, csv_text(table).encode())
     return table

@@ -14,6 +14,7 @@ from icpctl.figures.study import study_figures
 from icpctl.figures.style import KINDS, Drawing, encode
 from icpctl.report import Report
 from icpctl.results import FIGURES, not_writable, write_atomic
+from icpctl.text import csv_text
 
 
 def draw(report: Report, paper: bool = False) -> tuple[list[Drawing], list[str]]:
@@ -65,7 +66,7 @@ def write(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
     for drawing in drawings:
         contents |= {f"{drawing.name}.{kind}": encode(drawing.figure, kind) for kind in KINDS}
         if len(drawing.data):
-            contents[f"{drawing.name}.csv"] = drawing.data.to_csv(index=False).encode()
+            contents[f"{drawing.name}.csv"] = csv_text(drawing.data).encode()
     for name, content in contents.items():
         write_atomic(target / name, content)
     return [target / name for name in contents]

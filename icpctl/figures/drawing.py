@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from icpctl.figures.style import BLUE, DPI, GREEN, PURPLE, SKY, VERMILION, Drawing
 from icpctl.report import Report
 from icpctl.report.groups import NAMES, short_dataset, value_text
-from icpctl.report.measures import Measure, feature_letters, measure_of
+from icpctl.report.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.report.runs import metric_columns
 from icpctl.report.statistics import describe
 from icpctl.results import RunRecord
@@ -45,7 +45,7 @@ INTERVALS = "95 % intervals of the mean by t, none of one seed"
 
 @dataclass(frozen=True)
 class Part:
-    """The runs of a report that one axis can show: those of a task, model and data set."""
+    """The runs of a report that one axis can show: those of a task, model, data set and version of the data."""
 
     report: Report
     metric: str
@@ -56,6 +56,8 @@ class Part:
     """What the part is of, where there are several."""
     suffix: str
     """The same for the name of a file."""
+    lacking: str
+    """A sentence on the rows whose means are of a part of their seeds; empty where there is none."""
 
     @property
     def settings(self) -> list[str]:
@@ -89,15 +91,21 @@ class Part:
     def drawing(self, by: str, title: str, text: str, figure: Figure, data: pd.DataFrame) -> Drawing:
         """A drawing of the part; `by` ends its name."""
         title = f"{title[0].upper()}{title[1:]}{self.where}"
-        return Drawing(f"{slug(by)}{self.suffix}", title, text, figure, data)
+        return Drawing(f"{slug(by)}{self.suffix}", title, text + self.lacking, figure, data)
 
 
 def parts(report: Report) -> tuple[list[Part], str]:
     """The parts of a report that have its metric; and a sentence on those that are too many."""
     table, member = report.grouping.table, report.grouping.member
+    summary = report.summary
+    summary = summary[(summary["metric"] == summary["task"].map(report.metrics)) & (summary["lacking"] > 0)]
+    lacking = summary.set_index("group_id")
     runs = report.runs[report.runs["run_id"].isin(list(report.records))]
     runs = runs.assign(row=runs["group_id"].map(member))
-    runs = runs.assign(role=runs["row"].map(table["role"]), label=runs["row"].map(table["label"]))
+    marked = set(lacking.index)
+    labels = {row: f"{label} {MARK}" if row in marked else label for row, label in table["label"].items()}
+    runs = runs.assign(role=runs["row"].map(table["role"]), label=runs["row"].map(labels))
+    runs = runs.assign(data=runs["row"].map(table["data"]).astype(object).where(lambda versions: versions.notna(), ""))
     place = {row: number for number, row in enumerate(table.index)}
     runs = runs.sort_values("row", key=lambda rows: rows.map(place), kind="stable")
     constructive = runs["role"].isin(["method", "control"])
@@ -108,19 +116,27 @@ def parts(report: Report) -> tuple[list[Part], str]:
         if runs[name].isna().any():
             runs[name] = runs[name].map(value_text)
 
-    found = [of_part for _, of_part in runs.groupby(["task", "model", "dataset"], sort=False)]
+    found = [of_part for _, of_part in runs.groupby(["task", "model", "dataset", "data"], sort=False)]
     several = len(found) > 1
     made: list[Part] = []
     for of_part in found:
-        task, model, dataset = of_part[["task", "model", "dataset"]].iloc[0]
+        task, model, dataset, version = of_part[["task", "model", "dataset", "data"]].iloc[0]
         metric = report.metrics[task]
         if metric not in of_part or not np.isfinite(of_part[metric].to_numpy(float, na_value=np.nan)).any():
             continue
         where = f" – {model} on {short_dataset(dataset)}" if several else ""
+        where += f", data {version}" if version else ""
         suffix = f"-{slug(where)}" if several else ""
         if any((part.metric, part.suffix) == (metric, suffix) for part in made):  # folders of the same name
             suffix += f"-{len(made) + 1}"
-        made.append(Part(report, metric, of_part, where, suffix))
+        listed = lacking[lacking.index.isin(of_part["row"])]
+        lack, failed = listed[["lacking", "failed"]].sum().astype(int)
+        sentence = (
+            f" {MARK}: a mean of a part of the seeds; {lack} have no finite {measure_of(metric).name}, {failed} of them as they "
+            "failed."
+        )
+        sentence = sentence if lack else ""
+        made.append(Part(report, metric, of_part, where, suffix, sentence))
     left_out = left_out_text(len(made), MOST_PARTS, "pairs of a model and a data set")
     return made[:MOST_PARTS], left_out
 

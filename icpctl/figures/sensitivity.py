@@ -34,6 +34,7 @@ from icpctl.figures.drawing import (
 )
 from icpctl.figures.style import Drawing
 from icpctl.report.groups import SIGNS, value_text
+from icpctl.report.measures import Measure
 from icpctl.report.runs import METHOD
 
 MOST_PAIRS = 6
@@ -168,9 +169,7 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
             if np.isfinite(mean):
                 red, green, blue, _ = colours(norm(mean))
                 pale = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
-                words = _number(
-                    mean, float(grid["half"][row, column]), measure.decimals if measure.unit != "%" else 1, len(columns)
-                )
+                words = _number(mean, float(grid["half"][row, column]), measure, len(columns))
                 colour = ON_PALE if pale else ON_DARK
                 axes.text(column + 0.5, row + 0.5, words, ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(np.arange(len(columns)) + 0.5, _texts(columns, across))
@@ -195,10 +194,11 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
     return part.drawing(f"{part.metric}-by-{a}-and-{b}", title, text + left_out, figure, data)
 
 
-def _number(mean: float, half: float, decimals: int, columns: int) -> str:
-    """A cell's text."""
-    text = f"{mean:+.{decimals}f}".replace("-", "−")
-    return text + f" ± {half:.{decimals}f}" if np.isfinite(half) and columns <= MOST_NUMBERED // 2 else text
+def _number(mean: float, half: float, measure: Measure, columns: int) -> str:
+    """A cell's text, of numbers in the unit of the measure."""
+    shown = Measure("", decimals=1 if measure.unit == "%" else measure.decimals)
+    text = shown.value(mean, signed=True, beside=half)
+    return f"{text} ± {shown.value(half)}" if np.isfinite(half) and columns <= MOST_NUMBERED // 2 else text
 
 
 def _ordered(values: pd.Series) -> list[Any]:

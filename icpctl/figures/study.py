@@ -128,7 +128,8 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
     twins: dict[str, dict[str, str]] = defaultdict(dict)
     for group_id, of in part.report.grouping.twins.items():
         for kind, twin in of.items():
-            twins[member[group_id]].setdefault(kind, member[twin])
+            if member[twin] in rows.index:  # not where all its runs failed
+                twins[member[group_id]].setdefault(kind, member[twin])
     alone = np.array(["descend" not in twins[row] for row in rows.index])
     leading = rows[(rows["role"] == "method") | ((rows["role"] == "control") & alone)]
     if leading.empty:

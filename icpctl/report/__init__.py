@@ -15,10 +15,11 @@ import pandas as pd
 from icpctl.config import SELECTION
 from icpctl.errors import UserError, unknown
 from icpctl.report import notes as remarks
-from icpctl.report.groups import Grouping, check_settings, group, printable
-from icpctl.report.runs import foreign_metrics, metric_columns, runs_table
+from icpctl.report.groups import Grouping, check_settings, group
+from icpctl.report.runs import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.report.selection import select
 from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
+from icpctl.text import csv_text, printable
 
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
 
@@ -36,9 +37,9 @@ class Report:
     metrics: Mapping[str, str]
     """The metric that the report is about, of each task that there is."""
     grouping: Grouping
-    """Of the runs that count: those that are finished and whole."""
+    """Of the runs that are outcomes: those that are finished and whole, and those that failed."""
     records: Mapping[str, RunRecord]
-    """The runs that count, by their ids."""
+    """The runs that are finished and whole, by their ids."""
     left_out: Mapping[str, RunRecord]
     """The other runs, by their ids."""
     common: str
@@ -85,20 +86,30 @@ def build(
 
     notes += remarks.of_runs(records.values())
     runs = runs_table(sorted(records.values(), key=lambda record: record.config.run_id))
-    complete = runs[remarks.whole(runs, notes)]
+    diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
+    whole, failed = remarks.outcomes(runs, diverged, notes)
+    complete = runs[whole]
     if complete.empty:
         notes.append(f"No run in {', '.join(map(str, folders))} is finished, so there is nothing to compare yet.")
     metrics = _metrics(complete, metric, notes)
     complete = complete[complete["task"].isin(list(metrics))]
     counted = {run_id: records[run_id] for run_id in complete["run_id"]}
-    configs = {record.config.group_id: record.config for record in counted.values()}
+    ended = runs[(whole | failed) & runs["task"].isin(list(metrics))]
+    # A failed run is an outcome without a value, whatever it recorded before.
+    ended = ended.assign(state=ended["state"].mask(failed, "failed"))
+    numbers = [*metric_columns(runs), *COSTS]
+    ended[numbers] = ended[numbers].astype(float).mask(failed[ended.index])
+    configs = {
+        group_id: records[run_id].config for run_id, group_id in zip(ended["run_id"], ended["group_id"], strict=True)
+    }
     grouping = group(configs, by)
 
     from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
 
-    summary, comparisons = summary_table(complete, grouping), comparison_table(complete, grouping)
+    summary, comparisons = summary_table(ended, grouping), comparison_table(ended, grouping)
+    notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
-    notes += remarks.unpaired(complete, grouping)
+    notes += remarks.unpaired(ended, grouping)
     common = remarks.unsaid(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
@@ -106,7 +117,9 @@ def build(
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:
-    """Each run once, and notes. Of copies the finished one in the run's own folder counts; of several that differ, none."""
+    """Each run once, and notes. Of copies the finished one in the run's own folder counts; where several have this rank, and
+    differ, none does.
+    """
     copies: dict[str, list[RunRecord]] = {}
     notes: list[str] = []
     for folder in folders:
@@ -121,15 +134,22 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
         ranks = [(each.status.get("state") == "finished", each.path.name == run_id) for each in found]
         best = [each for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
         first = best[0]
-        others = [each for each in found if each is not first]
-        if different := [each for each in best if not _is_copy(each, first)]:
-            paths = ", ".join(str(each.path) for each in (first, *different))
-            notes.append(f"Left out: {run_id}, as its copies differ, and nothing says which is right: {paths}.")
+        others = {each.path: _differences(each, first) for each in found if each is not first}
+        if different := [each.path for each in best if others.get(each.path)]:
+            paths = ", ".join(map(str, (first.path, *different)))
+            what = ", ".join(dict.fromkeys(each for path in different for each in others[path]))
+            notes.append(
+                f"Left out: {run_id}, as its copies differ in {what}, and nothing says which is right: {paths}."
+            )
             continue
         records[run_id] = first
-        if others:
-            paths = ", ".join(str(each.path) for each in others)
-            notes.append(f"Left out, as copies of the run in {first.path}: {paths}.")
+        if same := [str(path) for path, differences in others.items() if not differences]:
+            notes.append(f"Left out, as copies of the run in {first.path}: {', '.join(same)}.")
+        notes += [
+            f"Left out: {path}, which has the id of the run in {first.path} and differs from it in {', '.join(differences)}."
+            for path, differences in others.items()
+            if differences
+        ]
     for record in records.values():
         if foreign := foreign_metrics(record):
             notes.append(
@@ -138,12 +158,24 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
     return records, notes
 
 
-def _is_copy(one: RunRecord, other: RunRecord) -> bool:
-    """Whether two records of a run hold the same metrics, but for those of the machine."""
-    keys = [{key for key in record.curves if key[1] not in TIMINGS} for record in (one, other)]
-    return keys[0] == keys[1] and all(
-        np.array_equal(one.curves[key], other.curves[key], equal_nan=True) for key in keys[0]
-    )
+def _differences(one: RunRecord, other: RunRecord) -> list[str]:
+    """In what two records of a run differ, in words: nothing if they are copies, whatever the machine's own metrics say."""
+    differences = []
+    if one.fingerprint != other.fingerprint:
+        differences.append("the fingerprint of the data")
+    if one.status.get("state") != other.status.get("state"):
+        differences.append("the state")
+    if len(one.epochs) != len(other.epochs):
+        return [*differences, "the number of epochs"]
+    keys = [key for key in {**one.curves, **other.curves} if key[1] not in TIMINGS]
+    metrics = [
+        f"{split} {metric}"
+        for split, metric in keys
+        if (a := one.curves.get((split, metric))) is None
+        or (b := other.curves.get((split, metric))) is None
+        or not np.array_equal(a, b, equal_nan=True)
+    ]
+    return [*differences, *([remarks.some(metrics)] if metrics else [])]
 
 
 def write(folder: Path, report: Report) -> list[Path]:
@@ -154,7 +186,7 @@ def write(folder: Path, report: Report) -> list[Path]:
     """
     tables = dict(zip(TABLES, (report.runs, report.summary, report.comparisons), strict=True))
     for name, table in tables.items():
-        write_atomic(folder / name, table.to_csv(index=False).encode())
+        write_atomic(folder / name, csv_text(table).encode())
     return [folder / name for name in tables]
 
 

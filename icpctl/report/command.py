@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -133,7 +134,10 @@ def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
             if not any((path / name).exists() for name in ("config.json", "log.txt")):
                 continue  # no run
             files = [path / name for name in ("metrics.csv", "status.json") if (path / "config.json").exists()]
-            recorded = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+            recorded = 0.0
+            for file in files:
+                with suppress(OSError):  # it is not there yet, or was just removed
+                    recorded = max(recorded, file.stat().st_mtime)
             runs[path.name] = (read_json(path / "status.json").get("state") in ("finished", "failed"), recorded)
     return runs
 

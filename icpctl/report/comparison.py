@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.report.groups import AGAINST, Grouping, twin_places
-from icpctl.report.measures import falls, measure_of, p_text
+from icpctl.report.measures import EFFECT, falls, interval_half, measure_of, p_text
 from icpctl.report.runs import COSTS, metric_columns, records
 from icpctl.report.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
 from icpctl.results import FloatArray
@@ -19,7 +19,20 @@ VERDICTS = ("better", "worse", "cannot tell", "equal", "no test")
 
 
 COLUMNS = (
-    *("against", "metric", "seeds", "lacking", "difference", "std", "low", "high", "p", "p_holm", "comparisons"),
+    *(
+        "against",
+        "metric",
+        "seeds",
+        "lacking",
+        "failed",
+        "difference",
+        "std",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "comparisons",
+    ),
     *("effect", "verdict", "seeds_needed", "sentence"),
 )
 """Of the table of comparisons, beside those of the group."""
@@ -28,31 +41,35 @@ COLUMNS = (
 def summary_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     """One row a group and metric, in the order of the groups.
 
-    Columns: group_id; task, role, label, model, dataset and the settings that tell the groups apart, as in `Grouping`; metric,
-    of the test split at the last epoch, with the suffix _best at the epoch that is best on the held-out images, or one of
-    `COSTS`; seeds, how many; mean, std (of a sample), low and high, the 95 % confidence interval of the mean by t.
+    Columns: group_id; task, role, label, model, dataset, data and the settings that tell the groups apart, as in `Grouping`;
+    metric, of the test split at the last epoch, with the suffix _best at the epoch that is best on the held-out images, or one
+    of `COSTS`; seeds, how many have a value; lacking, how many others there are; failed, how many of these failed; mean, std
+    (of a sample), low and high, the 95 % confidence interval of the mean by t.
 
     Args:
-        runs: the rows of `runs_table` that count.
+        runs: the rows of `runs_table` that count, those of failed runs without a value.
         grouping: of these runs.
     """
     metrics = [*metric_columns(runs), *COSTS]
-    values = _by_seed(runs, runs[metrics].to_numpy(float), metrics, grouping)
-    table = describe(values, values.index.to_frame()["group_id"]).reset_index("metric")
-    return _joined(grouping, table[table["seeds"] > 0])
+    values = runs[metrics].to_numpy(float)
+    means, lacks = _by_seed(runs, values, _lacks(runs, values), metrics, grouping)
+    group_id = means.index.to_frame()["group_id"]
+    table = describe(means, group_id)
+    table = _with_lacking(table, lacks, _has_failed(runs, runs["state"] == "failed", grouping), group_id)
+    return _joined(grouping, table[table["seeds"] + table["lacking"] > 0].reset_index("metric"))
 
 
 def comparison_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     """One row a group, what it is compared with, and metric: paired by seed, each run with its own twin.
 
     Columns: those of the group, as in `summary_table`; against, a key of `AGAINST`; metric; seeds, that both have a value of;
-    lacking, the seeds that both have runs of, but one of them no value; difference, std, low, high, p, effect, as in
+    lacking, the seeds that both have runs of, but one of them no value; failed, how many of these failed; difference, std, low, high, p, effect, as in
     `statistics.compare`; p_holm, corrected over the comparisons of the metric in this table; comparisons, how many these
     are; verdict, one of `VERDICTS`; seeds_needed, for a difference as large as the one that was measured, where the verdict
     is that the seeds cannot tell; sentence, which says all this.
 
     Args:
-        runs: the rows of `runs_table` that count.
+        runs: the rows of `runs_table` that count, those of failed runs without a value.
         grouping: of these runs.
     """
     table = _joined(grouping, _paired(runs, grouping))
@@ -60,7 +77,7 @@ def comparison_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     table["p_holm"] = of_metric.transform(holm)
     table["comparisons"] = of_metric.transform("count")
     table["verdict"] = _verdicts(table)
-    undecided = table["effect"].where(table["verdict"] == "cannot tell")
+    undecided = table["effect"].where((table["verdict"] == "cannot tell") & (table["lacking"] == 0))
     table["seeds_needed"] = seeds_needed(undecided, table["comparisons"].clip(lower=1))
     table["sentence"] = [_sentence(row) for row in records(table)]
     return table[[*(name for name in table if name not in COLUMNS), *COLUMNS]]
@@ -70,27 +87,84 @@ def _paired(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     """The statistics of all comparisons, indexed by group, with the columns against and metric."""
     metrics = metric_columns(runs)
     values = runs[metrics].to_numpy(float)
+    lacks = _lacks(runs, values)
+    failed = (runs["state"] == "failed").to_numpy(bool)
     parts = []
     for against in AGAINST:
         place = twin_places(runs, grouping, against)
         there = place >= 0
         rows, ours, theirs = runs[there], values[there], values[place[there]]
-        lacking = np.isnan(ours) | np.isnan(theirs)  # a value that one of two lacks is none of a pair
-        first, second = (_by_seed(rows, np.where(lacking, np.nan, each), metrics, grouping) for each in (ours, theirs))
+        unpaired = np.isnan(ours) | np.isnan(theirs)  # a value that one of two lacks is none of a pair
+        lacking = (
+            (lacks[there] | lacks[place[there]]) & unpaired & _anywhere(~(np.isnan(ours) & np.isnan(theirs)), rows)
+        )
+        (first, lacking_seeds), (second, _) = (
+            _by_seed(rows, np.where(unpaired, np.nan, each), lacking, metrics, grouping) for each in (ours, theirs)
+        )
         group_id = first.index.to_frame()["group_id"]
-        table = compare(first, second, group_id)
-        with_twins = group_id.groupby(group_id.to_numpy()).size().reindex(table.index.get_level_values("group_id"))
-        table["lacking"] = with_twins.to_numpy() - table["seeds"]
+        of_seed = _has_failed(rows, pd.Series(failed[there] | failed[place[there]], index=rows.index), grouping)
+        table = _with_lacking(compare(first, second, group_id), lacking_seeds, of_seed, group_id)
         parts.append(table.reset_index("metric").assign(against=against))
     every = pd.concat(parts)
-    return every[every["seeds"] > 0]
+    return every[every["seeds"] + every["lacking"] > 0]
 
 
-def _by_seed(runs: pd.DataFrame, values: FloatArray, metrics: list[str], grouping: Grouping) -> pd.DataFrame:
-    """A row a group and seed: where settings are pooled, the runs of a seed are one observation, their mean."""
-    index = pd.MultiIndex.from_arrays([runs["group_id"].map(grouping.member), runs["seed"]], names=["group_id", "seed"])
-    frame = pd.DataFrame(values, index=index, columns=metrics)
-    return frame if index.is_unique else frame.groupby(level=[0, 1], sort=False).mean()
+def _lacks(runs: pd.DataFrame, values: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(runs, metrics): whether a run has no value of a metric that it should have, as it failed or the value is not finite.
+
+    It should have those that others of its group have; where none of the group has any, those that any run of the task has.
+    """
+    measured = ~np.isnan(values)
+    of_group = _anywhere(measured, runs)
+    nothing = ~of_group.any(axis=1, keepdims=True)
+    return ~measured & (of_group | (nothing & _anywhere(measured, runs, "task")))
+
+
+def _anywhere(
+    truth: np.ndarray[Any, np.dtype[np.bool_]], runs: pd.DataFrame, by: str = "group_id"
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(runs, metrics): whether something is true of any run of the same group."""
+    return pd.DataFrame(truth).groupby(runs[by].to_numpy()).transform("max").to_numpy(bool)
+
+
+def _by_seed(
+    runs: pd.DataFrame,
+    values: FloatArray,
+    lacks: np.ndarray[Any, np.dtype[np.bool_]],
+    metrics: list[str],
+    grouping: Grouping,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row a group and seed: its values, and whether it lacks them.
+
+    Where settings are pooled, the runs of a seed are one observation, their mean; where one of them lacks a value, so does
+    the seed.
+    """
+    index = _seeds(runs, grouping)
+    frame, lacking = (pd.DataFrame(each, index=index, columns=metrics) for each in (values, lacks))
+    if index.is_unique:
+        return frame, lacking
+    lacking = lacking.groupby(level=[0, 1], sort=False).max()
+    return frame.groupby(level=[0, 1], sort=False).mean().mask(lacking), lacking
+
+
+def _has_failed(runs: pd.DataFrame, failed: pd.Series, grouping: Grouping) -> pd.Series:
+    """Whether any run of a group and seed failed, in the order of `_by_seed`."""
+    by_seed: pd.Series = failed.set_axis(_seeds(runs, grouping)).groupby(level=[0, 1], sort=False).max()
+    return by_seed
+
+
+def _seeds(runs: pd.DataFrame, grouping: Grouping) -> pd.MultiIndex:
+    rows = runs["group_id"].map(grouping.member)
+    return pd.MultiIndex.from_arrays([rows, runs["seed"]], names=["group_id", "seed"])
+
+
+def _with_lacking(table: pd.DataFrame, lacks: pd.DataFrame, failed: pd.Series, by: pd.Series) -> pd.DataFrame:
+    """The statistics by group and metric, with how many seeds lack the value, and how many of these failed."""
+    counts = {"lacking": lacks, "failed": lacks.mul(failed.to_numpy(bool), axis=0)}
+    for name, each in counts.items():
+        summed = each.groupby(by.to_numpy(), sort=False).sum().rename_axis(index="group_id", columns="metric")
+        table[name] = summed.stack().reindex(table.index).astype(int)
+    return table
 
 
 def _joined(grouping: Grouping, statistics: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +175,7 @@ def _joined(grouping: Grouping, statistics: pd.DataFrame) -> pd.DataFrame:
 def _verdicts(table: pd.DataFrame) -> pd.Series:
     better = np.where(table["metric"].map(falls), table["difference"] < 0, table["difference"] > 0)
     claimed = (table["p_holm"] <= ALPHA) & (table["seeds"] >= LEAST_SEEDS) & (table["lacking"] == 0)
-    equal = table["constant"] & (table["difference"] == 0)
+    equal = table["constant"] & (table["difference"] == 0) & (table["lacking"] == 0)
     return pd.Series(
         np.select(
             [equal, table["p"].isna(), claimed & better, claimed],
@@ -117,34 +191,50 @@ def _sentence(row: Mapping[str, Any]) -> str:
     measure = measure_of(row["metric"])
     label, other, seeds = row["label"], AGAINST[row["against"]], row["seeds"]
     name = f"{measure.name} (less is better)" if measure.falls else measure.name
-    verdict, size = row["verdict"], f"{name} {measure.difference(row['difference'])}"
+    spread = interval_half(row)
+    verdict, size = row["verdict"], f"{name} {measure.difference(row['difference'], beside=spread)}"
+    number, survivors = seeds + row["lacking"], _survivors(row)
+    if seeds == 0:
+        return f"Nothing can be said of {label} and {other}: {measure.name}, of which no seed has a value of both.{survivors}"
     if verdict == "equal":
         return f"{label} is equal to {other} in all {seeds} seeds: {measure.name}."
     if seeds == 1:
-        return f"One seed cannot tell {label} from {other}: {size}. Of one seed there is no interval and no test."
+        one = "One seed" if number == 1 else f"One seed of {number}"
+        return (
+            f"{one} cannot tell {label} from {other}: {size}. Of one seed there is no interval and no test.{survivors}"
+        )
     if verdict == "no test":
-        return f"{label} has the same difference from {other} in all {seeds} seeds: {size}. Without any spread there is no test."
+        which = f"all {seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
+        return f"{label} has the same difference from {other} in {which}: {size}. Without any spread there is no test.{survivors}"
     p, corrected = p_text(row["p"]), p_text(row["p_holm"])
-    low, high = (measure.value(row[end], signed=True) for end in ("low", "high"))
+    low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
     tested = f"p {_equal(corrected)}"
     if row["comparisons"] > 1:
         tested += f" among {row['comparisons']} comparisons" + (f", {p} by itself" if p != corrected else "")
     numbers = f"{size}, 95 % interval {low} to {high}, {tested}"
     if verdict != "cannot tell":
-        effect = f"{row['effect']:+.1f}".replace("-", "−")
+        effect = EFFECT.value(row["effect"], signed=True)
         return f"{label} is {verdict} than {other}: {numbers}, effect size {effect}, {seeds} seeds."
     needed = row["seeds_needed"]
     if row["lacking"]:
-        way_on = (
-            f" No claim is made where a value is missing: {row['lacking']} of {seeds + row['lacking']} seeds lack it."
-        )
+        way_on = survivors
     elif row["p_holm"] <= ALPHA:
         way_on = f" No claim is made of less than {LEAST_SEEDS} seeds: the spread of so few says little."
     elif pd.notna(needed):
         way_on = f" If the difference is that large, {needed:,} seeds would show it."
     else:
         way_on = f" If the difference is that small, it takes more than {MOST_SEEDS:,} seeds to show it."
-    return f"{seeds} seeds cannot tell {label} from {other}: {numbers}.{way_on}"
+    which = f"{seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
+    return f"{which} cannot tell {label} from {other}: {numbers}.{way_on}"
+
+
+def _survivors(row: Mapping[str, Any]) -> str:
+    """Why nothing is claimed of the seeds that have a value: failure is an outcome too."""
+    number, failed = row["seeds"] + row["lacking"], row["failed"]
+    parts = [f"{failed} of {number} failed"] if failed else []
+    if others := row["lacking"] - failed:
+        parts.append(f"{others} of {number} {'lacks' if others == 1 else 'lack'} a finite value")
+    return f" No claim is made of the seeds that remain: {', and '.join(parts)}." if parts else ""
 
 
 def _equal(p: str) -> str:

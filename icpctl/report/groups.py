@@ -14,7 +14,8 @@ import pandas as pd
 from icpctl.config import RunConfig, choices, declaration
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
-from icpctl.report.runs import METHOD
+from icpctl.report.runs import METHOD, of_version
+from icpctl.text import printable
 
 NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
 """The input optimizers and the names of their methods, in the order of the rows."""
@@ -47,8 +48,8 @@ class Grouping:
     """The groups of the runs that count."""
 
     table: pd.DataFrame
-    """A row a group in the order of the tables, indexed by group_id: task, role, label, model, dataset, and the settings
-    that tell the groups apart, missing where they mean nothing."""
+    """A row a group in the order of the tables, indexed by group_id: task, role, label, model, dataset, data (its version,
+    where there are several), and the settings that tell the groups apart, missing where they mean nothing."""
     settings: list[str]
     """These settings."""
     member: Mapping[str, str]
@@ -61,12 +62,19 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     """Groups of configurations that differ in their seed alone; or, with `by`, in nothing that is named there.
 
     Args:
-        configs: a configuration of any seed, by its group_id.
-        by: the settings that tell the rows apart; the others are pooled. Task, model, data set, role and direction are
-            always apart, and the compute-matched baselines by their epochs.
+        configs: a configuration of any seed, by its group_id in the table of runs.
+        by: the settings that tell the rows apart; the others are pooled. Task, model, data set and its version, role and
+            direction are always apart, and the compute-matched baselines by their epochs.
     """
+    versions = {
+        group_id: group_id.removeprefix(config.group_id).removeprefix("-") for group_id, config in configs.items()
+    }
     twins = {
-        group_id: {kind: twin.group_id for kind, twin in references(config).items() if twin.group_id in configs}
+        group_id: {
+            kind: twin_id
+            for kind, twin in references(config).items()
+            if (twin_id := of_version(twin.group_id, versions[group_id])) in configs
+        }
         for group_id, config in configs.items()
     }
     roles = _roles(configs, twins)
@@ -77,13 +85,14 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     rows: dict[str, dict[str, Any]] = {}
     members: dict[str, list[RunConfig]] = {}
     member: dict[str, str] = {}
-    for group_id in _ordered(configs, twins, roles, apart):
+    for group_id in _ordered(configs, versions, twins, roles, apart):
         config, role = configs[group_id], roles[group_id]
         shown = [name for name in apart if means(name, config)]
         if by and "epochs" not in by and role != "compute-matched":
             shown = [name for name in shown if name != "epochs"]
         values = {name: getattr(config, name) for name in shown}
-        row = {"task": config.task, "role": role, "model": config.model, "dataset": config.dataset, **values}
+        row: dict[str, Any] = {"task": config.task, "role": role, "model": config.model, "dataset": config.dataset}
+        row |= {"data": versions[group_id] or None, **values}
         key = group_id
         if by:
             text = repr([*row.items(), config.direction, config.optimizer == "none"])
@@ -94,7 +103,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
 
     _name(rows, members, apart)
     settings = [name for name in apart if name not in ("model", "dataset")]
-    columns = ["task", "role", "label", "model", "dataset", *settings]
+    columns = ["task", "role", "label", "model", "dataset", "data", *settings]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group_id")
     for name in columns:
         table[name] = [("+".join(value) if isinstance(value, tuple) else value) for value in table[name]]
@@ -120,9 +129,13 @@ def _roles(configs: Mapping[str, RunConfig], twins: Twins) -> dict[str, str]:
 
 
 def _ordered(
-    configs: Mapping[str, RunConfig], twins: Twins, roles: Mapping[str, str], apart: Sequence[str]
+    configs: Mapping[str, RunConfig],
+    versions: Mapping[str, str],
+    twins: Twins,
+    roles: Mapping[str, str],
+    apart: Sequence[str],
 ) -> list[str]:
-    """The groups in the order of the tables: each baseline, those of equal compute, the methods with their controls."""
+    """The groups in the order of the tables, one version of the data after the other: each baseline, those of equal compute, the methods with their controls."""
     first = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
     plain = [name for name in apart if name not in METHOD and name != "optimizer"]
     names = ["optimizer", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
@@ -132,7 +145,7 @@ def _ordered(
         matched = roles[group_id] == "compute-matched"
         family = configs.get(first[group_id], config) if matched else config
         return (
-            (config.task, config.model, config.dataset),
+            (config.task, config.model, config.dataset, versions[group_id]),
             [_rank(family, name) for name in plain],
             config.optimizer != "none",
             [_rank(config, name) for name in (*plain, *names)],
@@ -158,16 +171,12 @@ def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[Run
 def twin_places(runs: pd.DataFrame, grouping: Grouping, against: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Which row each row is compared with, -1 for none.
 
-    A twin has the same seed, and was trained on the same data. Where settings are pooled, a seed counts only if each of its
-    runs has a twin: else the difference would be of other runs than the row is.
+    A twin has the same seed, and was trained on the same version of the data. Where settings are pooled, a seed counts only
+    if each of its runs has a twin: else the difference would be of other runs than the row is.
     """
     place = pd.Series(np.arange(len(runs)), index=pd.MultiIndex.from_frame(runs[["group_id", "seed"]]))
     twins = runs["group_id"].map({group_id: of.get(against) for group_id, of in grouping.twins.items()})
     found = place.reindex(pd.MultiIndex.from_arrays([twins, runs["seed"]])).fillna(-1).to_numpy(np.int64)
-    data = runs["fingerprint"].to_numpy(object)
-    other = np.where(found >= 0, data[found], "") if len(runs) else data
-    same = (data == other) | (data == "") | (other == "")
-    found = np.where(same, found, -1)
     keys = [runs["group_id"].map(grouping.member), runs["seed"]]
     complete = pd.Series(found >= 0, index=runs.index).groupby(keys).transform("all")
     return np.where(complete.to_numpy(bool), found, -1)
@@ -231,17 +240,12 @@ def check_settings(names: Sequence[str], where: str) -> list[str]:
 def value_text(value: Any) -> str:
     """A value of a table or of a setting, for people."""
     if isinstance(value, tuple):
-        return "+".join(value)
+        return printable("+".join(value))
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     return printable(f"{value:.12g}" if isinstance(value, float) else str(value))
-
-
-def printable(text: str) -> str:
-    """A text from a file, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:
@@ -268,6 +272,8 @@ def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence
     parts += [f"{SIGNS.get(name, name)}={value_text(row[name])}" for name in shown]
     if several:
         parts.append(f"{config.model} on {short_dataset(config.dataset)}")
+    if row["data"]:
+        parts.append(f"data {row['data']}")
     return ", ".join(parts)
 
 

@@ -10,8 +10,19 @@ import pandas as pd
 
 from icpctl.report import Report
 from icpctl.report.groups import AGAINST
-from icpctl.report.measures import Measure, measure_of
-from icpctl.report.tables import SHORT, compared, explanation, groups_of, summary_cells, texts
+from icpctl.report.measures import MARK, Measure, interval_half, measure_of
+from icpctl.report.tables import (
+    INTERVAL,
+    SHORT,
+    compared,
+    difference_text,
+    explanation,
+    groups_of,
+    heading_of,
+    setting_columns,
+    summary_cells,
+    texts,
+)
 
 LONG = 40
 """Rows of a table that still fit a page."""
@@ -21,12 +32,14 @@ def latex(report: Report, task: str) -> str:
     """A table as papers have it: the measures, and the differences with an asterisk where one is claimed."""
     cells, above = summary_cells(report, task)
     long = len(groups_of(report, task)) > LONG
-    beside = ("model", "dataset", *report.grouping.settings)  # the group's name says them
-    measure = measure_of(report.metrics[task])
-    no_room = ("95 %", "KID", "images/s", "time")
-    shown = [heading for heading in cells if heading not in beside and not heading.startswith(no_room)]
+    beside = setting_columns(report)  # the group's name says them
+    measure, chosen = measure_of(report.metrics[task]), heading_of(report, task, report.metrics[task])
+    no_room = (INTERVAL, "KID", "images/s", "time")
+    shown = [
+        heading for heading in cells if heading == chosen or (heading not in beside and not heading.startswith(no_room))
+    ]
     if long:  # it cannot be scaled
-        shown = [heading for heading in shown if heading in ("group", "seeds", measure.heading)]
+        shown = [heading for heading in shown if heading in ("group", "seeds", chosen)]
     people = texts(cells, report, task)[shown]
     table = compared(report, task)
     for against in AGAINST:
@@ -70,9 +83,9 @@ def latex(report: Report, task: str) -> str:
 
 
 def _latex_difference(row: Any, measure: Measure) -> str:
-    text = measure.value(row["difference"], signed=True)
+    text = difference_text(row, measure)
     if pd.notna(row["low"]):
-        text += f" ± {measure.value((row['high'] - row['low']) / 2)}"
+        text = f"{text.removesuffix(MARK)} ± {measure.value(interval_half(row))}{text[len(text.removesuffix(MARK)) :]}"
     return text + ("*" if row["verdict"] in ("better", "worse") else "")
 
 
@@ -92,6 +105,7 @@ _LATEX = str.maketrans(
         "−": r"$-$",
         "±": r"$\pm$",
         "≤": r"$\leq$",
+        MARK: r"$^{\dagger}$",
         "α": r"$\alpha$",
         "β": r"$\beta$",
         "ε": r"$\epsilon$",
@@ -122,5 +136,8 @@ def _latex_number(cell: object) -> str:
     text = str(cell)
     if text == "–":
         return "--"
-    number = text.removesuffix("*").replace("−", "-").replace("±", r"\pm").replace("inf", r"\infty")
-    return f"${number}{'^{*}' if text.endswith('*') else ''}$"
+    number = text.rstrip(f"*{MARK}")
+    raised = text[len(number) :].replace(MARK, r"\dagger")
+    number = re.sub(r"e([+−-])0*(\d+)", lambda power: rf" \times 10^{{{power[1].strip('+')}{power[2]}}}", number)
+    number = number.replace("−", "-").replace("±", r"\pm").replace("inf", r"\infty")
+    return f"${number}{f'^{{{raised}}}' if raised else ''}$"

@@ -7,10 +7,20 @@ import re
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
-from icpctl.report.groups import printable
+from icpctl.text import printable
+
+LEAST, MOST = 1e-4, 1e9
+"""Numbers that are smaller, or as large, are written with a power of ten."""
+MOST_DIGITS = 6
+"""After the point."""
+
+
+MARK = "†"
+"""Stands beside numbers that are of a part of the seeds, as the others failed or have no finite value."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,36 @@ class Measure:
     def scale(self) -> float:
         return 100.0 if self.unit == "%" else 1.0
 
-    def value(self, number: float, signed: bool = False) -> str:
-        """A value in the unit, without naming it; a dash where there is none."""
+    def value(self, number: float, signed: bool = False, beside: float = math.nan) -> str:
+        """A value in the unit, without naming it; a dash where there is none.
+
+        Args:
+            number: the value.
+            signed: whether a positive one has a plus sign.
+            beside: what the digits are for, where it is not the value itself: its standard deviation, or half the width
+                of its interval. Where the usual digits show nothing of it, two digits of it are shown.
+        """
         if math.isnan(number):
             return "–"
-        text = f"{self.scale * number:{'+' if signed else ''}.{self.decimals}f}"
+        shown = self.scale * number
+        size = abs(shown if math.isnan(beside) or beside == 0 else self.scale * beside)
+        decimals = self.decimals
+        if 0 < size < 10.0**-decimals:
+            decimals = 1 - math.floor(math.log10(size))
+        sign = "+" if signed else ""
+        if round(shown, decimals) == 0:
+            text = f"{0:.{self.decimals}f}"
+        elif abs(shown) < LEAST or MOST <= abs(shown) < math.inf:
+            digits = max(decimals + math.floor(math.log10(abs(shown))), 0)
+            text = f"{shown:{sign}.{min(digits, MOST_DIGITS)}e}"
+        else:
+            text = f"{shown:{sign}.{min(decimals, MOST_DIGITS)}f}"
         return text.replace("-", "−")
 
-    def difference(self, number: float) -> str:
-        """A difference, with its unit."""
+    def difference(self, number: float, beside: float = math.nan) -> str:
+        """A difference, with its unit; `beside` as in `value`."""
         unit = "points" if self.unit == "%" else self.unit
-        return f"{self.value(number, signed=True)} {unit}".strip()
+        return f"{self.value(number, signed=True, beside=beside)} {unit}".strip()
 
 
 _MEASURES = {
@@ -65,6 +94,9 @@ _MEASURES = {
     "passes": Measure("passes", decimals=0, falls=True),
     "images_per_second": Measure("images/s", decimals=0),
 }
+
+EFFECT = Measure("effect size", decimals=1)
+"""Cohen's d."""
 
 _SHOWN = {
     "classification": ("accuracy", "f1_macro", "accuracy_best"),
@@ -110,6 +142,11 @@ def feature_letters(metrics: Iterable[str]) -> dict[str, str]:
     """The classifiers whose features FID and KID are in, and a letter for each."""
     found = {match[2].removesuffix("_best") for name in metrics if (match := _BY.fullmatch(str(name)))}
     return dict(zip(sorted(found), string.ascii_lowercase, strict=False))
+
+
+def interval_half(row: Any) -> float:
+    """Half the width of the interval of a comparison; not a number where there is none."""
+    return (float(row["high"]) - float(row["low"])) / 2
 
 
 def p_text(p: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,50 @@ from icpctl.report.measures import feature_letters
 from icpctl.results import RunRecord
 
 
-def whole(runs: pd.DataFrame, notes: list[str]) -> pd.Series:
-    """Whether a run is finished and whole; what is not, is noted."""
-    failed = runs["state"] == "failed"
-    unfinished = ~runs["state"].isin(["failed", "finished"])
+def outcomes(runs: pd.DataFrame, diverged: Collection[str], notes: list[str]) -> tuple[pd.Series, pd.Series]:
+    """Whether a run is finished and whole, and whether it failed; what is not finished and whole, is noted.
+
+    Args:
+        runs: as `runs_table` makes them.
+        diverged: the ids of unfinished runs that were ended when their loss was no number any more.
+        notes: to add to.
+    """
+    diverging = runs["run_id"].isin(list(diverged)) & (runs["state"] != "failed")
+    failed = (runs["state"] == "failed") | diverging
+    unfinished = ~runs["state"].isin(["failed", "finished"]) & ~diverging
     cut = (runs["state"] == "finished") & (runs["epochs_recorded"] < runs["epochs"])
+    of_failure = "in no mean, and nothing is claimed of the other seeds of their groups"
     for concerned, what in (
-        (failed, "Failed and left out (status.json in the folder of a run says why)"),
-        (unfinished, "Not finished and left out"),
+        (failed & ~diverging, f"Failed (status.json in the folder of a run says why), so {of_failure}"),
+        (diverging, f"Diverged and not finished, which counts as failed, so {of_failure}"),
+        (unfinished, "Not finished and left out, so that means and claims are of the finished seeds alone"),
         (cut, "Left out, for epochs are missing from metrics.csv"),
     ):
         if concerned.any():
             notes.append(f"{what}: {count(concerned.sum(), 'run')}, {some(runs['run_id'][concerned])}.")
-    return ~(failed | unfinished | cut)
+    return ~(failed | unfinished | cut), failed
+
+
+def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
+    """Notes on data sets of which the runs were trained on several versions, and on runs that do not say on which."""
+    notes = []
+    versions = runs["group_id"].map(grouping.member).map(grouping.table["data"])
+    for dataset, of_dataset in runs[versions.notna()].groupby("dataset"):
+        listed = "; ".join(
+            f"{version}: {count(len(run_ids), 'run')}, {some(run_ids)}"
+            for version, run_ids in of_dataset["run_id"].groupby(versions[of_dataset.index])
+        )
+        notes.append(
+            f"The runs of {value_text(dataset)} were not trained on the same data: their fingerprints differ, by which they are told "
+            f"apart, and neither averaged nor compared with each other ({listed})."
+        )
+    silent = runs["run_id"][(runs["fingerprint"] == "") & versions.isna()]
+    if len(silent):
+        notes.append(
+            "Taken for runs on the same data, though config.json records no fingerprint of it: "
+            f"{count(len(silent), 'run')}, {some(silent)}."
+        )
+    return notes
 
 
 def of_runs(records: Iterable[RunRecord]) -> list[str]:
@@ -69,7 +100,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     alone = runs["run_id"][method & np.array([baseline not in present for baseline in baselines])]
     if len(alone):
         notes.append(
-            "Compared with no baseline, for there is no finished one of the same seed: "
+            "Compared with no baseline, for there is no finished one of the same seed and data: "
             f"{count(len(alone), 'run')}, {some(alone)}."
         )
     paired = {against: twin_places(runs, grouping, against) >= 0 for against in AGAINST}
@@ -88,8 +119,8 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
         dropped = runs["run_id"][there & ~paired[against]]
         if len(dropped):
             notes.append(
-                f"Not compared with {AGAINST[against]}, as that was trained on other data, or is there for a part of the runs that a row "
-                f"pools: {count(len(dropped), 'run')}, {some(dropped)}."
+                f"Not compared with {AGAINST[against]}, as that is there for a part of the runs that a row pools: "
+                f"{count(len(dropped), 'run')}, {some(dropped)}."
             )
     rows = runs["group_id"].map(grouping.member)
     sizes = runs.groupby([rows, "seed"]).size().groupby(level=0).nunique()

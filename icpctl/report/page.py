@@ -30,6 +30,7 @@ from icpctl.report.tables import (
     summary_cells,
     who,
 )
+from icpctl.text import csv_text
 
 PAGE = "report.html"
 OPEN = 12
@@ -165,7 +166,7 @@ def _drawn(drawing: Drawing, command: str) -> Mapping[str, Any]:
         "image": image_uri(drawing),
         "plate": drawing.plate,
         "command": f"{command} --figures",
-        "csv": _uri(data.to_csv(index=False).encode(), "text/csv"),
+        "csv": _uri(csv_text(data).encode(), "text/csv"),
         "rows": len(data),
         "data": _table({str(name): _data_cells(column.head(MOST_DATA)) for name, column in data.items()}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from icpctl.config import RunConfig, declaration
 from icpctl.cost import passes
 from icpctl.results import TIMINGS, RunRecord
+from icpctl.text import printable
 
 METHOD = frozenset(
     name
@@ -28,13 +30,19 @@ IDENTITY = (
     *("epochs_recorded", "last_epoch", "best_epoch", *COSTS),
 )
 """The columns of the table of runs that are no metrics."""
+RESERVED = frozenset(
+    {*IDENTITY, "metric", "against", "data", "row", "role", "label", "value", "seeds", "lacking", "failed", "panel"}
+)
+"""Names that the tables and the data of the figures give to other columns."""
+UNKNOWN_DATA = "unknown"
+"""Stands for the fingerprint of runs that do not record one, beside runs of the same data set that do."""
 
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """One row a run.
 
-    Columns: run_id; group_id, the same for runs that differ in the seed alone; baseline_id, the group_id of the plain
-    training that the run is compared with; task; every hyper-parameter; state, the last word of status.json;
+    Columns: run_id; group_id, the same for runs that differ in the seed alone, with the version of the data where there are
+    several; baseline_id, the group_id of the plain training that the run is compared with; task; every hyper-parameter; state, the last word of status.json;
     epochs_recorded; last_epoch and best_epoch, the latter the one of the highest accuracy, or SSIM of a generative model,
     on the validation split (the earliest of equals; none without that split); seconds; passes; images_per_second; and
     every metric of the test split at the last epoch and, with the suffix _best, at the best. Values that are not finite
@@ -42,16 +50,55 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """
     baselines: dict[str, str] = {}  # one for all seeds
     rows = []
-    for record in records:
+    for record, version in zip(records, data_versions(records), strict=True):
         group_id = record.config.group_id
         if group_id not in baselines:
             baselines[group_id] = record.config.baseline().group_id
-        rows.append(_measured(record) | _identity(record.config, group_id, baselines[group_id]))
+        ids = (of_version(group_id, version), of_version(baselines[group_id], version))
+        rows.append(_measured(record) | _identity(record.config, *ids))
     runs = pd.DataFrame(rows)
     runs = runs[[*IDENTITY, *(name for name in runs if name not in IDENTITY)]]
     whole = ["epochs_recorded", "last_epoch", "best_epoch"]
     settings = [name for name in IDENTITY if name not in (*whole, *COSTS)]
     return runs.astype(dict.fromkeys(whole, "Int64")).assign(**runs[settings].convert_dtypes())
+
+
+def data_versions(records: Sequence[RunRecord]) -> list[str]:
+    """The version of the data that each run was trained on, by its fingerprint; empty where all runs of a data set have one.
+
+    Runs that do not record a fingerprint are a version of their own, as nothing says that theirs was the same data.
+    """
+    keys = [(record.config.dataset, record.config.image_size, record.config.crop) for record in records]
+    begun = [bool(record.fingerprint or record.status or len(record.epochs)) for record in records]
+    found: dict[object, set[str]] = defaultdict(set)
+    for record, key, has_begun in zip(records, keys, begun, strict=True):
+        if has_begun:
+            found[key].add(record.fingerprint)
+    names: dict[object, dict[str, str]] = {}
+    for of_data, fingerprints in found.items():
+        if len(fingerprints) > 1:
+            short = {fingerprint[:8] for fingerprint in fingerprints}
+            digits = 8 if len(short) == len(fingerprints) else None
+            names[of_data] = {each: printable(each[:digits]) or UNKNOWN_DATA for each in fingerprints}
+    return [
+        names[key][record.fingerprint] if has_begun and key in names else ""
+        for record, key, has_begun in zip(records, keys, begun, strict=True)
+    ]
+
+
+def of_version(group_id: str, version: str) -> str:
+    """The id of a group of runs that were trained on a version of the data."""
+    return f"{group_id}-{version}" if version else group_id
+
+
+def has_diverged(record: RunRecord) -> bool:
+    """Whether a run was ended, by whomever, when its loss or its accuracy (SSIM of a generative model) was no number any more."""
+    last = [
+        curve[-1]
+        for key in (("train", "loss"), ("val", record.config.selection), ("test", record.config.selection))
+        if len(curve := record.curves.get(key, np.array([])))
+    ]
+    return record.status.get("state") != "finished" and not np.isfinite(last).all()
 
 
 def metric_columns(runs: pd.DataFrame) -> list[str]:
@@ -76,7 +123,7 @@ def foreign_metrics(record: RunRecord) -> list[str]:
 
 
 def _is_foreign(name: str) -> bool:
-    return name in (*IDENTITY, "metric", "against") or name.endswith("_best") or not name
+    return name in RESERVED or name.endswith("_best") or not name
 
 
 def _measured(record: RunRecord) -> dict[str, Any]:

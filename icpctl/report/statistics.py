@@ -64,6 +64,9 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, by: pd.Series) -> pd.DataF
     table["difference"] = table["difference"].mask(table["difference"].abs() <= rounding, 0.0)
     table["constant"] = (table["seeds"] > 1) & (table["std"] <= rounding)
     spread = table["std"].mask(table["constant"])
+    table["std"] = table["std"].mask(table["constant"], 0.0)
+    for end in ("low", "high"):
+        table[end] = table[end].mask(table["constant"], table["difference"])
     t = table["difference"] / _standard_error(table.assign(std=spread))
     table["p"] = 2 * student.sf(t.abs(), table["seeds"] - 1)
     table["effect"] = table["difference"] / spread

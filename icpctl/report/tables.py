@@ -19,9 +19,19 @@ from icpctl.config import SELECTION
 from icpctl.report import Report
 from icpctl.report.comparison import VERDICTS
 from icpctl.report.groups import AGAINST, short_dataset, value_text
-from icpctl.report.measures import Measure, feature_letters, measure_of, p_text, shown_metrics
+from icpctl.report.measures import (
+    EFFECT,
+    MARK,
+    Measure,
+    feature_letters,
+    interval_half,
+    measure_of,
+    p_text,
+    shown_metrics,
+)
 from icpctl.report.runs import COSTS, records
-from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS
+from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS, ROUNDING
+from icpctl.text import csv_text
 
 Format = Literal["csv", "markdown", "latex", "json"]
 
@@ -32,6 +42,7 @@ SENTENCES = 8
 SHORT = {"baseline": "baseline", "compute-matched": "equal compute", "ascend": "ascend", "random": "random"}
 """What a difference is taken from, for the heading of a column."""
 GAP = 2
+INTERVAL = "95 % interval"
 Columns = dict[str, list[tuple[str, Any]]]
 """Headings, and the cells below: what is shown, and what it is sorted by, which of text is empty."""
 
@@ -41,11 +52,22 @@ def explanation(report: Report, task: str, interval: bool = True) -> str:
     measure = measure_of(report.metrics[task])
     held_out = measure_of(SELECTION[task]).name
     less = " FID and KID: less is better." if task == "generation" else ""
+    marked = (
+        f" {MARK}: of the seeds that have a value; others failed, or have none that is finite."
+        if lacks(report, task)
+        else ""
+    )
     by_t = f"; 95 % interval of the mean {measure.name} by t" if interval else ""
     return (
         f"Test split, last epoch; best epoch: the one of the best {held_out} on the held-out images. Mean ± standard deviation "
-        f"over the seeds{by_t}.{less} Passes: of a training image through the network."
+        f"over the seeds{by_t}.{less} Passes: of a training image through the network.{marked}"
     )
+
+
+def lacks(report: Report, task: str) -> bool:
+    """Whether a number of the tables of a task is of a part of the seeds."""
+    summary = report.summary
+    return bool((summary["lacking"][summary["task"] == task] > 0).any())
 
 
 def compared(report: Report, task: str) -> pd.DataFrame:
@@ -72,9 +94,16 @@ def who(table: pd.DataFrame) -> str:
     return "the method" if (table["role"] == "method").any() else "controls"
 
 
+def heading_of(report: Report, task: str, metric: str) -> str:
+    """The heading of the column of a metric, which no other column has."""
+    letters = feature_letters(report.summary["metric"][report.summary["task"] == task])
+    heading = measure_of(metric, letters).heading
+    return f"metric {heading}" if heading in ("group", "seeds", INTERVAL, *setting_columns(report)) else heading
+
+
 def setting_columns(report: Report) -> tuple[str, ...]:
     """The columns of `summary_cells` that are settings."""
-    return ("model", "dataset", *report.grouping.settings)
+    return ("model", "dataset", "data", *report.grouping.settings)
 
 
 def sentences(table: pd.DataFrame, limit: int) -> list[str]:
@@ -147,6 +176,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
     """
     cells, above = summary_cells(report, task)
     people = texts({name: cells[name] for name in cells if name not in setting_columns(report)}, report, task)
+    chosen = heading_of(report, task, report.metrics[task])
     rows = len(people)
     people = people.head(MOST_ROWS)
 
@@ -162,15 +192,12 @@ def rich_table(report: Report, task: str, width: int) -> Table:
     if too_wide():
         people = people.rename(columns=lambda heading: heading.replace(" ", "\n"))
     left_out: list[str] = []
-    for words in ("images/s", "KID", "time"):
+    for words in ("images/s", "KID", "time", "95", "passes", "macro"):
         if too_wide():
-            dropped = [heading for heading in map(str, people) if heading.startswith(words)]
-            left_out += [words] * bool(dropped)
-            people = people.drop(columns=dropped)
-    for words in ("95", "passes", "macro"):
-        if too_wide():
-            dropped = [heading for heading in map(str, people) if heading.startswith(words)]
-            left_out += [heading.replace("\n", " ") for heading in dropped]
+            plain = {heading: heading.replace("\n", " ") for heading in map(str, people)}
+            dropped = [each for each, text in plain.items() if text.startswith(words) and text != chosen]
+            short = words in ("images/s", "KID", "time")
+            left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
             people = people.drop(columns=dropped)
     captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
     if rows > len(people):
@@ -196,12 +223,12 @@ def rich_table(report: Report, task: str, width: int) -> Table:
 def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> RenderableType:
     """Each group's name, and below it a line for each comparison; where the room is short, without the effect size."""
     shown = table.head(MOST_ROWS)
-    heading = ["minus", "", "95 % interval", "p", "d", "says", "needs"]
+    heading = ["minus", "", INTERVAL, "p", "d", "says", "needs"]
     cells = {group_id: _comparison_cells(rows, measure) for group_id, rows in shown.groupby("group_id", sort=False)}
     lines = [heading, *(line for rows in cells.values() for line in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     left_out = []
-    for name in ("d", "needs", "95 % interval"):
+    for name in ("d", "needs", INTERVAL):
         if 2 + sum(widths) + GAP * (len(widths) - 1) > width:
             left_out.append(name)
             place = heading.index(name)
@@ -232,7 +259,7 @@ def _comparison_cells(rows: pd.DataFrame, measure: Measure) -> list[list[str]]:
     return [
         [
             f"− {SHORT[row['against']]}",
-            measure.value(row["difference"], signed=True),
+            difference_text(row, measure),
             interval_text(row, measure, signed=True),
             p_text(row["p_holm"]),
             effect_text(row),
@@ -250,23 +277,30 @@ def _fold(label: str, width: int = 26) -> str:
 
 def needed_text(row: Any) -> str:
     """How many seeds would show a difference that these cannot; empty where that is no question."""
-    if row["verdict"] != "cannot tell":
+    if row["verdict"] != "cannot tell" or row["lacking"]:
         return ""
     return f"> {MOST_SEEDS:,}" if pd.isna(row["seeds_needed"]) else f"{row['seeds_needed']:,}"
+
+
+def difference_text(row: Any, measure: Measure) -> str:
+    """The difference of a comparison, marked where it is of a part of the seeds; a dash where there is none."""
+    text = measure.value(row["difference"], signed=True, beside=interval_half(row))
+    return text + MARK if row["lacking"] and row["seeds"] else text
 
 
 def interval_text(row: Any, measure: Measure, signed: bool = False) -> str:
     """The ends of an interval; a dash where there is none."""
     if pd.isna(row["low"]):
         return "–"
-    return f"{measure.value(row['low'], signed)} to {measure.value(row['high'], signed)}"
+    low, high = (measure.value(row[end], signed, interval_half(row)) for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def effect_text(row: Any) -> str:
     """Cohen's d; a dash where there is none, or so few seeds that it says nothing."""
     if pd.isna(row["effect"]) or row["seeds"] < LEAST_SEEDS:
         return "–"
-    return f"{row['effect']:+.1f}".replace("-", "−")
+    return EFFECT.value(row["effect"], signed=True)
 
 
 def texts(cells: Columns, report: Report, task: str) -> pd.DataFrame:
@@ -291,11 +325,10 @@ def summary_cells(report: Report, task: str) -> tuple[Columns, str]:
     summary = report.summary[report.summary["task"] == task]
     rows = groups_of(report, task)
     chosen = report.metrics[task]
-    letters = feature_letters(summary["metric"])
     by_metric = {
         str(metric): part.set_index("group_id").reindex(rows.index) for metric, part in summary.groupby("metric")
     }
-    described = rows[["model", "dataset", *report.grouping.settings]].dropna(axis="columns", how="all")
+    described = rows[list(setting_columns(report))].dropna(axis="columns", how="all")
     short = described["dataset"].map(short_dataset)
     if short.nunique() == described["dataset"].nunique():
         described = described.assign(dataset=short)
@@ -303,8 +336,11 @@ def summary_cells(report: Report, task: str) -> tuple[Columns, str]:
         str(name): [(value_text(value), _sorted_by(value)) for value in column.astype(object)]
         for name, column in described.items()
     }
-    seeds = by_metric[chosen]["seeds"].fillna(0).astype(int)
-    settings["seeds"] = [(str(number), number) for number in seeds]
+    counts = by_metric[chosen][["seeds", "lacking"]].fillna(0).astype(int)
+    settings["seeds"] = [
+        (f"{number}/{number + lacking}" if lacking else str(number), number)
+        for number, lacking in counts.itertuples(index=False)
+    ]
     same = [name for name, column in settings.items() if len(set(column)) == 1]
     words = ", ".join(f"{name} {settings.pop(name)[0][0]}" for name in same)
     cells: Columns = {"group": [(label, "") for label in rows["label"]]}
@@ -314,11 +350,11 @@ def summary_cells(report: Report, task: str) -> tuple[Columns, str]:
         part = by_metric.get(metric)
         if part is None or part["mean"].isna().all():
             continue
-        measure = measure_of(metric, letters)
+        measure, heading = measure_of(metric), heading_of(report, task, metric)
         of_groups = records(part)
-        cells[measure.heading] = [(mean_text(row, measure, metric not in COSTS), row["mean"]) for row in of_groups]
+        cells[heading] = [(mean_text(row, measure, metric not in COSTS), row["mean"]) for row in of_groups]
         if metric == chosen and part["low"].notna().any():
-            cells["95 % interval"] = [(interval_text(row, measure), row["low"]) for row in of_groups]
+            cells[INTERVAL] = [(interval_text(row, measure), row["low"]) for row in of_groups]
     return cells | settings, words
 
 
@@ -327,16 +363,19 @@ def _sorted_by(value: Any) -> Any:
 
 
 def mean_text(row: Any, measure: Measure, spread: bool = True) -> str:
-    """Mean ± standard deviation."""
-    text = measure.value(row["mean"])
-    return text if pd.isna(row["std"]) or not spread else f"{text} ± {measure.value(row['std'])}"
+    """Mean ± standard deviation, marked where it is of a part of the seeds."""
+    std = row["std"] if spread and abs(row["std"]) > ROUNDING * abs(row["mean"]) else 0.0 * row["std"]
+    text = measure.value(row["mean"], beside=std if spread else math.nan)
+    if spread and not pd.isna(std):
+        text += f" ± {measure.value(std)}"
+    return text + MARK if row["lacking"] > 0 and not pd.isna(row["mean"]) else text
 
 
 def render(report: Report, format: Format) -> str:
     """The report as text: csv, the summary as it is; json, all of it; markdown and latex (booktabs) for people."""
     match format:
         case "csv":
-            return report.summary.to_csv(index=False)
+            return csv_text(report.summary)
         case "json":
             return _json(report)
         case "markdown":
@@ -389,8 +428,8 @@ def comparison_cells(table: pd.DataFrame) -> Columns:
             "group": (row["label"], ""),
             "minus": (SHORT[row["against"]], ""),
             "seeds": (str(row["seeds"]), row["seeds"]),
-            "difference": (measure.value(row["difference"], signed=True), row["difference"]),
-            "95 % interval": (interval_text(row, measure, signed=True), row["low"]),
+            "difference": (difference_text(row, measure), row["difference"]),
+            INTERVAL: (interval_text(row, measure, signed=True), row["low"]),
             "p": (p_text(row["p"]), row["p"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
@@ -422,5 +461,5 @@ def escaped(text: str) -> str:
 
 
 _MARKDOWN = str.maketrans(
-    {**{character: f"\\{character}" for character in "\\`*[]|"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    {**{character: f"\\{character}" for character in "\\`*[]|$~"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
 )

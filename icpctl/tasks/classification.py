@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_calibration_error,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
@@ -64,17 +63,36 @@ class Classification:
         """Loss; accuracy, top-5 accuracy; macro F1, precision and recall; expected calibration error: in [0, 1].
 
         The macro means are over the classes that occur among targets or predictions, as scikit-learn's are. With
-        fewer than five classes, accuracy_top5 is left out.
+        fewer than five classes, accuracy_top5 is left out. Where the logits of an image make no probabilities, all are NaN:
+        a network that has diverged predicts nothing.
         """
         outputs, targets, classes = records.float(), labels, self.num_classes
+        probabilities = outputs.softmax(dim=1)
         results = {
             "loss": F.cross_entropy(outputs, targets),
             "accuracy": multiclass_accuracy(outputs, targets, classes, average="micro"),
             "f1_macro": multiclass_f1_score(outputs, targets, classes, average="macro"),
             "precision_macro": multiclass_precision(outputs, targets, classes, average="macro"),
             "recall_macro": multiclass_recall(outputs, targets, classes, average="macro"),
-            "ece": multiclass_calibration_error(outputs.softmax(dim=1), targets, classes, CALIBRATION_BINS, norm="l1"),
+            "ece": calibration_error(probabilities.amax(dim=1), outputs.argmax(dim=1) == targets),
         }
         if classes >= 5:
             results["accuracy_top5"] = multiclass_accuracy(outputs, targets, classes, top_k=5, average="micro")
-        return to_floats(results)
+        diverged = probabilities.isnan().any()
+        return to_floats({name: value.masked_fill(diverged, torch.nan) for name, value in results.items()})
+
+
+def calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
+    """The expected calibration error of Guo et al., equation 3, a scalar in float64.
+
+    A confidence c of M bins is in bin ⌈M·c⌉, so that one of exactly 1 is in the last. torchmetrics gives it a bin of its own.
+
+    Args:
+        confidence: (N,), the probabilities of the predicted classes.
+        correct: (N,), whether they are the right ones.
+    """
+    confidence = confidence.double()
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    gaps = correct.double() - confidence
+    # By a matrix product, whose sums have the same order on every call.
+    return (gaps @ F.one_hot(bins, CALIBRATION_BINS).double()).abs().sum() / len(correct)
