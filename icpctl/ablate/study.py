@@ -6,19 +6,19 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
+from icpctl.files import locked, not_writable, write_atomic
 from icpctl.grid import grid_values, holds
-from icpctl.results import not_writable, write_atomic
 from icpctl.settings import load_toml, typed_settings
 
 STUDY_FILE = "study.toml"
@@ -280,6 +280,18 @@ class Definition:
         places = [f"{file}" if len(tables) == 1 else f"{file}, study {i}" for i in range(1, len(tables) + 1)]
         return cls([Study.from_table(each, place) for each, place in zip(tables, places, strict=True)], execution)
 
+    @classmethod
+    def kept(cls, folder: Path) -> Self | None:
+        """The definition that a results folder has; None if it has none.
+
+        Raises:
+            UserError: as `read`.
+        """
+        file = folder / STUDY_FILE
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise UserError(f"{file} is no file. Remove it, or take another results folder, with --output.")
+        return cls.read(file) if file.exists() else None
+
     def keep(self, folder: Path) -> None:
         """Add the studies to study.toml of a results folder, which has those that were run there before.
 
@@ -290,14 +302,15 @@ class Definition:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with study_lock(folder):
-                before = Definition.read(file).studies if file.exists() else []
+                kept = self.kept(folder)
+                before = kept.studies if kept else []
                 studies = {_meaning(study): study for study in (*before, *self.studies)}
                 execution = self.execution.model_dump(exclude_defaults=True)
                 content: dict[str, Any] = {"execution": execution} if execution else {}
                 content |= {"study": [study.to_table() for study in studies.values()]}
                 write_atomic(file, tomli_w.dumps(content).encode())
         except OSError as error:
-            raise not_writable(file, error) from error
+            raise not_writable(folder, error) from error
 
     def runs(self) -> list[PlannedRun]:
         """The runs of all studies, each once.
@@ -312,9 +325,9 @@ class Definition:
         return list(planned.values())
 
 
-def study_lock(folder: Path) -> FileLock:
+def study_lock(folder: Path) -> AbstractContextManager[None]:
     """What an ablation holds while it writes study.toml or study.csv of a results folder."""
-    return FileLock(folder / f".{STUDY_FILE}.lock")
+    return locked(folder / f".{STUDY_FILE}.lock")
 
 
 def _meaning(study: Study) -> str:

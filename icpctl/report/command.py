@@ -15,9 +15,10 @@ from rich.console import Console
 from icpctl.ablate.study import STUDY_FILE, Definition
 from icpctl.errors import UserError
 from icpctl.export import Kind, export
+from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, write
 from icpctl.report.tables import Format, render, terminal
-from icpctl.results import REPORT, not_writable, read_json, run_folders, write_atomic
+from icpctl.results import REPORT, run_folders
 
 Say = Callable[[str, str], None]
 """Prints a paragraph beside the report: its kind, as in "Note:", and the text."""
