@@ -10,13 +10,14 @@ import io
 import os
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from typing_extensions import TypedDict
 
@@ -112,11 +113,16 @@ def _without_the_rest(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
+class DamagedError(UserError):
+    """A checkpoint is not as it was written, or was never one."""
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        UserError: it is missing, truncated, damaged, or not a checkpoint of icpctl.
+        DamagedError: it is truncated, damaged, or not a checkpoint of icpctl.
+        UserError: it is missing, or cannot be read.
         MemoryError, RuntimeError: there is no room for it in memory.
     """
     try:
@@ -124,23 +130,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint {path}.") from None
     except zipfile.BadZipFile:
-        raise UserError(f"The checkpoint {path} is truncated, or is no checkpoint of icpctl.") from None
+        raise DamagedError(f"The checkpoint {path} is truncated, or is no checkpoint of icpctl.") from None
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # whatever a damaged archive makes the libraries do
         if is_out_of_memory(error):
             raise
-        raise UserError(f"The checkpoint {path} cannot be read: it is damaged, or of another program.") from None
+        raise DamagedError(f"The checkpoint {path} cannot be read: it is damaged, or of another program.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} holds something else than a checkpoint of icpctl.")
+        raise DamagedError(f"{path} holds something else than a checkpoint of icpctl.")
     try:
         _ENTRIES.validate_python(content)
-    except (ValidationError, RecursionError) as error:
-        fault: Any = (
-            error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
-        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, fault["loc"]))[:80]
-        raise UserError(
+        raise DamagedError(
             f"The checkpoint {path} is damaged: its entry {place!r} is not valid ({fault['msg']})."
         ) from None
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), content)  # type: ignore[no-any-return]
@@ -148,38 +154,61 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 def _load(path: Path) -> Any:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"The checkpoint {path} is no file.")
+        raise UserError(f"The checkpoint {path} is no file. Remove it.")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        # torch compresses nothing; so no entry can claim more room than the file has.
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        # torch compresses nothing, so no entry can claim more room than the file has; and gives no entry attributes, one bit
+        # of which would make its reader skip an entry as a folder and take whatever the memory holds for the weights.
+        stored = all(entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise UserError(f"The checkpoint {path} is damaged: its directory is not as it was written.")
+            raise DamagedError(f"The checkpoint {path} is damaged: its directory is not as it was written.")
         if damaged := archive.testzip():
-            raise UserError(f"The checkpoint {path} is damaged: the checksum of {damaged!r} is wrong.")
+            raise DamagedError(f"The checkpoint {path} is damaged: the checksum of {damaged!r} is wrong.")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Make sure that the state of an optimizer fits what it is restored to.
+def weights_of(saved: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a checkpoint for `load_state_dict` of its model.
+
+    Some models, such as MNASNet, ask for the versions of their layers, which torch keeps beside the weights and a
+    checkpoint does not: they are the model's own.
+    """
+    weights: Any = OrderedDict(saved["model"])
+    weights._metadata = getattr(model.state_dict(), "_metadata", None)
+    return weights  # type: ignore[no-any-return]
+
+
+_STATES: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that the restored state of an optimizer is one that it can go on with.
+
+    Args:
+        groups: its parameter groups before, as of `state_dict`.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it is not.
     """
-    for group, before in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
-        if any(type(before.get(name)) is not type(value) for name, value in group.items()):
-            raise ValueError("other settings of the optimizer")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in saved["state"].items():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[number].shape:
-                raise ValueError("a state of another shape than its parameter")
+    for group, before in zip(optimizer.state_dict()["param_groups"], groups, strict=True):
+        if any(type(group.get(name)) is not type(value) for name, value in before.items()):
+            raise ValueError("the optimizer's settings are of other types")
+    for parameter, state in optimizer.state.items():
+        fits = all(isinstance(value, Tensor) and value.shape in ((), parameter.shape) for value in state.values())
+        if state and not (fits and state.keys() == _STATES[type(optimizer)]):
+            raise ValueError("the optimizer's state does not fit its parameters")
 
 
 def load_last(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be believed, or None; and a sentence for each that cannot.
+    """The newest checkpoint that can be believed, or None; and a sentence for each that is damaged.
 
     Where that is `previous`, it takes the place of the damaged `last`, so that the next save does not replace it.
+
+    Raises:
+        UserError: one is there and cannot be read, which is no reason to go on without it.
     """
     faults: list[str] = []
     for name in ("last", "previous"):
@@ -187,8 +216,13 @@ def load_last(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpo
         if path.exists():
             try:
                 content = load(path, device)
-                path.replace(folder / "last.pt")
-                return content, faults
-            except UserError as error:
+            except DamagedError as error:
                 faults.append(str(error))
+                continue
+            if faults:
+                try:
+                    path.replace(folder / "last.pt")
+                except OSError as error:
+                    raise not_writable(folder / "last.pt", error) from error
+            return content, faults
     return None, faults

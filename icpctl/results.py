@@ -60,7 +60,7 @@ class _Status(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow", defer_build=True)
     state: Literal["running", "finished", "failed", "interrupted"]
-    epoch: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    epoch: Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
     error: str
     notes: list[str]
     rows: Annotated[int, Field(ge=0)]

@@ -172,8 +172,12 @@ class Session:
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.seconds = saved["seconds"]
         try:
-            checkpoint.check_optimizer(self.trainer.optimizer, saved["optimizer"])
-            self.trainer.restore(saved)
+            groups = self.trainer.optimizer.state_dict()["param_groups"]
+            self.trainer.restore(saved | {"model": checkpoint.weights_of(saved, self.trainer.model)})
+            checkpoint.check_optimizer(self.trainer.optimizer, groups)
+            batch = torch.Size((self.trainer.batch_size, *self.trainer.train_set.shape[1:]))
+            if any(isinstance(value, Tensor) and value.shape != batch for value in saved["icp_state"].values()):
+                raise ValueError("the state of the input optimizer is of another batch")
             self.meter.restore(saved["meter"], self.processes.part)
             if self.epoch > self.config.epochs or self.batch >= self.trainer.batches:
                 raise ValueError("an epoch or a batch that the run does not have")

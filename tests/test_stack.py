@@ -20,8 +20,8 @@ from icpctl.data.streaming import choose_split
 from icpctl.display import Display
 from icpctl.errors import UserError
 from icpctl.fastpath import CapturedSteps, cuda_graph
-from icpctl.network import Network
 from icpctl.metrics import read_metrics
+from icpctl.network import Network
 from icpctl.results import RunFolder
 from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
 from icpctl.trainer import Trainer
