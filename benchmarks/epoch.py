@@ -43,7 +43,7 @@ from icpctl import checkpoint, data
 from icpctl.data import ImageData, Split
 from icpctl.data.augment import CROP, MAGNITUDE, NUM_OPS
 from icpctl.display import ConsoleDisplay
-from icpctl.engine import Session
+from icpctl.session import Session
 from icpctl.network import choose_device, set_precision
 from icpctl.results import RunFolder
 from icpctl.stack import Step

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from typing_extensions import TypedDict
@@ -57,10 +57,10 @@ class _Optimizer(TypedDict):
     param_groups: list[dict[str, Any]]
 
 
+@with_config(ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True))
 class _Entries(TypedDict):
     """What a checkpoint holds."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
     format: Literal["icpctl-checkpoint-1"]
     config: dict[str, Any]
     fingerprint: str

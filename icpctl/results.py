@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from icpctl.config import RunConfig
@@ -55,10 +55,10 @@ TIMINGS = ("seconds", "images_per_second", "peak_memory")
 """Metrics of the machine rather than of the method: two equal runs differ in these alone."""
 
 
+@with_config(ConfigDict(strict=True, extra="allow", defer_build=True))
 class _Status(TypedDict, total=False):
     """What status.json may say."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow", defer_build=True)
     state: Literal["running", "finished", "failed", "interrupted"]
     epoch: Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
     error: str
@@ -240,13 +240,13 @@ class RunFolder:
 
         The last epoch of a run may have more than others: what is measured after it.
         """
-        keys = kept.groupby("epoch")[["split", "metric"]].apply(
-            lambda rows: set(rows.itertuples(index=False, name=None))
-        )
-        kinds = ([e for e in keys.index if (e < self.config.warmup_epochs) == plain] for plain in (True, False))
+        keys = {epoch: set(zip(rows["split"], rows["metric"], strict=True)) for epoch, rows in kept.groupby("epoch")}
+        kinds = ([e for e in keys if (e < self.config.warmup_epochs) == plain] for plain in (True, False))
         missing = 0
         for kind in kinds:
-            usual = set().union(*(keys[epoch] for epoch in kind if epoch < self.config.epochs - 1))
+            usual: set[tuple[str, str]] = set().union(
+                *(keys[epoch] for epoch in kind if epoch < self.config.epochs - 1)
+            )
             missing += sum(len(usual - keys[epoch]) for epoch in kind)
         return missing
 

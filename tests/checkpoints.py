@@ -9,7 +9,7 @@ import torch
 
 def checkpoint_entries(**entries: Any) -> dict[str, Any]:
     """What a checkpoint holds, as of a run that has just begun; `entries` replace or add some."""
-    meter = {"sums": {}, "counts": {}, "records": [], "first_bad": None}
+    meter: dict[str, Any] = {"sums": {}, "counts": {}, "records": [], "first_bad": None}
     return {
         "config": {},
         "fingerprint": "",

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 import psutil
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from icpctl.files import read_json, write_beside
@@ -155,10 +155,10 @@ class _Progress(TypedDict, total=False):
     epochs: Annotated[int, Field(ge=1)]
 
 
+@with_config(ConfigDict(strict=True, extra="allow", defer_build=True))
 class _Content(TypedDict, total=False):
     """What claim.json may say."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow", defer_build=True)
     owner: Annotated[str, Field(pattern=r"^\w{1,64}$")]
     """It becomes a part of a file's name."""
     host: str
