@@ -240,7 +240,9 @@ class RunFolder:
 
         The last epoch of a run may have more than others: what is measured after it.
         """
-        keys = {epoch: set(zip(rows["split"], rows["metric"], strict=True)) for epoch, rows in kept.groupby("epoch")}
+        keys: dict[int, set[tuple[str, str]]] = {}
+        for epoch, split, metric in kept[["epoch", "split", "metric"]].itertuples(index=False, name=None):
+            keys.setdefault(epoch, set()).add((split, metric))
         kinds = ([e for e in keys if (e < self.config.warmup_epochs) == plain] for plain in (True, False))
         missing = 0
         for kind in kinds:

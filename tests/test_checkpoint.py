@@ -121,7 +121,6 @@ def test_an_entry_that_torch_would_take_for_a_folder_is_damage(tmp_path: Path) -
         {"mean": 5},
         {"mean": torch.zeros(7)},
         {"std": torch.zeros(3, 1, 1, dtype=torch.int64)},
-        {"std": torch.full((3, 1, 1), torch.nan)},
         {"image_size": 5},
         {"image_size": [1, 2, 3]},
         {"image_size": [0, 8]},
