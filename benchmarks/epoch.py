@@ -43,9 +43,9 @@ from icpctl import checkpoint, data
 from icpctl.data import ImageData, Split
 from icpctl.data.augment import CROP, MAGNITUDE, NUM_OPS
 from icpctl.display import ConsoleDisplay
-from icpctl.engine import Session
 from icpctl.network import choose_device, set_precision
 from icpctl.results import RunFolder
+from icpctl.session import Session
 from icpctl.stack import Step
 from icpctl.trainer import Trainer
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from icpctl.ablate.study import Study
 from icpctl.config import RunConfig
 from icpctl.grid import parse_grid
-from icpctl.results import COLUMNS, RunFolder
+from icpctl.metrics import COLUMNS
+from icpctl.results import RunFolder
 
 EPOCHS = 100
 MEASURES = ("loss", "accuracy", "accuracy_top5", "f1_macro", "precision_macro", "recall_macro", "ece")

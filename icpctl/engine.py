@@ -7,40 +7,36 @@ was not. Within an epoch nothing waits for the device; the display reads it once
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import pandas as pd
 import torch
 from filelock import Timeout
-from torch import Tensor
 
-from icpctl import checkpoint, data, models, tasks
-from icpctl.config import RECORDED, RunConfig, option, resolve
-from icpctl.diagnosis import diagnose
-from icpctl.display import CostEstimate, Display, Throttle
-from icpctl.errors import UserError
-from icpctl.meter import Meter
-from icpctl.network import choose_device, peak_memory, set_precision
+from icpctl import data, models, tasks
+from icpctl.config import RunConfig, option
+from icpctl.display import Display
+from icpctl.errors import UserError, is_out_of_memory
+from icpctl.files import not_lockable
+from icpctl.fingerprints import OtherDataError, data_source, is_finished, load_data
+from icpctl.metrics import read_metrics
+from icpctl.network import choose_device, set_precision
 from icpctl.parallel import processes
-from icpctl.provenance import provenance
-from icpctl.results import RunFolder, read_metrics
-from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
+from icpctl.results import RunFolder
+from icpctl.session import Interrupted as Interrupted  # what `train` raises
+from icpctl.session import Session
+from icpctl.stack import Stack, UnstackableError, take_steps
 from icpctl.trainer import Trainer
 
 
 class BusyError(UserError):
     """Another process is training the run."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, has saved its state, and goes on from there when it is started again."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,11 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Tidy: run_id, epoch, split, metric, value."""
-        return read_metrics(self.path / "metrics.csv")[0]
+        """Tidy: run_id, epoch, split, metric, value. Rows that are damaged, or of another run, are left out with a warning."""
+        metrics, problems = read_metrics(self.path, self.config)
+        for problem in problems:
+            warnings.warn(problem, stacklevel=2)
+        return metrics
 
 
 def check(config: RunConfig) -> None:
@@ -76,37 +75,39 @@ def check(config: RunConfig) -> None:
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
 
 
-def check_runs(configs: Sequence[RunConfig]) -> None:
-    """Refuse at once what cannot be run: as `check`, for each of them, and `check_data`.
+def check_runs(configs: Sequence[RunConfig]) -> dict[tuple[object, ...], str]:
+    """Refuse at once what cannot be run: as `check`, for each of them, and `check_data`, which says what is returned.
 
     Raises:
         UserError: says which and the way out.
     """
     for config in configs:
         check(config)
-    check_data(configs)
+    return check_data(configs)
 
 
-def check_data(configs: Iterable[RunConfig]) -> None:
+def check_data(configs: Iterable[RunConfig]) -> dict[tuple[object, ...], str]:
     """Refuse at once what cannot be run for want of data: each data set is loaded, and split, once.
+
+    Returns:
+        The fingerprint of each, by `icpctl.fingerprints.data_source`.
 
     Raises:
         UserError: as `icpctl.data.load`, `icpctl.tasks.build` and `split_train`.
     """
+    fingerprints: dict[tuple[object, ...], str] = {}
     for config in {data_needs(config): config for config in configs}.values():
-        task, images = tasks.build(config, _load(config))
+        task, images = tasks.build(config, load_data(config))
         task.check()
         data.split_train(images.train.labels, config.train_size, config.val_fraction)
+        fingerprints[data_source(config)] = images.fingerprint
+    return fingerprints
 
 
 def data_needs(config: RunConfig) -> tuple[object, ...]:
     """What a run takes of its data; equal for runs that `check_data` need not tell apart."""
     task = config.task, config.fid_weights, config.fid_features, config.train_size, config.val_fraction
-    return config.dataset, config.data_dir, config.image_size, config.crop, *task
-
-
-def _load(config: RunConfig) -> data.ImageData:
-    return data.load(config.dataset, config.data_dir, config.image_size, config.crop)
+    return *data_source(config), *task
 
 
 def train(
@@ -132,7 +133,8 @@ def train(
         The run. A finished one is returned as it is.
 
     Raises:
-        UserError: the run cannot start or go on; what was saved stays.
+        UserError: the run cannot start or go on; what was saved stays. So it is with a run, finished or not, that was
+            trained on other data than are there now.
         Interrupted: as asked by `should_stop`.
     """
     check(config)
@@ -140,11 +142,11 @@ def train(
         display = display if display is not None and shared.first else Display()
         config = shared.whole_batch(config, display.say)
         folder = RunFolder(Path(output), config)
-        if shared.lead(folder.status).get("state") == "finished" and not overwrite:
+        if not overwrite and shared.lead(lambda: is_finished(folder)):
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
-            trainer = Trainer(config, _load(config), device, shared, display.say)
+            trainer = Trainer(config, load_data(config), device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
@@ -164,6 +166,7 @@ def train_stack(
     *,
     displays: Sequence[Display] = (),
     should_stop: Callable[[RunConfig], bool] = lambda config: False,
+    fingerprints: Mapping[str, str] = MappingProxyType({}),
 ) -> list[BaseException | None]:
     """Train several runs at once, which take their steps together (`icpctl.stack`), or go on with them.
 
@@ -172,6 +175,7 @@ def train_stack(
         output: the results folder.
         displays: one for each run; none shows nothing.
         should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
+        fingerprints: of the data that runs have to be trained on, by their ids; none: whatever is there.
 
     Returns:
         For each run None, or what stopped it: as `train` would raise it. The others go on.
@@ -185,11 +189,17 @@ def train_stack(
             folder = RunFolder(Path(output), config)
             try:
                 check(config)
-                if folder.status().get("state") == "finished":
+                if is_finished(folder):
                     continue
+                images = load_data(config)
+                if fingerprints.get(config.run_id, images.fingerprint) != images.fingerprint:
+                    raise OtherDataError(
+                        f"{config.dataset} is not what the study was started with. Restore the data, where every machine has "
+                        "the same, and go on with --resume."
+                    )
                 locks.enter_context(_sole_writer(folder))
                 beside = sessions[0].trainer if sessions else None
-                trainer = Trainer(config, _load(config), device, say=display.say, stack=len(configs), beside=beside)
+                trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
                 trainer.check()
             except Exception as error:
                 stopped[config.run_id] = error
@@ -229,245 +239,18 @@ def _sole_writer(folder: RunFolder) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BusyError(f"Another process is training {folder.path} at this moment. Wait for it, or stop it.") from None
+    except (OSError, NotImplementedError) as error:
+        raise not_lockable(Path(lock.lock_file), error) from error
     try:
+        folder.remove_leftovers()
         yield
     finally:
         lock.release()
 
 
-class Session:
-    """The epochs of one run: measure, record, save, and stop when asked."""
-
-    def __init__(
-        self, config: RunConfig, folder: RunFolder, trainer: Trainer, display: Display, should_stop: Callable[[], bool]
-    ) -> None:
-        self.config, self.folder, self.trainer, self.display = config, folder, trainer, display
-        self.processes = trainer.processes
-        self.should_stop = should_stop
-        self.epoch = self.batch = 0
-        self.meter = Meter()
-        self.best: dict[str, float] = {}
-        self.seconds = 0.0  # of the epoch at work, before it was resumed
-        self.cost = CostEstimate(config, trainer.batches)
-        self.warned: set[str] = set()
-        self.notes: list[str] = []  # what the report says of the run
-
-    def steps(self) -> Generator[Step, Result, None]:
-        """Train the run: asks for each step, is sent its result, and does all the rest."""
-        try:
-            self._resume()
-            self.processes.lead(self._begin)
-            while self.epoch < self.config.epochs:
-                yield from self._epoch()
-            self.processes.lead(self._measure_last)
-            self._write_status("finished", epoch=self.config.epochs, notes=self.notes)
-        except (KeyboardInterrupt, SystemExit):  # asked to stop, or the reader of the output went away
-            self._write_status("interrupted", epoch=self.epoch)
-            raise
-        except Exception as error:
-            with suppress(UserError):  # a full disk, say, which is what stopped the run
-                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
-            raise
-        finally:
-            self.trainer.close()
-            self.display.stop()
-
-    def _begin(self) -> None:
-        session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
-        self.folder.write_config(self.config, self._facts(), session)
-        self._write_status("running", epoch=self.epoch)
-        self.display.start(self.config, self.trainer.batches)
-
-    def _write_status(self, state: str, **details: Any) -> None:
-        if self.processes.first:
-            self.folder.write_status(state, **details)
-
-    def _asked_to_stop(self) -> bool:
-        return self.processes.any(self.should_stop())
-
-    def _epoch(self) -> Generator[Step, Result, None]:
-        started = time.perf_counter() - self.seconds
-        if self.trainer.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        self.trainer.model.train()
-        due = Throttle(1.0)
-        size = self.trainer.batch_size
-        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
-            loss, log = yield Step(self.epoch, batch, images, labels)
-            self.meter.add(batch, loss, log)
-            done = batch + 1
-            if due():
-                seconds = time.perf_counter() - started
-                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / done)
-                self._show(done, done * size / seconds)
-            if done < self.trainer.batches and self._asked_to_stop():
-                self.meter = self.processes.whole_meter(self.meter)
-                self._check_finite()
-                self.batch, self.seconds = done, time.perf_counter() - started
-                self._save()
-                raise Interrupted
-        self._finish_epoch(self.trainer.epoch_labels(self.epoch), started)
-        if self.epoch < self.config.epochs and self._asked_to_stop():
-            raise Interrupted
-
-    def _finish_epoch(self, labels: Tensor, started: float) -> None:
-        self.meter = self.processes.whole_meter(self.meter)
-        self._check_finite()  # waits for the device
-        improved = self.processes.lead(lambda: self._record_epoch(labels, started))
-        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
-        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
-            self._save("best")
-        self._save()
-
-    def _record_epoch(self, labels: Tensor, started: float) -> bool:
-        """Measure, record and show the epoch; whether it is the best so far."""
-        seconds = time.perf_counter() - started
-        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
-        task = self.trainer.task
-        metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
-        metrics["train"] |= {
-            "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": len(labels) / seconds * self.trainer.stack,  # a stacked run's own share of the time
-            "peak_memory": peak_memory(self.trainer.device),
-        }
-        for name, split in self.trainer.evaluation_sets.items():
-            metrics[name] = task.evaluate(self.trainer.network, split)
-            if not math.isfinite(metrics[name]["loss"]):
-                raise self._not_finite("after its last batch")
-        metrics["train"]["seconds"] = (time.perf_counter() - started) / self.trainer.stack
-        self._warn(metrics["train"])
-        self.folder.append_metrics(self.epoch, metrics)
-        self.display.epoch(self.epoch, metrics)
-        improved = False
-        if "val" in metrics:
-            value = metrics["val"][self.config.selection]
-            improved = not self.best or value > self.best["value"]
-            if improved:
-                self.best = {"epoch": self.epoch, "value": value}
-        return improved
-
-    def _resume(self) -> None:
-        device = self.trainer.device
-        saved, faults = self.processes.lead(lambda: checkpoint.load_last(self.folder.checkpoints, device), device)
-        if faults:
-            self.display.warn(" ".join([*faults, "Going on from the one before it." if saved else "Starting anew."]))
-        if saved is None:
-            self.processes.lead(lambda: self.folder.keep_metrics_before(0))
-            return
-        if resolve(saved["config"], str(self.folder.checkpoints), RECORDED).run_id != self.config.run_id:
-            raise UserError(
-                f"{self.folder.checkpoints} has a checkpoint of another run. Remove it, or use --overwrite."
-            )
-        if saved["fingerprint"] != self.trainer.fingerprint:
-            raise UserError(
-                f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
-                "start the run anew with --overwrite."
-            )
-        self.trainer.restore(saved)
-        self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
-        self.meter.restore(saved["meter"], self.processes.part)
-        self.seconds = saved["seconds"]
-        for fault in self.processes.lead(lambda: self.folder.keep_metrics_before(self.epoch)):
-            self.display.warn(fault)
-        place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
-        self.display.say(f"Resuming {self.config.run_id} at {place}.")
-
-    def _save(self, name: str = "last") -> None:
-        content = {
-            "config": self.config.model_dump(mode="json"),
-            "fingerprint": self.trainer.fingerprint,
-            "classes": list(self.trainer.classes),
-            "mean": self.trainer.network.mean,
-            "std": self.trainer.network.std,
-            "image_size": list(self.trainer.train_set.shape[-2:]),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "best": self.best,
-            "meter": self.meter.state(),
-            "seconds": self.seconds,
-        }
-        content |= self.trainer.state()
-        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content))
-
-    def _check_finite(self) -> None:
-        bad = self.meter.first_bad
-        if bad is None or int(bad) < 0:
-            return
-        raise self._not_finite(f"batch {int(bad) + 1}")
-
-    def _not_finite(self, place: str) -> UserError:
-        last = self.folder.checkpoints / "last.pt"
-        good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
-        icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.optimizer != "none" else ""
-        return UserError(
-            f"The loss is not finite at epoch {self.epoch + 1}, {place}, of {self.config.run_id}. {good}. Lower "
-            f"{option('lr')} (now {self.config.lr:g}){icp_lr}, or clip the gradient with {option('clip_grad_norm')}."
-        )
-
-    def _show(self, done: int, images_per_second: float) -> None:
-        if self.processes.size == 1:  # several have to find it at the same batch: at the end of the epoch, or at a stop
-            self._check_finite()
-        values = self.meter.means() | {
-            "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": images_per_second,
-        }
-        self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
-
-    def _measure_last(self) -> None:
-        """Add the costly metrics to the last epoch, which is saved by now.
-
-        A run that is stopped or killed in here measures them anew.
-        """
-        self.display.stop()
-
-        def warn(message: str) -> None:
-            self.notes.append(message)
-            self.display.warn(message)
-
-        def pause() -> None:
-            if self.should_stop():
-                raise Interrupted
-
-        test = self.trainer.evaluation_sets["test"]
-        measured = self.trainer.task.evaluate_last(self.trainer.network, test, self.display.say, warn, pause)
-        if not measured:
-            return
-        last = self.config.epochs - 1
-        rows = read_metrics(self.folder.metrics_file)[0]
-        recorded = set(rows[(rows["epoch"] == last) & (rows["split"] == "test")]["metric"])
-        new = {name: value for name, value in measured.items() if name not in recorded}
-        if new:
-            self.folder.append_metrics(last, {"test": new})
-
-    def _warn(self, values: dict[str, float]) -> None:
-        """Say, once a run each, what is wrong with the perturbation."""
-        for fault in diagnose(self.config, values, settled=self.epoch > 0):
-            if fault.kind not in self.warned:
-                self.warned.add(fault.kind)
-                self.notes += [fault.note] if fault.note else []
-                self.display.warn(fault.message)
-
-    def _facts(self) -> dict[str, Any]:
-        """What config.json says of the data and the model."""
-        trainer = self.trainer
-        facts = {
-            "dataset": self.config.dataset,
-            "fingerprint": trainer.fingerprint,
-            "classes": len(trainer.classes),
-            "images": {"train": len(trainer.train_set)} | {n: len(s) for n, s in trainer.evaluation_sets.items()},
-            "image_size": list(trainer.train_set.shape[-2:]),
-            "mean": trainer.network.mean.flatten().tolist(),
-            "std": trainer.network.std.flatten().tolist(),
-        }
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        return {"parameters": parameters, "data": facts}
-
-
 def _in_words(error: BaseException, config: RunConfig, device: torch.device, stack: int = 1) -> BaseException:
     """The error itself; if memory has run out, what to do about it."""
-    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    by_message = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    if not (by_message or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
+    if not is_out_of_memory(error):
         return error
     fewer = "--stack, " if stack > 1 else ""
     return UserError(

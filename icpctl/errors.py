@@ -28,3 +28,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         return UserError(f"Unknown {kind} '{name}'. Did you mean '{nearest}'?")
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return UserError(f"Unknown {kind} '{name}'. It can be one of: {listed}.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on whichever device."""
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )

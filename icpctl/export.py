@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from icpctl.config import RunConfig, declaration
 from icpctl.errors import UserError
+from icpctl.files import not_writable, write_atomic
+from icpctl.metrics import read_metrics
 from icpctl.report.runs import data_versions, of_version
-from icpctl.results import TENSORBOARD, RunRecord, not_writable, read_metrics, write_atomic
+from icpctl.results import TENSORBOARD, RunRecord
 
 Kind = Literal["tensorboard", "wandb"]
 Setting = bool | int | float | str
@@ -176,7 +178,7 @@ def _settings(config: RunConfig) -> dict[str, Setting]:
 
 def _epochs(record: RunRecord) -> list[Epoch]:
     """The epochs in order; the last one ended when metrics.csv was last written, the others by their seconds before."""
-    rows, _ = read_metrics(record.path / "metrics.csv")  # the report names what is damaged
+    rows, _ = read_metrics(record.path, record.config)  # the report names what is damaged
     metrics: dict[int, dict[str, float]] = {}
     for _, epoch, split, metric, value in rows.itertuples(index=False, name=None):
         metrics.setdefault(epoch, {})[f"{split}/{metric}"] = value

@@ -37,8 +37,8 @@ from torch_fidelity import feature_extractor_inceptionv3, metric_fid, metric_kid
 from torch_fidelity.utils import create_feature_extractor
 
 from icpctl.errors import UserError
+from icpctl.files import write_atomic
 from icpctl.network import Images, Network, Trained, load_trained, set_precision
-from icpctl.results import write_atomic
 
 INCEPTION, INCEPTION_LAYER = "inception-v3-compat", "2048"
 CLASSIFIER, CLASSIFIER_LAYER = "icpctl-classifier", "penultimate"

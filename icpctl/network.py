@@ -25,6 +25,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: it is not there.
     """
+    resolve({"device": name})
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -35,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 def set_precision(precision: str) -> None:
     """Float32 arithmetic is IEEE's unless TF32 is asked for; torch's own default lets convolutions use TF32."""
-    mode = "tf32" if precision == "tf32" else "ieee"
+    mode = {"float32": "ieee", "tf32": "tf32", "bf16": "ieee"}[precision]
     torch.backends.cuda.matmul.fp32_precision = mode
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
 
@@ -149,8 +150,8 @@ def load_trained(path: str | Path, which: str = "last", device: str = "auto") ->
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
         model = build_model(config, len(saved["classes"]), target)
     try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError:
+        model.load_state_dict(checkpoint.weights_of(saved, model))
+    except (RuntimeError, ValueError):
         raise UserError(
             f"The weights in {file} do not fit the model {config.model} of this version. Train it anew with --overwrite."
         ) from None

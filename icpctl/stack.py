@@ -46,7 +46,7 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 
 class Session(Protocol):
-    """A run at work; see `icpctl.engine.Session`."""
+    """A run at work; see `icpctl.session.Session`."""
 
     trainer: Trainer
 

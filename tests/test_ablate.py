@@ -19,6 +19,7 @@ from studies import assert_equal_to_twins
 from test_cli import icpctl_command, refused
 
 import icpctl
+from icpctl import data
 from icpctl.ablate.claim import CLAIM_FILE, holder
 from icpctl.ablate.command import define
 from icpctl.ablate.study import STUDY_FILE, Definition
@@ -263,9 +264,11 @@ def test_a_worker_without_the_data_ends_the_study(tmp_path: Path) -> None:
 
 
 def test_with_everything_finished_a_dry_run_needs_no_torch(tmp_path: Path) -> None:
+    fingerprint = data.load("digits").fingerprint
     for run in define(SETTINGS, ["steps=1..40"], seeds="10").runs():
         folder = RunFolder(tmp_path / "results", run.config)
         folder.path.mkdir(parents=True)
+        (folder.path / "config.json").write_text(json.dumps({"data": {"fingerprint": fingerprint}}))
         (folder.path / "status.json").write_text('{"state": "finished"}')
     code = "import sys; from icpctl.cli import app\ntry:\n app()\nfinally:\n print('torch' in sys.modules)"
     arguments = ["ablate", *SMALL, "--grid", "steps=1..40", "--seeds", "10", "--dry-run"]

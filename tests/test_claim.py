@@ -116,13 +116,69 @@ def test_a_reused_process_id_is_another_process(tmp_path: Path) -> None:
         assert holder(tmp_path) is not None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"owner": 3}'])
+OURS = json.dumps(module._machine())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"owner": 3}', f'{{"machine": {OURS}}}', f'{{"machine": {OURS}, "pid": "x", "started": 1}}',
+     f'{{"machine": {OURS}, "pid": {10**30}, "started": 1}}', f'{{"machine": {OURS}, "pid": -1, "started": NaN}}',
+     '{"machine": "another", "owner": "../../x"}', '{"progress": 5}', "[" * 100_000],
+)  # fmt: skip
 def test_a_claim_that_cannot_be_read_is_judged_by_its_age(content: str, tmp_path: Path) -> None:
     file = tmp_path / CLAIM_FILE
     file.write_text(content)
     assert holder(tmp_path) is not None
     os.utime(file, (1, 1))
     assert holder(tmp_path) is None
+    claim = Claim.take(tmp_path)  # nor does it stop the next one
+    assert claim is not None
+    with claim:
+        assert [path.name for path in tmp_path.iterdir()] == [CLAIM_FILE]
+
+
+def test_a_claim_from_the_future_is_waited_for_no_longer_than_any_other(tmp_path: Path) -> None:
+    file = tmp_path / CLAIM_FILE
+    file.write_text('{"machine": "another", "owner": "a"}')
+    ahead = time.time() + 86_400
+    os.utime(file, (ahead, ahead))
+    assert holder(tmp_path) is not None  # it may be alive, and shows that by a heartbeat
+    assert file.stat().st_mtime < ahead - 80_000  # from now on it grows old
+    beat = file.stat().st_mtime - 2 * DEAD_AFTER
+    os.utime(file, (beat, beat))
+    assert holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "loop", "pipe"])
+def test_a_claim_that_is_no_file_is_judged_by_its_age_and_replaced(tmp_path: Path, kind: str) -> None:
+    file, mine = tmp_path / "run" / CLAIM_FILE, tmp_path / "mine"
+    file.parent.mkdir()
+    match kind:
+        case "dangling link":
+            file.symlink_to(mine)
+        case "loop":
+            file.symlink_to(file)
+        case "pipe":
+            os.mkfifo(file)
+    os.utime(file, (1, 1), follow_symlinks=False)
+    claim = Claim.take(file.parent)
+    assert claim is not None
+    with claim:
+        assert file.is_file()
+        assert not file.is_symlink()
+    assert not mine.exists()
+
+
+def test_a_heartbeat_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """The owner stands in the claim, so a name made from it could be foreseen."""
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    claim = Claim.take(tmp_path / "run")
+    assert claim is not None
+    with claim:
+        (tmp_path / "run" / f"{CLAIM_FILE}.{claim.owner}").symlink_to(mine)
+        claim._beat()
+    assert mine.read_text() == "precious"
 
 
 def test_the_heart_beats_with_the_progress_and_a_lost_claim_is_noticed(

@@ -151,7 +151,7 @@ def test_toml_is_read_and_its_faults_said(tmp_path: Path) -> None:
         read_toml(tmp_path / "missing.toml")
 
 
-RUNS_OF_0_1 = {
+RUNS_OF_0_1: dict[str, dict[str, object]] = {
     "resnet20-cifar100-ademamix-T5-s0-0d767258": {},
     "resnet20-cifar100-none-s0-50f6ffaa": {"optimizer": "none"},
     "resnet20-digits-adam-T3-s0-56c839b2": {"optimizer": "adam", "steps": 3, "dataset": "digits"},

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from checkpoints import checkpoint_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fidelity_formulas import frechet, mmd2
@@ -267,7 +268,7 @@ def run(folder: Path, seed: int = 0, image_size: int = 8, mean: float = 0.4, **v
         "model": model.state_dict(),
     }
     (folder / "checkpoints").mkdir(parents=True)
-    checkpoint.save(folder / "checkpoints", "last", dict.fromkeys(checkpoint.KEYS) | content)
+    checkpoint.save(folder / "checkpoints", "last", checkpoint_entries(**content))
     return folder
 
 

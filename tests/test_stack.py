@@ -20,8 +20,9 @@ from icpctl.data.streaming import choose_split
 from icpctl.display import Display
 from icpctl.errors import UserError
 from icpctl.fastpath import CapturedSteps, cuda_graph
+from icpctl.metrics import read_metrics
 from icpctl.network import Network
-from icpctl.results import RunFolder, read_metrics
+from icpctl.results import RunFolder
 from icpctl.stack import Result, Stack, Step, UnstackableError, take_steps
 from icpctl.trainer import Trainer
 
@@ -182,7 +183,7 @@ def digits(seed: int, **settings: Any) -> RunConfig:
 
 
 def values(run_id: str, output: Path) -> Any:
-    rows = read_metrics(output / run_id / "metrics.csv")[0]
+    rows = icpctl.load_results(output / run_id)
     rows = rows[~rows["metric"].isin(["seconds", "images_per_second", "peak_memory"])]
     return rows.set_index(["epoch", "split", "metric"])["value"]
 
@@ -340,5 +341,5 @@ def test_the_seconds_of_a_stack_are_shared_among_its_runs(tmp_path: Path) -> Non
     configs = [digits(0), digits(1), digits(2)]
     engine.train_stack(configs, tmp_path)
     elapsed = time.perf_counter() - began
-    rows = [read_metrics(tmp_path / config.run_id / "metrics.csv")[0] for config in configs]
+    rows = [read_metrics(tmp_path / config.run_id, config)[0] for config in configs]
     assert sum(float(each[each["metric"] == "seconds"]["value"].sum()) for each in rows) <= elapsed

@@ -2,7 +2,8 @@
 
 A claim is made by giving a written file its name, which succeeds for one process alone. Whose heartbeat has stopped, or
 whose process is gone from this machine, has lost it: the next one takes the run over. All ages are by the clock of the
-file system that holds the folder, so the clocks of the machines may differ.
+file system that holds the folder, so the clocks of the machines may differ. A claim that says something else than one of
+icpctl would is nobody's, and has its age alone.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import psutil
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
-from icpctl.results import read_json
+from icpctl.files import read_json, write_beside
 
 CLAIM_FILE = "claim.json"
 HEARTBEAT = 5.0
@@ -44,7 +47,6 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self.path, self.owner = path, uuid.uuid4().hex
         self.progress: Mapping[str, Any] = {}
-        self._temporary = path.with_name(f"{CLAIM_FILE}.{self.owner}")
         self._lost = False
         self._beaten = time.time()
         self._released = threading.Event()
@@ -81,10 +83,10 @@ class Claim:
 
     def _create(self, path: Path) -> bool:
         """Write the claim to a file that is not there yet, whole; whether this process was the one to do so."""
+        temporary = write_beside(path, self._text().encode())
         try:
-            self._temporary.write_text(self._text(), encoding="utf-8")
             try:
-                os.link(self._temporary, path)
+                os.link(temporary, path)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                     raise
@@ -93,7 +95,7 @@ class Claim:
         except FileExistsError:
             return False
         finally:
-            self._temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
     def _text(self) -> str:
@@ -133,8 +135,7 @@ class Claim:
         # A file that cannot be read for a moment is no sign of another owner; and a full disk stops the run by itself.
         with suppress(OSError):
             os.utime(self.path)
-            self._temporary.write_text(self._text(), encoding="utf-8")
-            self._temporary.replace(self.path)
+            write_beside(self.path, self._text().encode()).replace(self.path)
         self._beaten = time.time()
 
     def __enter__(self) -> Self:
@@ -149,9 +150,33 @@ class Claim:
             self.path.unlink(missing_ok=True)
 
 
+class _Progress(TypedDict, total=False):
+    epoch: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    epochs: Annotated[int, Field(ge=1)]
+
+
+@with_config(ConfigDict(strict=True, extra="allow", defer_build=True))
+class _Content(TypedDict, total=False):
+    """What claim.json may say."""
+
+    owner: Annotated[str, Field(pattern=r"^\w{1,64}$")]
+    """It becomes a part of a file's name."""
+    host: str
+    machine: str
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    started: Annotated[float, Field(allow_inf_nan=False)]
+    progress: _Progress
+
+
+_CONTENT: TypeAdapter[_Content] = TypeAdapter(_Content)
+
+
 def read_claim(folder: Path) -> dict[str, Any]:
     """What the claim on a run says, its holder dead or alive: host, pid, progress. Empty where it says nothing."""
-    return read_json(folder / CLAIM_FILE)
+    try:
+        return dict(_CONTENT.validate_python(read_json(folder / CLAIM_FILE)))
+    except ValidationError:
+        return {}
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
@@ -161,10 +186,16 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(path: Path, claim: dict[str, Any]) -> bool:
-    if claim.get("machine") == _machine():
+    if claim.get("machine") == _machine() and claim.keys() >= {"pid", "started"}:
         return _is_running(claim["pid"], claim["started"])
     try:
-        return _age(path) < DEAD_AFTER
+        age = _age(path)
+        if age < -DEAD_AFTER:
+            # By a clock that was wrong, or a copy that kept the date. From now on it has the time that any claim has: one
+            # whose holder lives is renewed.
+            with suppress(PermissionError):
+                os.utime(path, follow_symlinks=False)
+        return age < DEAD_AFTER
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # it is there, and cannot be judged from here
@@ -184,10 +215,9 @@ def _is_running(pid: int, started: float) -> bool:
 
 def _age(path: Path) -> float:
     """Seconds since the last heartbeat, by the clock of the file system."""
-    beat = path.stat().st_mtime
-    probe = path.with_name(f"{CLAIM_FILE}.{uuid.uuid4().hex}")
+    beat = path.lstat().st_mtime
+    probe = write_beside(path, b"")
     try:
-        probe.touch()
         return probe.stat().st_mtime - beat
     finally:
         probe.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option
 from icpctl.cost import passes
 from icpctl.errors import UserError
+from icpctl.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.grid import EXAMPLE, parse_grid
 from icpctl.report.groups import value_text
 from icpctl.report.runs import METHOD
@@ -88,8 +89,7 @@ def define(
 
 
 def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) -> Definition:
-    file = folder / STUDY_FILE
-    if not file.exists():
+    if (definition := Definition.kept(folder)) is None:
         raise UserError(f"--resume {folder}: there is no {STUDY_FILE}, so no study was begun there with icpctl ablate.")
     arguments = {"model": "MODEL", "dataset": "DATASET"}
     identity = [arguments.get(name, option(name)) for name in given if declaration(name).identity]
@@ -98,7 +98,6 @@ def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) 
             f"--resume {folder} takes the studies as they are, and {', '.join(changes)} would change them. Leave out --resume, and give "
             f"--output {folder} with the new settings: that adds runs to the folder."
         )
-    definition = Definition.read(file, recorded=True)
     studies = [replace(each, settings={**each.settings, **given}) for each in definition.studies]
     return Definition(studies, definition.execution)
 
@@ -136,19 +135,18 @@ def execute(
         UserError: something can be refused before the first run; or a machine that cannot do any of them.
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
-    _check_kept(output)
+    Definition.kept(output)  # what is wrong with it is said at once
     scheduler = Scheduler(definition.runs(), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
+    _check_data(scheduler)
     if not configs:
         definition.keep(output)
         _note_threads(write_study_table(output), console)
         return dict.fromkeys(scheduler.runs)
 
-    from icpctl import engine
     from icpctl.ablate import executors
     from icpctl.ablate.progress import Progress
 
-    engine.check_runs(configs)
     executor = executors.build(definition.execution, configs)
     alone = sum(config.stack_id is None for config in configs)
     if definition.execution.stack > 1 and alone:
@@ -168,6 +166,7 @@ def execute(
         raise
     executor.close()
     _note_threads(write_study_table(output), console)
+    _refuse_other_data(scheduler)  # another study may have finished some in the meantime, elsewhere
     return {run_id: run.error if run.state == "failed" else None for run_id, run in scheduler.runs.items()}
 
 
@@ -187,9 +186,10 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     Raises:
         UserError: as `execute`, before the first run.
     """
-    _check_kept(output)
+    Definition.kept(output)
     planned = definition.runs()
     scheduler = Scheduler(planned, output)
+    _check_data(scheduler)
     varied = _varied(planned)
     console.print("state     role            passes  run", highlight=False)
     for run in scheduler.runs.values():
@@ -221,10 +221,27 @@ def _rough(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _check_kept(output: Path) -> None:
-    """Say at once what is wrong with the study.toml that is in the results folder already."""
-    if (file := output / STUDY_FILE).exists():
-        Definition.read(file)
+def _check_data(scheduler: Scheduler) -> None:
+    """Look for what can be refused before the first run, and note the fingerprints of the data.
+
+    Raises:
+        UserError: a run cannot be trained here, or some were trained on other data.
+    """
+    known: dict[tuple[object, ...], str] = {}
+    if unfinished := scheduler.unfinished():
+        from icpctl import engine
+
+        known = engine.check_runs([run.planned.config for run in unfinished])
+    for run in scheduler.runs.values():
+        config = run.planned.config
+        if (source := data_source(config)) not in known:
+            known[source] = load_data(config).fingerprint
+        run.fingerprint = known[source]
+    _refuse_other_data(scheduler)
+
+
+def _refuse_other_data(scheduler: Scheduler) -> None:
+    refuse_other_data([(run.folder, run.fingerprint) for run in scheduler.runs.values()])
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
@@ -251,12 +268,10 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     """How long the runs will take, from where they are."""
     import torch
 
-    from icpctl import engine
     from icpctl.ablate import estimate
     from icpctl.ablate.executors.local import Local
 
     configs = [run.planned.config for run in runs]
-    engine.check_runs(configs)
     if execution.executor == "local":
         local = Local(execution, configs)
         jobs, threads = len(local.processes), local.threads

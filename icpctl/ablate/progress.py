@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from icpctl.ablate.claim import CLAIM_FILE, read_claim
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.cost import passes
 from icpctl.display import duration
@@ -56,6 +57,12 @@ class Progress:
         state = words.get(run.state, run.state)
         colour = {"failed": "red", "finished": "green"}.get(run.state)
         text = f"[{colour}]{state}[/]" if colour else state
+        if run.state == "elsewhere" and (claim := read_claim(run.folder.path)):
+            file = run.folder.path / CLAIM_FILE
+            text += escape(
+                f" (process {claim.get('pid', 'unknown')} on {claim.get('host', 'an unknown host')}, which is waited for as long as {file} is renewed; "
+                "remove that file if the process is gone)"
+            )
         line = f"{ended}/{len(study.runs)} {run.folder.run_id}: {text}"
         self.console.print(
             line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=self._live is None

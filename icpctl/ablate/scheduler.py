@@ -38,6 +38,8 @@ class RunState:
     state: State = "waiting"
     error: str = ""
     attempts: int = 0
+    fingerprint: str = ""
+    """Of its data, where the study was started; empty if that is not known."""
     status: dict[str, Any] = field(default_factory=dict)
     """What status.json said when this study last had to do with the run."""
 
@@ -63,7 +65,7 @@ class Scheduler:
         self.runs = {run.config.run_id: RunState(run, RunFolder(output, run.config)) for run in planned}
         for run in self.runs.values():
             run.status = run.folder.status()
-            if run.status.get("state") == "finished":
+            if run.folder.is_finished():
                 run.state = "finished"
         self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
         self._looked = 0.0
@@ -136,7 +138,7 @@ class Scheduler:
             self._look_elsewhere(retries)
             watch(self, None)
         for run in self.runs.values():
-            if run.state == "failed" and run.folder.status().get("state") == "finished":
+            if run.state == "failed" and run.folder.is_finished():
                 run.state = "finished"  # by another study, in the meantime
 
     def _any(self, *states: State) -> bool:
@@ -157,7 +159,8 @@ class Scheduler:
                 self.waiting.remove(run_id)
                 together += [run] if self._is_ours(run) else []
         if together:
-            executor.submit(Job.of([run.planned.config for run in together], self.output))
+            fingerprints = {run.folder.run_id: run.fingerprint for run in together if run.fingerprint}
+            executor.submit(Job.of([run.planned.config for run in together], self.output, fingerprints))
         for run in together:
             run.attempts += 1
             self._set(run, "running")

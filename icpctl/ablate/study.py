@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
+from icpctl.files import locked, not_writable, write_atomic
 from icpctl.grid import grid_values, holds
-from icpctl.results import not_writable, write_atomic
 from icpctl.settings import load_toml, typed_settings
 
 STUDY_FILE = "study.toml"
@@ -113,7 +113,7 @@ class Study:
         table |= {"where": list(self.where)} if self.where else {}
         table |= {"controls": True} if self.controls else {}
         table |= {"compute-matched": True} if self.compute_matched else {}
-        explicit = {name: choices(name)[0] for name in earlier_settings() if name not in self.grid}
+        explicit = _without(self.grid, {name: choices(name)[0] for name in earlier_settings()})
         settings = {name: _plain(v) for name, v in {**explicit, **self.settings}.items() if v is not None}
         return table | {"settings": settings, "grid": {name: list(values) for name, values in self.grid.items()}}
 
@@ -190,6 +190,10 @@ class Study:
 
     def _kept(self, settings: Mapping[str, object]) -> bool:
         return all(holds(condition, settings, f"--where {condition!r}") for condition in self.where)
+
+
+def _without(names: Container[str], settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _plain(value: object) -> object:
@@ -286,12 +290,21 @@ class Definition:
         studies = [Study.from_table(each, place) for each, place in zip(tables, places, strict=True)]
         if recorded:
             studies = [
-                replace(
-                    each, settings={k: v for k, v in earlier_settings().items() if k not in each.grid} | each.settings
-                )
-                for each in studies
+                replace(each, settings={**_without(each.grid, earlier_settings()), **each.settings}) for each in studies
             ]
         return cls(studies, execution)
+
+    @classmethod
+    def kept(cls, folder: Path) -> Self | None:
+        """The definition that a results folder has; None if it has none.
+
+        Raises:
+            UserError: as `read`.
+        """
+        file = folder / STUDY_FILE
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise UserError(f"{file} is no file. Remove it, or take another results folder, with --output.")
+        return cls.read(file, recorded=True) if file.exists() else None
 
     def keep(self, folder: Path) -> None:
         """Add the studies to study.toml of a results folder, which has those that were run there before.
@@ -303,14 +316,15 @@ class Definition:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with study_lock(folder):
-                before = Definition.read(file, recorded=True).studies if file.exists() else []
+                kept = self.kept(folder)
+                before = kept.studies if kept else []
                 studies = {_meaning(study): study for study in (*before, *self.studies)}
                 execution = self.execution.model_dump(exclude_defaults=True)
                 content: dict[str, Any] = {"execution": execution} if execution else {}
                 content |= {"study": [study.to_table() for study in studies.values()]}
                 write_atomic(file, tomli_w.dumps(content).encode())
         except OSError as error:
-            raise not_writable(file, error) from error
+            raise not_writable(folder, error) from error
 
     def runs(self) -> list[PlannedRun]:
         """The runs of all studies, each once.
@@ -325,9 +339,9 @@ class Definition:
         return list(planned.values())
 
 
-def study_lock(folder: Path) -> FileLock:
+def study_lock(folder: Path) -> AbstractContextManager[None]:
     """What an ablation holds while it writes study.toml or study.csv of a results folder."""
-    return FileLock(folder / f".{STUDY_FILE}.lock")
+    return locked(folder / f".{STUDY_FILE}.lock")
 
 
 def _meaning(study: Study) -> str:

@@ -9,9 +9,10 @@ import pandas as pd
 
 from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
+from icpctl.files import write_atomic
 from icpctl.report.groups import references
 from icpctl.report.runs import METHOD, runs_table
-from icpctl.results import read_record, write_atomic
+from icpctl.results import read_record
 from icpctl.text import csv_text
 
 STUDY_TABLE = "study.csv"
@@ -36,15 +37,24 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     for fact in ("threads", "device"):
         starts = [dict.fromkeys(str(session.get(fact, "")) for session in record.sessions) for record in records]
         table[fact] = ["+".join(filter(None, values)) for values in starts]
-    run_ids = set(table["run_id"])
+    # A run that was trained on other data is not what a run is compared with.
+    data = {record.config.run_id: record.fingerprint for record in records}
     compared = [{kind: twin.run_id for kind, twin in references(run.config).items()} for run in planned]
     for name, kind in COMPARED.items():
-        table[name] = [twins[kind] if twins.get(kind) in run_ids else "" for twins in compared]
+        table[name] = [
+            twins[kind] if twins.get(kind) in data and _same(data[twins[kind]], data[run.config.run_id]) else ""
+            for run, twins in zip(planned, compared, strict=True)
+        ]
     inert = [name for name in table if name in METHOD]
     table[inert] = table[inert].mask(table["optimizer"] == "none")
     first = ["run_id", "role", "state", "error", "passes", "seconds", "threads", "device", *COMPARED]
     machine = [name for name in RunConfig.model_fields if not declaration(name).identity and name != "device"]
     return table[[*first, *(name for name in table if name not in (*first, *machine))]]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same data, as far as they are known."""
+    return one == other or not (one and other)
 
 
 def write_study_table(output: Path) -> pd.DataFrame:

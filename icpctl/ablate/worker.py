@@ -16,18 +16,20 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
 
-from icpctl.ablate.claim import Claim, ClaimLostError
+from icpctl.ablate.claim import CLAIM_FILE, Claim, ClaimLostError
 from icpctl.ablate.study import STUDY_FILE
 from icpctl.config import RunConfig
 from icpctl.display import ConsoleDisplay, Metrics
 from icpctl.errors import UserError
-from icpctl.results import RunFolder, not_writable
+from icpctl.files import not_writable
+from icpctl.fingerprints import OtherDataError
+from icpctl.results import RunFolder
 
 LOG_FILE = "log.txt"
 READY = "ready\n"
@@ -50,12 +52,14 @@ class Job:
     """Where relative paths, such as those of a data set, begin."""
     command: Sequence[str]
     """The command line of the study, for the provenance of the runs."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the data of each run where the study was started; none: whatever is there."""
 
     @classmethod
-    def of(cls, configs: Sequence[RunConfig], output: Path) -> Job:
+    def of(cls, configs: Sequence[RunConfig], output: Path, fingerprints: Mapping[str, str] | None = None) -> Job:
         """The job of runs in a results folder; several have one `stack_id`."""
         runs = {config.run_id: config.model_dump(mode="json") for config in configs}
-        return cls(runs, str(output.absolute()), str(Path.cwd()), sys.argv)
+        return cls(runs, str(output.absolute()), str(Path.cwd()), sys.argv, fingerprints or {})
 
     def on(self, device: str) -> Job:
         """The same where the runs that would choose a CUDA device take this one."""
@@ -118,7 +122,7 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
                 claims.enter_context(claim)
                 taken[config.run_id] = _Taken(config, folder, claim)
         if taken:
-            outcomes |= _train(taken, output, should_stop)
+            outcomes |= _train(taken, output, job.fingerprints, should_stop)
             _release_memory()
     return outcomes
 
@@ -137,17 +141,19 @@ def _claimed(folder: RunFolder) -> Claim | Outcome:
     try:
         claim = Claim.take(folder.path)
     except OSError as error:
-        message = str(not_writable(folder.path, error))
+        message = str(not_writable(folder.path / CLAIM_FILE, error))
         return Outcome("failed", message) if os.access(folder.path.parent, os.W_OK) else _refused(message)
     if claim is None:
         return Outcome("elsewhere")
-    if folder.status().get("state") == "finished":
+    if folder.is_finished():
         with claim:
             return Outcome("finished")
     return claim
 
 
-def _train(taken: Mapping[str, _Taken], output: Path, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
+def _train(
+    taken: Mapping[str, _Taken], output: Path, fingerprints: Mapping[str, str], should_stop: Callable[[], bool]
+) -> dict[str, Outcome]:
     from icpctl import engine
 
     def asked_to_stop(config: RunConfig) -> bool:
@@ -165,7 +171,13 @@ def _train(taken: Mapping[str, _Taken], output: Path, should_stop: Callable[[], 
                 outcomes[run_id] = _failed(run.folder, run.config, error)
         configs = [taken[run_id].config for run_id in displays]
         try:
-            stopped = engine.train_stack(configs, output, displays=list(displays.values()), should_stop=asked_to_stop)
+            stopped = engine.train_stack(
+                configs,
+                output,
+                displays=list(displays.values()),
+                should_stop=asked_to_stop,
+                fingerprints=fingerprints,
+            )
         except Exception as error:  # that stopped all of them
             stopped = [error] * len(configs)
     return outcomes | {
@@ -181,6 +193,8 @@ def _stopped(run: _Taken, error: BaseException) -> Outcome:
         return Outcome("interrupted")
     if isinstance(error, (engine.BusyError, ClaimLostError)):
         return Outcome("elsewhere")
+    if isinstance(error, OtherDataError):
+        return _refused(str(error))
     return _failed(run.folder, run.config, error)
 
 

@@ -12,8 +12,9 @@ import pandas as pd
 from icpctl.data.download import no_downloads
 from icpctl.figures.study import study_figures
 from icpctl.figures.style import KINDS, Drawing, encode
+from icpctl.files import not_writable, write_atomic
 from icpctl.report import Report
-from icpctl.results import FIGURES, not_writable, write_atomic
+from icpctl.results import FIGURES
 from icpctl.text import csv_text
 
 

@@ -14,11 +14,12 @@ import pandas as pd
 
 from icpctl.config import SELECTION
 from icpctl.errors import UserError, unknown
+from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.runs import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.report.selection import select
-from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
+from icpctl.results import TIMINGS, RunRecord, read_runs
 from icpctl.text import csv_text, printable
 
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")

@@ -13,12 +13,13 @@ from typing import Literal
 
 from rich.console import Console
 
-from icpctl.ablate.study import STUDY_FILE, Definition
+from icpctl.ablate.study import Definition
 from icpctl.errors import UserError
 from icpctl.export import Kind, export
+from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, write
 from icpctl.report.tables import Format, render, terminal
-from icpctl.results import REPORT, not_writable, read_json, run_folders, write_atomic
+from icpctl.results import REPORT, run_folders
 
 Say = Callable[[str, str], None]
 """Prints a paragraph beside the report: its kind, as in "Note:", and the text."""
@@ -122,8 +123,8 @@ def watch_report(request: Request, console: Console, say: Say, should_stop: Call
 
 def _planned(folder: Path) -> list[str]:
     """The runs of the studies of a results folder."""
-    file = folder / STUDY_FILE
-    return [run.config.run_id for run in Definition.read(file, recorded=True).runs()] if file.exists() else []
+    definition = Definition.kept(folder)
+    return [run.config.run_id for run in definition.runs()] if definition else []
 
 
 def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
