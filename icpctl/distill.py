@@ -4,15 +4,13 @@
     L_total = a_e · L_task(x) + (1 − a_e) · L_feat
 
 The student sees x; the teacher is the same network on x_T. F_1 … F_L are the outputs of the network's stages.
-This module needs torch, the perturbation and its fast path alone.
+This module needs torch, the perturbation, the taps and the fast path alone.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -35,6 +33,8 @@ from icpctl.icp import (
     per_sample,
     perturb,
 )
+from icpctl.taps import detached, module_at
+from icpctl.taps import tap as tap  # also under this name
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 PASS_ORDERS = ("student-first", "student-last")
@@ -127,72 +127,6 @@ def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -
         return [((error * s.numel()).sqrt(), at_least_float32(s).norm()) for s, error in pairs]
 
 
-@contextmanager
-def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the modules at these paths, in the order of `layers`, for one forward pass inside.
-
-    Code that torch.compile made runs uncompiled inside, as it may leave out what collects the outputs.
-
-    Raises:
-        ValueError: the model has no module at a path, or one that is never called.
-        RuntimeError: at the end, if one of them gave no tensor, or one that was changed in place afterwards or has no
-            gradient though the pass has one.
-    """
-    outputs: dict[str, Any] = {}
-    versions: dict[str, int] = {}
-    features: list[Tensor] = []
-    differentiable = torch.is_grad_enabled()
-    detached_layers: set[str] = set()
-
-    def keep(layer: str) -> Callable[[nn.Module, object, Any], None]:
-        def hook(module: nn.Module, inputs: object, output: Any) -> None:
-            outputs[layer] = output
-            versions[layer] = output._version if isinstance(output, Tensor) else 0
-            if differentiable and not torch.is_grad_enabled():
-                detached_layers.add(layer)
-
-        return hook
-
-    modules = [_module(model, layer) for layer in layers]
-    hooks = []
-    try:
-        for layer, module in zip(layers, modules, strict=True):
-            hooks.append(module.register_forward_hook(keep(layer)))
-        with _uncompiled(model):
-            yield features
-        for layer in layers:
-            if layer not in outputs:
-                raise RuntimeError(f"the module {layer!r} was not called in this pass: tap another one")
-            if not isinstance(output := outputs[layer], Tensor):
-                raise RuntimeError(
-                    f"the module {layer!r} gave a {type(output).__name__}, no tensor: tap one inside of it or after it"
-                )
-            if output._version != versions[layer]:
-                raise RuntimeError(f"the output of {layer!r} is changed in place by the module after it: tap that one")
-            if layer in detached_layers:
-                raise RuntimeError(
-                    f"the module {layer!r} runs without gradients, so its features cannot be trained: tap one outside of "
-                    "torch.no_grad(), and checkpoint with use_reentrant=False"
-                )
-        features += (outputs[layer] for layer in layers)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-_STANCE = threading.RLock()  # the stance of torch.compile is that of all threads
-
-
-@contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run the compiled parts of a model uncompiled."""
-    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
-        with _STANCE, torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
-
-
 class SelfDistiller:
     """The whole objective of one step, for any model and any training loop.
 
@@ -254,7 +188,7 @@ class SelfDistiller:
         self.group = inner.process_group if isinstance(inner, DistributedDataParallel) else None
         self.model: nn.Module = inner.module if isinstance(inner, DistributedDataParallel) else model
         for layer in layers:
-            _module(self.model, layer)
+            module_at(self.model, layer)
         self.layers = tuple(layers)
         self.optimizer = make_optimizer(optimizer)
         self.steps, self.direction = steps, direction
@@ -433,49 +367,6 @@ def feature_shift_errors(
             measured = shifts(model, x, x_icp)
         exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
         return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
-
-
-def _module(model: nn.Module, layer: str) -> nn.Module:
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError:
-        raise ValueError(f"the model has no module {layer!r}") from None
-    if getattr(module.forward, "__func__", None) is nn.Module.forward:
-        inside = next((f": tap one inside of it, such as {layer}.{name}" for name in module._modules), "")
-        raise ValueError(f"the module {layer!r} is a {type(module).__name__}, which is never called{inside}")
-    return module
-
-
-def detached(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """A copy of a model's output, of whatever structure, without its graph.
-
-    Tensors are detached in containers, dataclasses and other objects; what else these hold is shared with the output.
-    """
-    seen = {} if seen is None else seen
-    if id(value) in seen:
-        return seen[id(value)]
-    inner = functools.partial(detached, seen=seen)
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple):
-        return type(value)(*map(inner, value)) if hasattr(value, "_fields") else tuple(map(inner, value))
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    if isinstance(value, (nn.Module, type)) or not (
-        isinstance(value, (list, dict)) or slots or hasattr(value, "__dict__")
-    ):
-        return value
-    result = seen[id(value)] = copy.copy(value)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            dict.__setitem__(result, key, inner(item))
-    if isinstance(value, list):
-        result[:] = map(inner, value)
-    for name, item in (
-        *getattr(value, "__dict__", {}).items(),
-        *((n, getattr(value, n)) for n in slots if hasattr(value, n)),
-    ):
-        object.__setattr__(result, name, inner(item))
-    return result
 
 
 def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:

@@ -20,8 +20,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import icpctl
-from icpctl.distill import PASS_ORDERS, detached, tap
+from icpctl.distill import PASS_ORDERS
 from icpctl.evalmode import eval_mode, modules_of
+from icpctl.taps import detached, tap
 
 
 class Net(nn.Module):
