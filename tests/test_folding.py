@@ -133,21 +133,21 @@ class Standardised(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(input, weight, self.bias)
+        return self._conv_forward(input, weight, self.bias)  # type: ignore[no-any-return]
 
 
 class OwnSwish(torch.autograd.Function):
     """torch sees nothing of what becomes of its input."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, x: Tensor) -> Tensor:
         context.save_for_backward(x)
         return x * x.sigmoid()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         (x,) = context.saved_tensors
-        return gradient * (x.sigmoid() * (1 + x * (1 - x.sigmoid())))
+        return gradient * (x.sigmoid() * (1 + x * (1 - x.sigmoid())))  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -365,7 +365,7 @@ def test_a_wrong_fold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
             def odd(x: Tensor, weight: Tensor, *rest: Any, wrong: Any = wrong, original: Tensor = original) -> Tensor:
                 out = F.conv2d(x, weight, *rest)
-                return out if weight is original else wrong(out)  # type: ignore[no-any-return]
+                return out if weight is original else wrong(out)
 
             patch.setattr("icpctl.fastpath._KINDS", ((nn.Conv2d, icpctl.fastpath._Convolution, odd),))
             network = folded(model)
