@@ -307,7 +307,7 @@ class RunConfig(BaseModel):
             if message := truth_for_number(name, value):
                 raise ValueError(message)
         if info.context == RECORDED:
-            return _earlier() | values
+            return earlier_settings() | values
         return values | {"dataset": located(values["dataset"])} if "dataset" in values else values
 
     @model_validator(mode="after")
@@ -414,7 +414,7 @@ class RunConfig(BaseModel):
 
     def _digest(self, without: Iterable[str] = ()) -> str:
         # A value that runs had before there was the hyper-parameter is left out, so that their ids stay as they are.
-        left_out = {*without, *(name for name in _unused(self.optimizer, self.task) if name in _earlier())}
+        left_out = {*without, *(name for name in _unused(self.optimizer, self.task) if name in earlier_settings())}
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
@@ -436,11 +436,11 @@ def truth_for_number(name: str, value: object) -> str:
 def _identity() -> dict[str, Any]:
     """The hyper-parameters that make a run what it is, with the fixed values that its id leaves out."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
-    return defaults | _earlier()
+    return defaults | earlier_settings()
 
 
 @cache
-def _earlier() -> dict[str, str]:
+def earlier_settings() -> dict[str, str]:
     """The values of hyper-parameters in runs of versions that did not have them yet, where these are not the defaults."""
     return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
 

@@ -10,7 +10,9 @@ This module needs torch, the perturbation and its fast path alone.
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,10 +21,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map_only
 
+from icpctl.evalmode import eval_mode
 from icpctl.fastpath import fold
-from icpctl.icp import SGD, GradientOf, autograd_gradient, eval_mode, make_optimizer, perturb
+from icpctl.icp import (
+    SGD,
+    GradientOf,
+    at_least_float32,
+    autograd_gradient,
+    check_inputs,
+    func_gradient,
+    make_optimizer,
+    per_sample,
+    perturb,
+)
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 PASS_ORDERS = ("student-first", "student-last")
@@ -119,33 +131,66 @@ def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -
 def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
     """Collect the outputs of the modules at these paths, in the order of `layers`, for one forward pass inside.
 
+    Code that torch.compile made runs uncompiled inside, as it may leave out what collects the outputs.
+
     Raises:
-        ValueError: the model has no module at a path.
-        RuntimeError: at the end, if one of them gave no tensor, or one that was changed in place afterwards.
+        ValueError: the model has no module at a path, or one that is never called.
+        RuntimeError: at the end, if one of them gave no tensor, or one that was changed in place afterwards or has no
+            gradient though the pass has one.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Any] = {}
     versions: dict[str, int] = {}
     features: list[Tensor] = []
+    differentiable = torch.is_grad_enabled()
+    detached_layers: set[str] = set()
 
-    def keep(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+    def keep(layer: str) -> Callable[[nn.Module, object, Any], None]:
+        def hook(module: nn.Module, inputs: object, output: Any) -> None:
             outputs[layer] = output
             versions[layer] = output._version if isinstance(output, Tensor) else 0
+            if differentiable and not torch.is_grad_enabled():
+                detached_layers.add(layer)
 
         return hook
 
-    hooks = [_module(model, layer).register_forward_hook(keep(layer)) for layer in layers]
+    modules = [_module(model, layer) for layer in layers]
+    hooks = []
     try:
-        yield features
+        for layer, module in zip(layers, modules, strict=True):
+            hooks.append(module.register_forward_hook(keep(layer)))
+        with _uncompiled(model):
+            yield features
         for layer in layers:
-            if not isinstance(outputs.get(layer), Tensor):
-                raise RuntimeError(f"the module {layer!r} gave no tensor in this pass: tap another one")
-            if outputs[layer]._version != versions[layer]:
+            if layer not in outputs:
+                raise RuntimeError(f"the module {layer!r} was not called in this pass: tap another one")
+            if not isinstance(output := outputs[layer], Tensor):
+                raise RuntimeError(
+                    f"the module {layer!r} gave a {type(output).__name__}, no tensor: tap one inside of it or after it"
+                )
+            if output._version != versions[layer]:
                 raise RuntimeError(f"the output of {layer!r} is changed in place by the module after it: tap that one")
+            if layer in detached_layers:
+                raise RuntimeError(
+                    f"the module {layer!r} runs without gradients, so its features cannot be trained: tap one outside of "
+                    "torch.no_grad(), and checkpoint with use_reentrant=False"
+                )
         features += (outputs[layer] for layer in layers)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+_STANCE = threading.RLock()  # the stance of torch.compile is that of all threads
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run the compiled parts of a model uncompiled."""
+    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+        with _STANCE, torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 class SelfDistiller:
@@ -205,12 +250,13 @@ class SelfDistiller:
         if pass_order not in PASS_ORDERS:
             raise ValueError(f"pass_order is {pass_order!r}, but must be one of {', '.join(PASS_ORDERS)}")
         self.trained = model  # what the student's pass goes through
-        self.group = model.process_group if isinstance(model, DistributedDataParallel) else None
-        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = model._modules.get("_orig_mod") or model  # of torch.compile
+        self.group = inner.process_group if isinstance(inner, DistributedDataParallel) else None
+        self.model: nn.Module = inner.module if isinstance(inner, DistributedDataParallel) else model
         for layer in layers:
             _module(self.model, layer)
         self.layers = tuple(layers)
-        self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+        self.optimizer = make_optimizer(optimizer)
         self.steps, self.direction = steps, direction
         self.lr: float | Tensor = lr  # a tensor where torch.func maps over several
         self.reduction, self.carry_state = reduction, carry_state
@@ -244,30 +290,36 @@ class SelfDistiller:
             structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
+        check_inputs(x)
         same_numbers = _random_numbers_from_here(x.device)
         if self.pass_order == "student-first":
             output, student, task_loss = self._student(x, y, criterion)
-        extra = self._eval_mode_loss(x, y, criterion) if self.extra_task_grad else None
         if not self.carry_state:
             self.optimizer.state = {}
         network = self.model if self.folded is None else self.folded.now()
         # Of several processes, each has the gradient of the mean over the whole batch.
         share = 1 / self.group.size() if self.group is not None and self.reduction == "mean" else 1.0
         losses: list[Tensor] = []
-        x_icp = perturb(
-            x,
-            lambda z: share * criterion(network(z), y),
-            self.optimizer,
-            self.steps,
-            self.lr,
-            self.direction,
-            reduction=self.reduction,
-            losses=losses,
-            gradient_of=self.gradient_of,
-        )
-        if icp_losses:  # before the teacher's pass moves the running statistics
-            with torch.no_grad(), eval_mode():
-                loss_after = criterion(network(x_icp), y)
+        mode = eval_mode(self.model, network, criterion)
+        try:
+            with mode:
+                extra = self._eval_mode_loss(x, y, criterion, mode.modules) if self.extra_task_grad else None
+                x_icp = perturb(
+                    x,
+                    lambda z: share * criterion(network(z), y),
+                    self.optimizer,
+                    self.steps,
+                    self.lr,
+                    self.direction,
+                    reduction=self.reduction,
+                    losses=losses,
+                    gradient_of=self.gradient_of,
+                )
+                if icp_losses:  # before the teacher's pass moves the running statistics
+                    with torch.no_grad():
+                        loss_after = criterion(network(x_icp), y)
+        finally:
+            mode.restore()  # where an interrupt came at the end of the block
         if self.pass_order == "student-last":
             same_numbers = _random_numbers_from_here(x.device)
         with same_numbers():
@@ -280,7 +332,7 @@ class SelfDistiller:
         if extra is not None:
             loss = loss + extra
         with torch.no_grad():
-            delta = (x_icp - x).flatten(1)
+            delta = per_sample(at_least_float32(x_icp) - at_least_float32(x))
             log = {
                 "task_loss": task_loss.detach(),
                 "feature_loss": features.detach(),
@@ -294,13 +346,13 @@ class SelfDistiller:
                 log |= {"icp_loss_before": losses[0] / share, "icp_loss_after": loss_after}
             if self.group is not None:
                 log = _over_processes(log, norms, self.group)
-        return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "x_icp": x_icp, **log}
+        return loss, {"output": detached(output), "x_icp": x_icp, **log}
 
     def _student(
         self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]
     ) -> tuple[Any, list[Tensor], Tensor]:
         """The output, the features and the task loss of the train-mode pass on x, with their graph."""
-        with tap(self.model, self.layers) as features:
+        with _keeping(_moving_buffers(self.model)), tap(self.model, self.layers) as features:
             output = self.trained(x)
         return output, features, criterion(output, y)
 
@@ -309,20 +361,39 @@ class SelfDistiller:
         with torch.no_grad(), tap(self.model, self.layers) as features:
             if self.teacher_statistics:
                 self.model(x_icp)
-            else:
-                with _frozen_statistics(self.model):
-                    self.model(x_icp)
+            else:  # a copy of whatever the pass moves
+                buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+                torch.func.functional_call(self.model, buffers, (x_icp,))
         return features
 
-    def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        """The task loss at x in eval mode, with its graph.
-
-        The graph refers to the running statistics until it is differentiated, and the train-mode passes move them in
-        place, so this pass gets a copy of them.
-        """
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with eval_mode():
+    def _eval_mode_loss(
+        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor], modules: Sequence[nn.Module]
+    ) -> Tensor:
+        """The task loss at x in eval mode, in which these modules are, with its gradient."""
+        if self.gradient_of is func_gradient:  # the graph refers to the running statistics, which the passes move
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             return criterion(torch.func.functional_call(self.model, buffers, (x,)), y)
+        loss = criterion(self.model(x), y)
+        if not loss.requires_grad:
+            return loss
+        # Now, as a checkpoint computes its part anew in the backward pass: in eval mode and with the statistics of now.
+        parameters = dict.fromkeys(p for module in modules for p in module.parameters(recurse=False))
+        inputs = [tensor for tensor in (*parameters, x) if tensor.requires_grad]
+        gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return _WithGradient.apply(loss.detach(), gradients, *inputs)  # type: ignore[no-any-return]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradients with respect to the inputs are known."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, gradients: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
+        context.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:
+        return None, None, *(None if g is None else gradient.to(g.dtype) * g for g in context.gradients)
 
 
 def _over_processes(
@@ -357,7 +428,7 @@ def feature_shift_errors(
             stages.append([feature.double() for feature in features])
         return [b - a for a, b in zip(*stages, strict=True)]
 
-    with torch.no_grad(), eval_mode():
+    with torch.no_grad(), eval_mode(model):
         with autocast:
             measured = shifts(model, x, x_icp)
         exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
@@ -366,14 +437,45 @@ def feature_shift_errors(
 
 def _module(model: nn.Module, layer: str) -> nn.Module:
     try:
-        return model.get_submodule(layer)
+        module = model.get_submodule(layer)
     except AttributeError:
         raise ValueError(f"the model has no module {layer!r}") from None
+    if getattr(module.forward, "__func__", None) is nn.Module.forward:
+        inside = next((f": tap one inside of it, such as {layer}.{name}" for name in module._modules), "")
+        raise ValueError(f"the module {layer!r} is a {type(module).__name__}, which is never called{inside}")
+    return module
 
 
-def at_least_float32(feature: Tensor) -> Tensor:
-    """Half precision as float32, for differences and squares; anything else as it is."""
-    return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
+def detached(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """A copy of a model's output, of whatever structure, without its graph.
+
+    Tensors are detached in containers, dataclasses and other objects; what else these hold is shared with the output.
+    """
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
+    inner = functools.partial(detached, seen=seen)
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple):
+        return type(value)(*map(inner, value)) if hasattr(value, "_fields") else tuple(map(inner, value))
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    if isinstance(value, (nn.Module, type)) or not (
+        isinstance(value, (list, dict)) or slots or hasattr(value, "__dict__")
+    ):
+        return value
+    result = seen[id(value)] = copy.copy(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            dict.__setitem__(result, key, inner(item))
+    if isinstance(value, list):
+        result[:] = map(inner, value)
+    for name, item in (
+        *getattr(value, "__dict__", {}).items(),
+        *((n, getattr(value, n)) for n in slots if hasattr(value, n)),
+    ):
+        object.__setattr__(result, name, inner(item))
+    return result
 
 
 def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
@@ -394,14 +496,23 @@ def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractCont
     return again
 
 
-@contextmanager
-def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Let train-mode batch norm use the batch's statistics without keeping them."""
-    tracking = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    try:
-        for module in tracking:
-            module.track_running_stats = False
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
+def _moving_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that a train-mode pass may move while the graph of another one refers to them.
+
+    Those of torch's own modules are not among them: in train mode batch norm moves its statistics, and does not use them.
+    """
+    own = ("torch.nn.modules.", "icpctl.parallel")
+    modules = [module for module in model.modules() if not type(module).__module__.startswith(own)]
+    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def _keeping(buffers: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Graphs made inside keep copies of these tensors, which may then change."""
+    if not buffers:
+        return nullcontext()
+    places = {buffer.untyped_storage().data_ptr() for buffer in buffers}
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

@@ -6,18 +6,18 @@ For t = 0 … T−1, with x₀ = x and the network's parameters θ fixed (arXiv 
     x_{t+1} = x_t − η · u_t
 
 where the input optimizer makes u_t from g_t. It is FGSM with the sign turned round; `direction="ascend"` turns it back.
-This module needs torch alone.
+This module needs torch and `evalmode` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
+
+from icpctl.evalmode import eval_mode as eval_mode  # also under this name
 
 
 class SGD:
@@ -52,6 +52,9 @@ class Adam(SGD):
 
     def _moments(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """m̂_t and √v̂_t + ε."""
+        if self.state and self.state["m"].shape != gradient.shape:
+            shapes = f"{tuple(self.state['m'].shape)}, but must be {tuple(gradient.shape)}"
+            raise ValueError(f"the state that the input optimizer carries has the shape {shapes}, that of x")
         if not self.state:
             self.state = {"t": 0, "m": torch.zeros_like(gradient), "v": torch.zeros_like(gradient)}
         beta1, beta2 = self.betas
@@ -99,15 +102,17 @@ DIRECTIONS = ("descend", "ascend", "random")
 REDUCTIONS = ("mean", "sum")
 
 
-def make_optimizer(name: str) -> SGD:
-    """An input optimizer with a fresh state and the published constants.
+def make_optimizer(optimizer: str | SGD) -> SGD:
+    """An input optimizer by its name, with a fresh state and the published constants; or the one that is given.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or another thing.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {name!r}, but must be one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name]()
+    if isinstance(optimizer, SGD):
+        return optimizer
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[optimizer]()
 
 
 def autograd_gradient(loss_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,9 +144,10 @@ def perturb(
 ) -> Tensor:
     """Perturb a batch of inputs along the gradient of its loss.
 
-    The modules that `loss_fn` calls run in eval mode (running batch-norm statistics, no dropout) with frozen
-    parameters, and are left as they were: mode, `requires_grad`, `.grad` and buffers. No step keeps the graph of the
-    one before it, so memory does not grow with `steps`.
+    The modules that `loss_fn` reaches (see `evalmode.modules_of`) run in eval mode: running batch-norm statistics, no
+    dropout. They are left as they were: mode, parameters, `.grad` and buffers. No step keeps the graph of the one before
+    it, so memory does not grow with `steps`. Inputs in half precision move in float32 and are rounded where the network
+    sees them.
 
     Args:
         x: (B, …), the inputs in normalised units; not changed.
@@ -161,7 +167,8 @@ def perturb(
         x_T: as x, detached.
 
     Raises:
-        ValueError: an unknown optimizer, direction or reduction, steps < 1, or inputs that are not floating-point.
+        ValueError: an unknown optimizer, direction or reduction, steps < 1, or inputs that are no floating-point tensor.
+        RuntimeError: in `torch.inference_mode`, which has no gradients.
 
     Source: arXiv 2505.14751, the perturbation loop; the constants are those of the authors' released code.
     """
@@ -169,58 +176,58 @@ def perturb(
         raise ValueError(f"direction is {direction!r}, but must be one of {', '.join(DIRECTIONS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, but must be normalised inputs of a floating-point type")
+    check_inputs(x)
     if steps < 1:
         raise ValueError(f"steps is {steps}, but must be at least 1")
-    update = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+    update = make_optimizer(optimizer)
     step_size = -lr if direction != "ascend" else lr
-    x_0 = x_t = x.detach()
-    with eval_mode(frozen=True):
-        for _ in range(steps):
-            gradient, loss = gradient_of(loss_fn, x_t)
-            if losses is not None:
-                losses.append(loss)
-            with torch.no_grad():
-                if reduction == "sum":
-                    gradient = gradient * len(x)
-                x_t = x_t + step_size * update(gradient, x_t)
-    return x_0 + _random_like(x_t - x_0) if direction == "random" else x_t
+    x_0 = x_t = at_least_float32(x.detach())
+    mode, gradients = eval_mode(loss_fn), torch.is_grad_enabled()
+    try:
+        with mode:
+            for _ in range(steps):
+                gradient, loss = gradient_of(loss_fn, x_t.to(x.dtype))
+                if losses is not None:
+                    losses.append(loss)
+                with torch.no_grad():
+                    gradient = gradient.to(x_t.dtype)
+                    if reduction == "sum":
+                        gradient = gradient * len(x)
+                    x_t = x_t + step_size * update(gradient, x_t)
+    finally:
+        # Again, as an interrupt can come at the end of a block.
+        mode.restore()
+        torch.set_grad_enabled(gradients)
+    return (x_0 + _random_like(x_t - x_0) if direction == "random" else x_t).to(x.dtype)
+
+
+def check_inputs(x: object) -> None:
+    """Raises ValueError for what is no batch of normalised inputs, RuntimeError in `torch.inference_mode`."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is of type {type(x).__name__}, but must be one tensor (B, …)")
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}, but must be normalised inputs of a floating-point type")
+    if x.dim() == 0:
+        raise ValueError("x is a single number, but must be a batch (B, …)")
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise RuntimeError(
+            "the perturbation needs gradients, and torch.inference_mode() rules them out: use torch.no_grad() in its "
+            "place, where x is made too, or give x.clone() outside of it"
+        )
 
 
 def _random_like(delta: Tensor) -> Tensor:
     """A random direction for each sample, as long as its own delta in the L2 norm."""
-    noise = torch.randn_like(delta).flatten(1)
-    noise *= delta.flatten(1).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-    return noise.view_as(delta)
+    noise = per_sample(torch.randn_like(delta))
+    noise *= per_sample(delta).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+    return noise.reshape(delta.shape)
 
 
-@contextmanager
-def eval_mode(frozen: bool = False) -> Iterator[None]:
-    """Run every module that is called inside in eval mode, with its parameters frozen if asked; then restore all.
+def per_sample(batch: Tensor) -> Tensor:
+    """(B, …) as (B, D), also where D is 1."""
+    return batch.unsqueeze(-1).flatten(1)
 
-    It needs no hold of the model, so it works for any function of the inputs. It acts through a hook of torch.nn.Module,
-    which TorchScript does not call: a scripted module has to be in eval mode already.
-    """
-    training: list[nn.Module] = []
-    trained: list[nn.Parameter] = []
 
-    def enter(module: nn.Module, _: object) -> None:
-        if module.training:
-            module.training = False
-            training.append(module)
-        if frozen:
-            for parameter in module.parameters(recurse=False):
-                if parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    trained.append(parameter)
-
-    hook = register_module_forward_pre_hook(enter)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for module in training:
-            module.training = True
-        for parameter in trained:
-            parameter.requires_grad_(True)
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32, for differences and squares; anything else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -106,7 +106,7 @@ class Network:
         size = evaluation_batch(*images.shape[-2:])
         for start in range(0, len(images), size):
             x = self.normalise(images[start : start + size])
-            with torch.no_grad(), icp.eval_mode(), self.autocast():
+            with torch.no_grad(), icp.eval_mode(self.model), self.autocast():
                 output = self.model(x)
             yield x, output
 

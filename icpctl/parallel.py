@@ -24,8 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from icpctl.config import RunConfig, option
-from icpctl.distill import at_least_float32
 from icpctl.errors import UserError
+from icpctl.icp import at_least_float32
 from icpctl.meter import Meter
 from icpctl.network import choose_device
 

@@ -133,7 +133,7 @@ class Trainer:
         """What the model, or a tap of it, has against such inputs."""
         layers = self.config.layers if self.distiller is not None else ()
         try:
-            with torch.no_grad(), icp.eval_mode(), tap(self.model, layers):
+            with torch.no_grad(), icp.eval_mode(self.model), tap(self.model, layers):
                 self.model(x)
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             return error

@@ -149,3 +149,40 @@ def test_toml_is_read_and_its_faults_said(tmp_path: Path) -> None:
         read_toml(file)
     with pytest.raises(UserError, match="Cannot read"):
         read_toml(tmp_path / "missing.toml")
+
+
+RUNS_OF_0_1 = {
+    "resnet20-cifar100-ademamix-T5-s0-0d767258": {},
+    "resnet20-cifar100-none-s0-50f6ffaa": {"optimizer": "none"},
+    "resnet20-digits-adam-T3-s0-56c839b2": {"optimizer": "adam", "steps": 3, "dataset": "digits"},
+    "vae-digits-ademamix-T5-s0-75f76944": {"model": "vae", "dataset": "digits"},
+    "resnet20-folder-b-none-s0-1d5c55b7": {"dataset": "folder:/a/b", "optimizer": "none"},
+}
+
+
+@pytest.mark.parametrize("run_id", RUNS_OF_0_1)
+def test_runs_of_version_0_1_keep_their_ids_and_are_told_apart(run_id: str) -> None:
+    config = resolve(RUNS_OF_0_1[run_id])
+    values = config.model_dump()
+    del values["pass_order"]  # 0.1 had no such setting
+    recorded = RunConfig.recorded(values)
+    assert recorded.run_id == run_id
+    plain = config.optimizer == "none"
+    assert recorded.pass_order == ("student-first" if plain else "student-last")  # plain training has one pass
+    assert (config.run_id == run_id) is plain
+    assert (config.group_id == recorded.group_id) is plain
+    assert recorded.baseline() == config.baseline()
+    assert resolve({**RUNS_OF_0_1[run_id], "pass_order": "student-last"}).run_id == run_id
+
+
+def test_a_folder_of_images_is_one_data_set_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("photos", "./photos", "photos/", "b/../photos", "~/photos", f"{tmp_path}/photos", " photos ")
+    assert {resolve({"dataset": f"folder:{name}"}).dataset for name in names} == {f"folder:{tmp_path}/photos"}
+    recorded = resolve({}).model_dump() | {"dataset": "folder:photos"}
+    assert RunConfig.recorded(recorded).altered(seed=1).dataset == "folder:photos"  # and so its id stays
+    assert resolve({"dataset": "folder:"}).dataset == "folder:"  # refused where data sets are known

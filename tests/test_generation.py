@@ -109,6 +109,9 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
     loss, log = icpctl.SelfDistiller(ours, LAYERS, name, steps=steps, lr=lr)(x, x, a, task(beta=beta).loss)
     loss.backward()
 
+    torch.manual_seed(5)
+    noise = torch.randn(8, 6, dtype=torch.float64)  # one for teacher and student
+    student, *student_out = naive_passes(theirs, x, noise)
     theirs.eval()
     x_t, m, v = x, torch.zeros_like(x), torch.zeros_like(x)
     for t in range(1, steps + 1):
@@ -118,17 +121,13 @@ def test_step_equals_the_naive_one(name: str, a: float) -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         u = g if name == "sgd" else (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         x_t = (x_t - lr * u).detach()
-    theirs.zero_grad()
     theirs.train()
-    torch.manual_seed(5)
-    noise = torch.randn(8, 6, dtype=torch.float64)  # one for teacher and student
     with torch.no_grad():
         teacher, *_ = naive_passes(theirs, x_t, noise)
-    student, *out = naive_passes(theirs, x, noise)
     count = len(student)
     weights = [np.cos(i / (count - 1) * np.pi / 4) for i in range(count)]
     distance = sum(w * ((s - t) ** 2).mean() for w, s, t in zip(weights, student, teacher, strict=True))
-    expected = a * naive_loss(x, out, beta) + (1 - a) * distance
+    expected = a * naive_loss(x, student_out, beta) + (1 - a) * distance
     expected.backward()
 
     assert torch.allclose(log["x_icp"], x_t, rtol=0, atol=1e-12)
@@ -202,7 +201,7 @@ def test_perturbation_lowers_the_loss_of_a_trained_model_at_every_step(
     losses: list[Tensor] = []
     generation = task(beta=0.5)
     x_icp = icp.perturb(x, lambda z: generation.loss(network.model(z), x), optimizer, 10, lr, losses=losses)
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         losses.append(generation.loss(network.model(x_icp), x))
     values = [float(loss) for loss in losses]
     assert all(later < earlier for earlier, later in itertools.pairwise(values)), values
@@ -211,7 +210,7 @@ def test_perturbation_lowers_the_loss_of_a_trained_model_at_every_step(
 def test_ssim_and_psnr_are_means_over_the_images(trained: icpctl.Run, network: Network) -> None:
     originals = images(360)
     metrics = task(beta=0.5).evaluate(network, _split(originals))
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         output = network.model(network.normalise(originals))
     pixels = (output.reconstruction * network.std + network.mean).mul(255).round().clamp(0, 255)
     ssim, psnr = [], []
@@ -310,7 +309,7 @@ def test_recorded_fid_is_of_independently_decoded_images(
     originals = images(360)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence((3, 0)).generate_state(1, np.uint64)[0]))
     z = torch.randn(SAMPLE_BATCH, 128, generator=generator)[:30]
-    with torch.no_grad(), icp.eval_mode():
+    with torch.no_grad(), icp.eval_mode(network.model):
         of_mean = network.model.decode(network.model.encode(network.normalise(originals))[0])  # type: ignore[operator]
         of_prior = network.model.decode(z)  # type: ignore[operator]
     judge = load_trained(classifier, device="cpu").network
@@ -318,7 +317,7 @@ def test_recorded_fid_is_of_independently_decoded_images(
 
     def features(pixels: Tensor) -> Any:
         small = nn.functional.interpolate(pixels.float(), (8, 8), mode="bilinear", antialias=True)
-        with torch.no_grad(), icp.eval_mode():
+        with torch.no_grad(), icp.eval_mode(judge.model):
             return judge.model(judge.normalise(small)).double().numpy()
 
     def frechet(a: Any, b: Any) -> float:

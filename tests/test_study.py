@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,9 +212,28 @@ def test_a_study_is_read_from_its_file_and_kept_in_the_results_folder(tmp_path: 
         executor="slurm", jobs=4, slurm={"slurm_partition": "gpu", "timeout_min": 60}
     )
     definition.keep(tmp_path / "results")
-    again = Definition.read(tmp_path / "results" / STUDY_FILE)
-    assert again == definition
+    again = Definition.read(tmp_path / "results" / STUDY_FILE, recorded=True)
+    assert again == in_order(definition)
     assert again.runs() == definition.runs()
+
+
+def in_order(definition: Definition) -> Definition:
+    """As a results folder keeps it: with the order of the passes."""
+    studies = [replace(each, settings={"pass_order": "student-first", **each.settings}) for each in definition.studies]
+    return Definition(studies, definition.execution)
+
+
+def test_a_study_of_version_0_1_goes_on_in_its_own_order(tmp_path: Path) -> None:
+    # What 0.1 kept of `--optimizer adam --seeds 2`, and the ids of the runs that it had trained.
+    old = 'seeds = [0]\n[settings]\ndataset = "digits"\noptimizer = "adam"\nsteps = 3\n'
+    (tmp_path / STUDY_FILE).write_text(old)
+    ids = {run.role: run.config.run_id for run in define({}, resume=tmp_path).runs()}
+    assert ids["method"] == "resnet20-digits-adam-T3-s0-56c839b2"
+    # The same settings given anew are another study, with runs of their own beside the old ones.
+    Definition([study({"dataset": "digits", "optimizer": "adam", "steps": 3}, [])]).keep(tmp_path)
+    both = define({}, resume=tmp_path).runs()
+    assert [run.config.pass_order for run in both if run.role == "method"] == ["student-last", "student-first"]
+    assert len({run.config.run_id for run in both if run.role == "baseline"}) == 1
 
 
 def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
@@ -222,10 +242,10 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
     Definition([second], Execution(jobs=3)).keep(tmp_path)
     moved = study({"epochs": 4, "device": "cpu", "data_dir": Path("/elsewhere")}, ["steps=1,3"])
     Definition([moved], Execution(jobs=2)).keep(tmp_path)  # the same study, on another machine
-    kept = Definition.read(tmp_path / STUDY_FILE)
+    kept = Definition.read(tmp_path / STUDY_FILE, recorded=True)
     assert [dict(each.settings) for each in kept.studies] == [
-        {"epochs": 4, "device": "cpu", "data_dir": Path("/elsewhere")},
-        {"epochs": 4},
+        {"pass_order": "student-first", "epochs": 4, "device": "cpu", "data_dir": Path("/elsewhere")},
+        {"pass_order": "student-first", "epochs": 4},
     ]
     assert kept.execution.jobs == 2
     assert [(c.seed, c.steps) for c in configs(kept.runs())] == [(0, 0), (0, 1), (0, 3), (0, 5), (1, 0), (1, 3), (1, 5)]
@@ -293,9 +313,9 @@ def test_where_the_data_are_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert begun.studies[0].settings == {"data_dir": tmp_path / "elsewhere"}
     begun.keep(tmp_path)
     monkeypatch.delenv("ICPCTL_DATA_DIR")
-    assert define({}, resume=tmp_path) == begun
+    assert define({}, resume=tmp_path) == in_order(begun)
     monkeypatch.setenv("ICPCTL_DATA_DIR", "another")
-    assert define({}, resume=tmp_path) == begun
+    assert define({}, resume=tmp_path) == in_order(begun)
     (tmp_path / "mine.toml").write_text("seeds = 2\n[settings]\ndata-dir = '/data'")
     assert define({}, study=tmp_path / "mine.toml").studies[0].settings == {"data_dir": Path("/data")}
 
@@ -303,8 +323,9 @@ def test_where_the_data_are_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:
     begun = study({"epochs": 4}, ["steps=1,3"])
     Definition([begun], Execution(jobs=3)).keep(tmp_path)
-    assert define({}, resume=tmp_path) == Definition([begun], Execution(jobs=3))
-    assert define({"device": "cpu"}, resume=tmp_path).studies[0].settings == {"epochs": 4, "device": "cpu"}
+    assert define({}, resume=tmp_path) == in_order(Definition([begun], Execution(jobs=3)))
+    resumed = define({"device": "cpu"}, resume=tmp_path).studies[0].settings
+    assert resumed == {"pass_order": "student-first", "epochs": 4, "device": "cpu"}
     for options in ({"settings": {"epochs": 5}}, {"grid": ["steps=1"]}, {"seeds": "3"}, {"controls": True}):
         said = ", ".join({"settings": "--epochs"}.get(name, f"--{name}") for name in options)
         with pytest.raises(UserError, match=f"and {said} would change them. Leave out --resume, and give --output"):

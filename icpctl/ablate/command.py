@@ -98,7 +98,7 @@ def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) 
             f"--resume {folder} takes the studies as they are, and {', '.join(changes)} would change them. Leave out --resume, and give "
             f"--output {folder} with the new settings: that adds runs to the folder."
         )
-    definition = Definition.read(file)
+    definition = Definition.read(file, recorded=True)
     studies = [replace(each, settings={**each.settings, **given}) for each in definition.studies]
     return Definition(studies, definition.execution)
 

@@ -14,7 +14,7 @@ import tomli_w
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from icpctl.config import RunConfig, declaration, option, resolve
+from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
 from icpctl.grid import grid_values, holds
@@ -108,12 +108,13 @@ class Study:
         )
 
     def to_table(self) -> dict[str, Any]:
-        """The study for a TOML file; `from_table` gives it back."""
+        """The study for a TOML file; `from_table` gives it back. It says which order of the passes it has, as files of 0.1 do not."""
         table: dict[str, Any] = {} if "seed" in self.grid else {"seeds": list(self.seeds)}
         table |= {"where": list(self.where)} if self.where else {}
         table |= {"controls": True} if self.controls else {}
         table |= {"compute-matched": True} if self.compute_matched else {}
-        settings = {name: _plain(value) for name, value in self.settings.items() if value is not None}
+        explicit = {name: choices(name)[0] for name in earlier_settings() if name not in self.grid}
+        settings = {name: _plain(v) for name, v in {**explicit, **self.settings}.items() if v is not None}
         return table | {"settings": settings, "grid": {name: list(values) for name, values in self.grid.items()}}
 
     def __post_init__(self) -> None:
@@ -252,8 +253,12 @@ class Definition:
     execution: Execution = field(default_factory=Execution)
 
     @classmethod
-    def read(cls, file: Path) -> Self:
+    def read(cls, file: Path, recorded: bool = False) -> Self:
         """A definition from a TOML file: the keys of one study, or `[[study]]` tables; and `[execution]`.
+
+        Args:
+            file: the file.
+            recorded: whether it is a results folder's own: what it lacks is then as it was before there was the setting.
 
         Raises:
             UserError: the file cannot be read, or a fault in it, with the place.
@@ -278,7 +283,15 @@ class Definition:
         if "study" in table and (beside := set(table) - {"study"}):
             raise UserError(f"{file}: {', '.join(sorted(beside))} stands beside [[study]]. Write it into each of them.")
         places = [f"{file}" if len(tables) == 1 else f"{file}, study {i}" for i in range(1, len(tables) + 1)]
-        return cls([Study.from_table(each, place) for each, place in zip(tables, places, strict=True)], execution)
+        studies = [Study.from_table(each, place) for each, place in zip(tables, places, strict=True)]
+        if recorded:
+            studies = [
+                replace(
+                    each, settings={k: v for k, v in earlier_settings().items() if k not in each.grid} | each.settings
+                )
+                for each in studies
+            ]
+        return cls(studies, execution)
 
     def keep(self, folder: Path) -> None:
         """Add the studies to study.toml of a results folder, which has those that were run there before.
@@ -290,7 +303,7 @@ class Definition:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with study_lock(folder):
-                before = Definition.read(file).studies if file.exists() else []
+                before = Definition.read(file, recorded=True).studies if file.exists() else []
                 studies = {_meaning(study): study for study in (*before, *self.studies)}
                 execution = self.execution.model_dump(exclude_defaults=True)
                 content: dict[str, Any] = {"execution": execution} if execution else {}

@@ -57,6 +57,6 @@ def write_study_table(output: Path) -> pd.DataFrame:
     """
     file = output / STUDY_TABLE
     with study_lock(output):  # another ablation may come to its end at this moment
-        table = study_table(Definition.read(output / STUDY_FILE).runs(), output)
+        table = study_table(Definition.read(output / STUDY_FILE, recorded=True).runs(), output)
         write_atomic(file, table.to_csv(index=False).encode())
     return table

@@ -139,7 +139,7 @@ def reconstructions(network: Network, images: Tensor) -> NDArray[np.uint8]:
     """
     model = network.model
     assert isinstance(model, VAE)
-    with torch.no_grad(), icp.eval_mode(), network.autocast():
+    with torch.no_grad(), icp.eval_mode(network.model), network.autocast():
         mean, log_variance = model.encode(network.normalise(images))
         latents = [mean]
         for seed in NOISES:

@@ -122,7 +122,7 @@ def watch_report(request: Request, console: Console, say: Say, should_stop: Call
 def _planned(folder: Path) -> list[str]:
     """The runs of the studies of a results folder."""
     file = folder / STUDY_FILE
-    return [run.config.run_id for run in Definition.read(file).runs()] if file.exists() else []
+    return [run.config.run_id for run in Definition.read(file, recorded=True).runs()] if file.exists() else []
 
 
 def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
