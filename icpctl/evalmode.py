@@ -87,7 +87,7 @@ def _names(code: CodeType) -> Names:
 
 def _is_closed(thing: Any) -> bool:
     """Whether its code reaches no module but those inside of it: torch's, and that which passes through a folded model."""
-    return str(thing.__module__).partition(".")[0] == "torch" or thing.__module__ == "icpctl.fastpath"
+    return str(thing.__module__).partition(".")[0] == "torch" or thing.__module__ == "icpctl.folding"
 
 
 class eval_mode:  # noqa: N801 - a context, as torch.no_grad
