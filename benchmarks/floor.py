@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from icpctl import distill, icp
-from icpctl.fastpath import fold
+from icpctl.folding import fold
 
 Criterion = Callable[[Any, Tensor], Tensor]
 

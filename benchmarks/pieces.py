@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from icpctl.fastpath import fold
+from icpctl.folding import fold
 from icpctl.network import choose_device, set_precision
 
 

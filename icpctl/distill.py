@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from icpctl.evalmode import eval_mode
-from icpctl.fastpath import fold
+from icpctl.folding import fold
 from icpctl.icp import (
     SGD,
     GradientOf,
@@ -149,7 +149,7 @@ class SelfDistiller:
             perturbation, the teacher's pass, the student's pass.
         fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
             the same up to rounding. The first batch is computed both ways. If they differ, the model stays unfolded, with
-            a warning. See `icpctl.fastpath.FoldedNetwork`.
+            a warning. See `icpctl.folding.FoldedNetwork`.
         gradient_of: see `icpctl.perturb`.
 
     Raises:

@@ -37,7 +37,7 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
         if isinstance(thing, nn.Module) and thing not in found:
             for module in thing.modules():
                 found[module] = None
-                if not _of_torch(type(module)):
+                if not _is_closed(type(module)):
                     todo.append((MethodType(type(module).forward, module), frozenset()))
         todo.extend(_parts(thing, names))
     return list(found)
@@ -54,7 +54,7 @@ def _parts(thing: object, names: Names) -> Iterator[tuple[object, Names]]:
                 continue
         for default in (*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()):
             yield default, names
-        if not _of_torch(thing):
+        if not _is_closed(thing):
             yield from ((thing.__globals__[name], names) for name in names & thing.__globals__.keys())
     elif isinstance(thing, MethodType):
         yield thing.__func__, frozenset()
@@ -70,7 +70,7 @@ def _parts(thing: object, names: Names) -> Iterator[tuple[object, Names]]:
             if name in own:
                 yield own[name], names
             elif isinstance(value := getattr(type(thing), name, None), FunctionType):
-                if not _of_torch(value):
+                if not _is_closed(value):
                     yield MethodType(value, thing), names
             elif isinstance(value, property) and value.fget is not None:
                 yield MethodType(value.fget, thing), names
@@ -85,8 +85,9 @@ def _names(code: CodeType) -> Names:
     return frozenset(code.co_names).union(*inner)
 
 
-def _of_torch(thing: Any) -> bool:
-    return str(thing.__module__).partition(".")[0] == "torch"
+def _is_closed(thing: Any) -> bool:
+    """Whether its code reaches no module but those inside of it: torch's, and that which passes through a folded model."""
+    return str(thing.__module__).partition(".")[0] == "torch" or thing.__module__ == "icpctl.folding"
 
 
 class eval_mode:  # noqa: N801 - a context, as torch.no_grad

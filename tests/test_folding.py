@@ -4,91 +4,24 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from folded import folded, images, same, trained, values
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import icpctl
-from icpctl import models
-from icpctl.fastpath import FoldedNetwork, fold
+from icpctl.folding import fold
 from icpctl.models import CifarResNet
 
-FAMILIES = {"resnet20": 32, "vae": 64, "resnet18": 64, "googlenet": 64, "densenet121": 64, "mobilenet_v3_small": 64}
-FAMILIES |= {"shufflenet_v2_x0_5": 64, "regnet_y_400mf": 64, "vgg11_bn": 64, "efficientnet_b0": 64, "mnasnet0_5": 64}
 Model = TypeVar("Model", bound=nn.Module)
 Forward = Callable[[Any, Tensor], Any]
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def trained(model: Model) -> Model:
-    """The model with running statistics, scales and shifts as of a trained one: fresh ones fold to nothing."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            if module.running_mean is not None and module.running_var is not None:
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.3)
-    return model
-
-
-def folded(model: nn.Module) -> FoldedNetwork:
-    network = fold(model, lambda message: None)
-    assert network is not None
-    return network
-
-
-def images(batch: int = 2, side: int = 8) -> Tensor:
-    return torch.randn(batch, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def values(function: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
-    """The outputs and the gradient at x."""
-    torch.manual_seed(2)
-    x = x.clone().requires_grad_()
-    output = function(x)
-    tensors = list(output.values()) if isinstance(output, dict) else [output]
-    tensors = [tensor for each in tensors for tensor in (each if isinstance(each, tuple) else (each,))]
-    return [*tensors, *torch.autograd.grad(sum((tensor**2).sum() for tensor in tensors), x)]
-
-
-def same(network: FoldedNetwork, model: nn.Module, x: Tensor) -> None:
-    """Whether two passes give the model's values."""
-    for _ in range(2):
-        torch.testing.assert_close(values(network.now(), x), values(model, x), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
-    torch.manual_seed(0)
-    with float64():
-        model = trained(models.build(name, 10)).eval()
-        network = folded(model)
-        with torch.no_grad():
-            x = images(side=FAMILIES[name])
-            pairs = zip(tree_leaves(network.now()(x)), tree_leaves(model(x)), strict=True)
-            assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
-    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
-    assert network.norms == (59 if name == "densenet121" else norms)  # where others come before the convolution
 
 
 class Small(nn.Module):
@@ -133,8 +66,7 @@ class Standardised(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        output: Tensor = self._conv_forward(input, weight, self.bias)
-        return output
+        return self._conv_forward(input, weight, self.bias)  # type: ignore[no-any-return]
 
 
 class OwnSwish(torch.autograd.Function):
@@ -148,8 +80,7 @@ class OwnSwish(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         (x,) = context.saved_tensors
-        slope: Tensor = x.sigmoid() * (1 + x * (1 - x.sigmoid()))
-        return gradient * slope
+        return gradient * (x.sigmoid() * (1 + x * (1 - x.sigmoid())))  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -369,7 +300,7 @@ def test_a_wrong_fold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
                 out = F.conv2d(x, weight, *rest)
                 return out if weight is original else wrong(out)
 
-            patch.setattr("icpctl.fastpath._KINDS", ((nn.Conv2d, icpctl.fastpath._Convolution, odd),))
+            patch.setattr("icpctl.folding._KINDS", ((nn.Conv2d, icpctl.folding._Convolution, odd),))
             network = folded(model)
             same(network, model, images())
         assert network.declined is not None
@@ -501,48 +432,3 @@ def test_outputs_that_are_dataclasses_are_compared() -> None:
     network = folded(opaque)
     torch.testing.assert_close(network(images())(), opaque(images())())
     assert network.declined
-
-
-def test_the_last_weights_are_used_in_every_step() -> None:
-    torch.manual_seed(0)
-    model = trained(CifarResNet(20, 10)).double()
-    x, y = images(4, 32), torch.arange(4)
-    distiller = icpctl.SelfDistiller(model, ["layer1"], "sgd", 2, 1.0, reduction="sum", fold_batch_norm=True)
-    plain = icpctl.SelfDistiller(copy.deepcopy(model), ["layer1"], "sgd", 2, 1.0, reduction="sum")
-    for _ in range(3):
-        deltas = []
-        for each in (distiller, plain):
-            loss, log = each(x, y, 0.5)
-            loss.backward()
-            with torch.no_grad():
-                for parameter in each.model.parameters():
-                    if parameter.grad is not None:
-                        parameter.sub_(0.1 * parameter.grad)
-                    parameter.grad = None
-            deltas.append(log["x_icp"] - x)
-        torch.testing.assert_close(*deltas, rtol=1e-6, atol=1e-9)
-    assert distiller.folded is not None
-    assert distiller.folded.norms == 21
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "ademamix"])
-def test_distillation_with_and_without_folding_is_the_same(
-    optimizer: str, dtype: torch.dtype, tolerance: float
-) -> None:
-    """‖a − b‖ / ‖b‖ of x_T − x and of the gradients; Adam magnifies the rounding of entries whose gradient is tiny."""
-    results = []
-    for fast in (True, False):
-        torch.manual_seed(0)
-        model = trained(CifarResNet(20, 10)).to(dtype)
-        x, y = torch.randn(8, 3, 32, 32, dtype=dtype), torch.arange(8)
-        distiller = icpctl.SelfDistiller(
-            model, ["layer1", "layer2", "layer3"], optimizer, steps=3, lr=2e-3, fold_batch_norm=fast
-        )
-        loss, log = distiller(x, y, 0.5, icp_losses=True)
-        loss.backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        results.append([log["x_icp"] - x, log["icp_loss_before"], log["icp_loss_after"], loss.detach(), gradient])
-    for fast_value, plain in zip(*results, strict=True):
-        assert (fast_value - plain).norm() <= tolerance * plain.norm()
-        assert not torch.equal(fast_value, plain) or plain.dim() == 0

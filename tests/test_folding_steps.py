@@ -1,0 +1,77 @@
+"""Folding in the library's own models and in the steps of distillation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from folded import float64, folded, images, trained
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+import icpctl
+from icpctl import models
+from icpctl.models import CifarResNet
+
+FAMILIES = {"resnet20": 32, "vae": 64, "resnet18": 64, "googlenet": 64, "densenet121": 64, "mobilenet_v3_small": 64}
+FAMILIES |= {"shufflenet_v2_x0_5": 64, "regnet_y_400mf": 64, "vgg11_bn": 64, "efficientnet_b0": 64, "mnasnet0_5": 64}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
+    torch.manual_seed(0)
+    with float64():
+        model = trained(models.build(name, 10)).eval()
+        network = folded(model)
+        with torch.no_grad():
+            x = images(side=FAMILIES[name])
+            pairs = zip(tree_leaves(network.now()(x)), tree_leaves(model(x)), strict=True)
+            assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
+    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    assert network.norms == (59 if name == "densenet121" else norms)  # where others come before the convolution
+
+
+def test_the_last_weights_are_used_in_every_step() -> None:
+    torch.manual_seed(0)
+    model = trained(CifarResNet(20, 10)).double()
+    x, y = images(4, 32), torch.arange(4)
+    distiller = icpctl.SelfDistiller(model, ["layer1"], "sgd", 2, 1.0, reduction="sum", fold_batch_norm=True)
+    plain = icpctl.SelfDistiller(copy.deepcopy(model), ["layer1"], "sgd", 2, 1.0, reduction="sum")
+    for _ in range(3):
+        deltas = []
+        for each in (distiller, plain):
+            loss, log = each(x, y, 0.5)
+            loss.backward()
+            with torch.no_grad():
+                for parameter in each.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(0.1 * parameter.grad)
+                    parameter.grad = None
+            deltas.append(log["x_icp"] - x)
+        torch.testing.assert_close(*deltas, rtol=1e-6, atol=1e-9)
+    assert distiller.folded is not None
+    assert distiller.folded.norms == 21
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "ademamix"])
+def test_distillation_with_and_without_folding_is_the_same(
+    optimizer: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """‖a − b‖ / ‖b‖ of x_T − x and of the gradients; Adam magnifies the rounding of entries whose gradient is tiny."""
+    results = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = trained(CifarResNet(20, 10)).to(dtype)
+        x, y = torch.randn(8, 3, 32, 32, dtype=dtype), torch.arange(8)
+        distiller = icpctl.SelfDistiller(
+            model, ["layer1", "layer2", "layer3"], optimizer, steps=3, lr=2e-3, fold_batch_norm=fast
+        )
+        loss, log = distiller(x, y, 0.5, icp_losses=True)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append([log["x_icp"] - x, log["icp_loss_before"], log["icp_loss_after"], loss.detach(), gradient])
+    for fast_value, plain in zip(*results, strict=True):
+        assert (fast_value - plain).norm() <= tolerance * plain.norm()
+        assert not torch.equal(fast_value, plain) or plain.dim() == 0
