@@ -37,7 +37,7 @@ from icpctl.defaults import (
     recipe_default,
     recipe_text,
 )
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, abbreviated, unknown
 
 GROUPS = {
     "run": "Run",
@@ -307,9 +307,9 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "fid_weights and fid_features both say where the features of FID come from: give one of them"
             )
-        for name in ("fid_weights", "fid_features"):  # found again from another working directory
+        for name in ("fid_weights", "fid_features"):
             if path := getattr(self, name):
-                object.__setattr__(self, name, path.expanduser().absolute())
+                object.__setattr__(self, name, absolute(path))
         if self.crop == "box" and self.dataset != "cub":
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
         if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
@@ -395,6 +395,20 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def absolute(path: Path) -> Path:
+    """A path that is found again from another working directory; it may begin with the home directory, "~".
+
+    Raises:
+        UserError: the home directory is not known; a character that no path can have.
+    """
+    if "\0" in str(path):
+        raise UserError(f"A path cannot have the character NUL: {path}")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"The home directory in {path} is not known. Write the path out.") from None
+
+
 def truth_for_number(name: str, value: object) -> str:
     """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
     field = RunConfig.model_fields.get(name)
@@ -476,6 +490,6 @@ def fault_in_words(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
-        return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
+        return str(unknown(f"value for {option(name)}:", abbreviated(fault["input"]), choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{option(name)} got {str(fault['input'])!r}: {message}. {RunConfig.model_fields[name].description}"
+    return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"

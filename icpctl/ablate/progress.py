@@ -7,7 +7,6 @@ import time
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -54,12 +53,10 @@ class Progress:
         words = {"waiting": "to be tried again" if run.error else "stopped"}
         words["elsewhere"] = "in the hands of another process"
         state = words.get(run.state, run.state)
-        colour = {"failed": "red", "finished": "green"}.get(run.state)
-        text = f"[{colour}]{state}[/]" if colour else state
-        line = f"{ended}/{len(study.runs)} {run.folder.run_id}: {text}"
-        self.console.print(
-            line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=self._live is None
-        )
+        colour = {"failed": "red", "finished": "green"}.get(run.state, "")
+        line = Text.assemble(f"{ended}/{len(study.runs)} {run.folder.run_id}: ", (state, colour))
+        line.append(f". {run.error}" if run.error else "")
+        self.console.print(line, soft_wrap=self._live is None)
 
     def _table(self, study: Scheduler) -> Group:
         counts = study.counts()

@@ -15,10 +15,11 @@ import pandas as pd
 from icpctl.config import SELECTION
 from icpctl.errors import UserError, unknown
 from icpctl.report import notes as remarks
-from icpctl.report.groups import Grouping, check_settings, group, printable
+from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.runs import foreign_metrics, metric_columns, runs_table
 from icpctl.report.selection import select
 from icpctl.results import TIMINGS, RunRecord, read_runs, write_atomic
+from icpctl.terminal import printable
 
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
 

@@ -15,6 +15,7 @@ from icpctl.config import RunConfig, choices, declaration
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
 from icpctl.report.runs import METHOD
+from icpctl.terminal import printable
 
 NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
 """The input optimizers and the names of their methods, in the order of the rows."""
@@ -231,17 +232,12 @@ def check_settings(names: Sequence[str], where: str) -> list[str]:
 def value_text(value: Any) -> str:
     """A value of a table or of a setting, for people."""
     if isinstance(value, tuple):
-        return "+".join(value)
+        return printable("+".join(value))
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     return printable(f"{value:.12g}" if isinstance(value, float) else str(value))
-
-
-def printable(text: str) -> str:
-    """A text from a file, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:

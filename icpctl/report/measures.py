@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from icpctl.report.groups import printable
+from icpctl.terminal import printable
 
 
 @dataclass(frozen=True)
