@@ -21,15 +21,15 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from icpctl.errors import UserError
+from icpctl.errors import UserError, unknown
 from icpctl.terminal import Stream, Terminal, forget_odd_sizes, guard_streams, printable
 
 
 class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an unknown command first: to read the options before it, though there are none, Typer imports pydantic."""
-        if args and not args[0].startswith("-"):
-            self.resolve_command(ctx, args)
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise unknown("command", args[0], self.commands)
         return super().parse_args(ctx, args)
 
 
@@ -76,6 +76,9 @@ def main() -> None:
         _complain("[bold red]Error:[/]", _in_words(error))
     except UserError as error:
         _complain("[bold red]Error:[/]", str(error))
+    except (ImportError, MemoryError) as error:
+        fault = f"{error}. " if str(error) else ""
+        _complain("[bold red]Error:[/]", f"{fault}Memory ran out, or a package that icpctl needs is broken or missing.")
     output.flush()
     if _pipe_is_closed():
         status = status or 128 + signal.SIGPIPE

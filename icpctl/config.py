@@ -124,10 +124,10 @@ class RunConfig(BaseModel):
     seed: int = _field(
         0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
     )
-    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1)
+    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
     train_size: int | None = _field(
         None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
-        unit="images", ge=2,
+        unit="images", ge=2, lt=2**31,
     )  # fmt: skip
     val_fraction: float = _field(
         0.1,
@@ -209,7 +209,7 @@ class RunConfig(BaseModel):
     )
     warmup_epochs: int = _field(
         lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
-        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0,
+        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
     )  # fmt: skip
     teacher_statistics: bool = _field(
         True,
@@ -236,7 +236,7 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "cosine"] = _recipe(
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
-    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2)
+    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
     augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = _recipe(
         "augmentation",
         "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
@@ -307,9 +307,9 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "fid_weights and fid_features both say where the features of FID come from: give one of them"
             )
-        for name in ("fid_weights", "fid_features"):
+        for name in ("fid_weights", "fid_features"):  # found again from another working directory
             if path := getattr(self, name):
-                object.__setattr__(self, name, absolute(path))
+                object.__setattr__(self, name, expanded(path).absolute())
         if self.crop == "box" and self.dataset != "cub":
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
         if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
@@ -395,8 +395,8 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def absolute(path: Path) -> Path:
-    """A path that is found again from another working directory; it may begin with the home directory, "~".
+def expanded(path: Path) -> Path:
+    """A path, which may begin with the home directory, "~".
 
     Raises:
         UserError: the home directory is not known; a character that no path can have.
@@ -404,7 +404,7 @@ def absolute(path: Path) -> Path:
     if "\0" in str(path):
         raise UserError(f"A path cannot have the character NUL: {path}")
     try:
-        return path.expanduser().absolute()
+        return path.expanduser()
     except RuntimeError:
         raise UserError(f"The home directory in {path} is not known. Write the path out.") from None
 

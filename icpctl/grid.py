@@ -111,7 +111,9 @@ def _range(text: str, whole: bool, where: str) -> list[str]:
     number = int(min(float(count) if spacing else span + 1, LONGEST + 1))
     if not 2 <= number <= LONGEST:
         count = "fewer" if number < 2 else "more"
-        raise UserError(f"{where}: the range {text} has {count} values than it can have. Give one of 2 to {LONGEST:,} values.")
+        raise UserError(
+            f"{where}: the range {text} has {count} values than it can have. Give one of 2 to {LONGEST:,} values."
+        )
     if spacing == "log":
         inner = [low * span ** (i / (number - 1)) for i in range(1, number - 1)]
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from icpctl.config import RunConfig, absolute, fault_in_words, truth_for_number
+from icpctl.config import RunConfig, expanded, fault_in_words, truth_for_number
 from icpctl.errors import UserError, abbreviated, unknown
 
 LARGEST_FILE = 16 * 2**20
@@ -84,8 +84,10 @@ def typed_settings(values: Mapping[str, object], where: str) -> dict[str, object
             raise UserError(f"{where}: {message}.")
         try:
             settings[name] = _adapter(name).validate_python(value)
-            if isinstance(path := settings[name], Path):
-                settings[name] = absolute(path)
+            if isinstance(path := settings[name], Path):  # found again from another working directory
+                settings[name] = expanded(path).absolute()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise UserError(f"{where}: {fault_in_words({**fault, 'loc': (name,)})}") from None

@@ -94,7 +94,7 @@ def guard_streams() -> tuple[Stream, Stream]:
 
 def _guarded(stream: TextIO | None, number: int) -> Stream:
     if stream is None:
-        return Stream(open(number, "wb", closefd=False), encoding="utf-8", errors="icpctl-escape")  # noqa: PTH123, SIM115
+        return Stream(open(number, "wb", closefd=False), encoding="utf-8", errors="icpctl-escape")
     assert isinstance(stream, io.TextIOWrapper)
     encoding, line_buffering = stream.encoding, stream.line_buffering
     return Stream(stream.detach(), encoding=encoding, errors="icpctl-escape", line_buffering=line_buffering)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +98,7 @@ class Study:
             raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
         conditions = [given["where"]] if isinstance(given.get("where"), str) else given.get("where", [])
         if not all(isinstance(condition, str) for condition in conditions):
-            raise UserError(f"{where}: a condition under where is no text. Write it in quotes, as in \"steps < 5\".")
+            raise UserError(f'{where}: a condition under where is no text. Write it in quotes, as in "steps < 5".')
         return cls(
             settings,
             grid,
@@ -216,11 +215,12 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
         if listed:
             _, seeds = grid_values("seed", text.split(","), where)
             return tuple(resolve({"seed": seed}).seed for seed in seeds)
-        if not re.fullmatch("0*[1-9][0-9]{0,5}", text.strip()) or int(text) > LARGEST:
+        count = resolve({"seed": text}).seed  # read as every whole number is: 5.0 is 5
+        if not 1 <= count <= LARGEST:
             raise UserError("It is no number of seeds.")
         start = resolve({"seed": first or 0}).seed
-        resolve({"seed": start + int(text) - 1})
-        return tuple(range(start, start + int(text)))
+        resolve({"seed": start + count - 1})
+        return tuple(range(start, start + count))
     except UserError:
         raise UserError(
             f"{where} {abbreviated(text)}: give how many seeds, 1 to {LARGEST:,}, or which, such as 0,3,7 or 0..4. A seed is "
