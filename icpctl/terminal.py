@@ -21,8 +21,8 @@ from rich.segment import Segment
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_LARGEST_SIZE = 10_000
-"""Columns or lines of a terminal."""
+_SIZES = range(10, 10_000)
+"""Columns or lines that a terminal can have."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -104,5 +104,5 @@ def forget_odd_sizes() -> None:
     """Leave out of the environment what Rich and Typer would fail to read as the size of a terminal."""
     for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
         value = os.environ.get(name)
-        if value is not None and not (re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= _LARGEST_SIZE):
+        if value is not None and not (re.fullmatch("[0-9]{1,5}", value) and int(value) in _SIZES):
             del os.environ[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,13 @@ def test_seeds() -> None:
     assert parse_seeds("2..4") == (2, 3, 4)
     assert [c.seed for c in configs(define({"seed": "5"}, seeds="2", grid=["steps=1"]).runs())] == [5, 5, 6, 6]
     assert {c.seed for c in configs(define({}, ["steps=1", "seed=1,2"]).runs())} == {1, 2}
+
+
+@given(st.text() | st.from_regex(r"[0-9.,eE+_-]+", fullmatch=True) | st.lists(st.text() | st.integers() | st.floats()))
+def test_any_seeds_are_read_or_refused(given: object) -> None:
+    with suppress(UserError):
+        seeds = parse_seeds(given)
+        assert 1 <= len(seeds) == len(set(seeds)) <= 100_000
 
 
 @pytest.mark.parametrize(
