@@ -11,25 +11,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from icpctl.errors import UserError
+from icpctl.errors import UserError, unknown
+from icpctl.terminal import Stream, Terminal, forget_odd_sizes, guard_streams, printable
 
 
 class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an unknown command first: to read the options before it, though there are none, Typer imports pydantic."""
-        if args and not args[0].startswith("-"):
-            self.resolve_command(ctx, args)
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise unknown("command", args[0], self.commands)
         return super().parse_args(ctx, args)
 
 
@@ -45,16 +45,11 @@ OTHER_PROCESS = (os.environ.get("WORLD_SIZE") or "1") != "1" and (os.environ.get
 """Whether torchrun started this as one of several and another one, the first, speaks for all."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """The reader of the output went away: leave as other programs do then."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
-        raise SystemExit(128 + signal.SIGPIPE)
-
-
-console = _Console(quiet=OTHER_PROCESS)
-errors = Console(stderr=True, quiet=OTHER_PROCESS)
+forget_odd_sizes()
+console = Terminal(quiet=OTHER_PROCESS)
+errors = Terminal(stderr=True, quiet=OTHER_PROCESS)
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's, which some releases of Typer have in themselves."""
 
 GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
 
@@ -69,30 +64,65 @@ ConfigFile = Annotated[
 def main() -> None:
     """The entry point: an error that the user can mend is one paragraph and status 2."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    output, _ = guard_streams()
+    status: object = 2
     try:
-        app()
-    except BrokenPipeError:  # the reader of the output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (UserError, OSError) as error:
+        status = app(standalone_mode=False, prog_name="icpctl") or 0
+    except SystemExit as leaving:
+        status = leaving.code
+    except UsageError as error:
+        _complain_of_usage(error)
+    except OSError as error:
+        _complain("[bold red]Error:[/]", _in_words(error))
+    except UserError as error:
         _complain("[bold red]Error:[/]", str(error))
-        sys.exit(2)
+    except (ImportError, MemoryError) as error:
+        fault = f"{error}. " if str(error) else ""
+        _complain("[bold red]Error:[/]", f"{fault}Memory ran out, or a package that icpctl needs is broken or missing.")
+    output.flush()
+    if _pipe_is_closed():
+        status = status or 128 + signal.SIGPIPE
+    elif output.failure and not status:
+        status = 2
+        _complain("[bold red]Error:[/]", f"The output could not be written: {output.failure.strerror}.")
+    sys.exit(status)
 
 
 def _complain(kind: str, message: str) -> None:
     """A paragraph on the standard error: broken into lines in a terminal, one line in a file."""
-    errors.print(kind, escape(message), highlight=False, soft_wrap=not errors.is_terminal)
+    errors.print(Text.from_markup(kind), printable(message), soft_wrap=not errors.is_terminal)
+
+
+def _complain_of_usage(error: Any) -> None:
+    message = error.format_message()
+    if message:  # else the help was asked for, and printed, by giving nothing
+        command = error.ctx.command_path if error.ctx else "icpctl"
+        _complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
+
+
+def _in_words(error: OSError) -> str:
+    try:
+        Path.cwd()
+    except OSError:
+        return "The working directory is not there any more. Change to one that is, and give the command again."
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+
+
+def _pipe_is_closed() -> bool:
+    """Whether the reader of the output went away."""
+    return isinstance(sys.stdout, Stream) and isinstance(sys.stdout.failure, BrokenPipeError)
 
 
 def _say(message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
 
 
 def _version(show: bool) -> None:
     if show:
         from importlib.metadata import version
 
-        console.print(f"icpctl {version('icpctl')}", highlight=False)
+        _say(f"icpctl {version('icpctl')}")
         raise typer.Exit
 
 
@@ -425,20 +455,30 @@ def report(
 
 @contextmanager
 def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM let the batch end, save, and leave with 130 or 143; a second time, leave at once."""
+    """Ctrl-C, SIGTERM, a terminal or a pipe that is closed let the batch end, save, and leave with 130, 143, 129 or 141;
+    a second signal leaves at once.
+    """
     received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        if received:
+        if received and number != signal.SIGHUP:  # that comes by itself with another one
             sys.exit(128 + number)
         received.append(number)
 
-    before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        heeded.append(signal.SIGHUP)
+    before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in heeded}
+
+    def should_stop() -> bool:
+        return bool(received) or _pipe_is_closed()
+
     try:
-        yield lambda: bool(received)
+        yield should_stop
     except KeyboardInterrupt:
         _complain("Saved.", way_on)
-        sys.exit(128 + (received or [signal.SIGTERM])[0])  # none: another process of the run was asked
+        reason = signal.SIGPIPE if _pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
+        sys.exit(128 + (received or [reason])[0])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -39,7 +39,7 @@ from icpctl.defaults import (
     recipe_default,
     recipe_text,
 )
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, abbreviated, unknown
 
 GROUPS = {
     "run": "Run",
@@ -134,10 +134,10 @@ class RunConfig(BaseModel):
     seed: int = _field(
         0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
     )
-    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1)
+    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
     train_size: int | None = _field(
         None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
-        unit="images", ge=2,
+        unit="images", ge=2, lt=2**31,
     )  # fmt: skip
     val_fraction: float = _field(
         0.1,
@@ -219,7 +219,7 @@ class RunConfig(BaseModel):
     )
     warmup_epochs: int = _field(
         lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
-        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0,
+        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
     )  # fmt: skip
     pass_order: Literal["student-first", "student-last"] = _field(
         "student-first",
@@ -252,7 +252,7 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "cosine"] = _recipe(
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
-    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2)
+    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
     augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = _recipe(
         "augmentation",
         "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
@@ -328,7 +328,7 @@ class RunConfig(BaseModel):
             )
         for name in ("fid_weights", "fid_features"):  # found again from another working directory
             if path := getattr(self, name):
-                object.__setattr__(self, name, path.expanduser().absolute())
+                object.__setattr__(self, name, expanded(path).absolute())
         if self.crop == "box" and self.dataset != "cub":
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
         if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
@@ -422,6 +422,20 @@ class RunConfig(BaseModel):
             if value is not None and value != _identity()[name]
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def expanded(path: Path) -> Path:
+    """A path, which may begin with the home directory, "~".
+
+    Raises:
+        UserError: the home directory is not known; a character that no path can have.
+    """
+    if "\0" in str(path):
+        raise UserError(f"A path cannot have the character NUL: {path}")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"The home directory in {path} is not known. Write the path out.") from None
 
 
 def truth_for_number(name: str, value: object) -> str:
@@ -521,6 +535,6 @@ def fault_in_words(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
-        return str(unknown(f"value for {option(name)}:", str(fault["input"]), choices(name)))
+        return str(unknown(f"value for {option(name)}:", abbreviated(fault["input"]), choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{option(name)} got {str(fault['input'])!r}: {message}. {RunConfig.model_fields[name].description}"
+    return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from icpctl.config import RunConfig
 from icpctl.cost import PLAIN_STEP, plain_epochs, step_passes
@@ -52,8 +52,8 @@ class ConsoleDisplay(Display):
 
     def start(self, config: RunConfig, batches: int) -> None:
         self.epochs, self.batches, self.selection = config.epochs, batches, config.selection
-        self.console.print(f"Run [bold]{escape(config.run_id)}[/]", highlight=False)
-        self.console.print(f"val, test: {config.selection}; share: of the task in the loss", highlight=False)
+        self.console.print(Text.assemble("Run ", (config.run_id, "bold")))
+        self.console.print(f"val, test: {config.selection}; share: of the task in the loss")
         if self.live:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -70,10 +70,10 @@ class ConsoleDisplay(Display):
             self.progress.start()
 
     def say(self, message: str) -> None:
-        self.console.print(escape(message), highlight=False, soft_wrap=not self.live)
+        self.console.print(message, soft_wrap=not self.live)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]Warning:[/] {escape(message)}", highlight=False, soft_wrap=not self.live)
+        self.console.print(Text("Warning:", "yellow"), message, soft_wrap=not self.live)
 
     def batch(self, epoch: int, batch: int, values: Mapping[str, float], seconds_left: float) -> None:
         if self.progress is None:
@@ -101,7 +101,7 @@ class ConsoleDisplay(Display):
                 parts.append(f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {value:.3f}")
         parts.append(f"{train['images_per_second']:,.0f}/s")
         gap = "  " if self.console.width > 85 or not self.live else " "
-        self.console.print(gap.join(parts), highlight=False, soft_wrap=not self.live)
+        self.console.print(gap.join(parts), soft_wrap=not self.live)
 
     def stop(self) -> None:
         if self.progress is not None:
@@ -152,10 +152,9 @@ class CostEstimate:
         plain = self.seconds.get(False) or self.seconds[True] / ratio
         with_icp = self.seconds.get(True) or self.seconds[False] * ratio
         first = plain_epochs(self.config)
-        left = 0.0
-        for e in range(epoch, self.config.epochs):
-            left += (with_icp if e >= first else plain) * (self.batches - (batch if e == epoch else 0))
-        return left
+        plain_left = max(0, first - epoch) * plain
+        icp_left = (self.config.epochs - max(epoch, first)) * with_icp
+        return (plain_left + icp_left) * self.batches - batch * (with_icp if epoch >= first else plain)
 
 
 class Throttle:

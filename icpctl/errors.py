@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of `known`: names the nearest one, or lists a few of them."""
-    known = sorted(known)
+    known, name = sorted(known), abbreviated(name)
 
     def nearness(candidate: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
@@ -36,3 +36,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
+
+
+def abbreviated(value: object, longest: int = 200) -> str:
+    """A value for a message, as text; the middle of a long one is left out, and one that cannot be written is named by its type."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; a table in a table in a table …
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[: longest - 20]} … {text[-10:]}"

@@ -1,4 +1,4 @@
-"""Text from files on its way to people and to other programs: nothing in it is obeyed there."""
+"""Tables on their way to other programs: nothing in them is obeyed there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import re
 
 import pandas as pd
 
+from icpctl.terminal import printable
+
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 """How a cell begins that a spreadsheet computes."""
-
-
-def printable(text: str) -> str:
-    """A text without what a terminal would obey, or what cannot be encoded."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else "�" for each in text)
 
 
 def csv_cell(text: str) -> str:

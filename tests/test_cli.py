@@ -210,7 +210,7 @@ def test_a_results_folder_that_is_a_file(tmp_path: Path) -> None:
     assert "--output" in refused("train", *SMALL, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, status: int, tmp_path: Path) -> None:
     def started() -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "icpctl", "train", *SMALL, "--epochs", "60"]

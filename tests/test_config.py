@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,9 +146,6 @@ def test_toml_is_read_and_its_faults_said(tmp_path: Path) -> None:
     file.write_text("steps: 5")
     with pytest.raises(UserError, match="not valid TOML"):
         read_toml(file)
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="not valid TOML"):
-        read_toml(file)
     with pytest.raises(UserError, match="Cannot read"):
         read_toml(tmp_path / "missing.toml")
 
@@ -186,3 +185,49 @@ def test_a_folder_of_images_is_one_data_set_however_it_is_written(
     recorded = resolve({}).model_dump() | {"dataset": "folder:photos"}
     assert RunConfig.recorded(recorded).altered(seed=1).dataset == "folder:photos"  # and so its id stays
     assert resolve({"dataset": "folder:"}).dataset == "folder:"  # refused where data sets are known
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("steps = 5\n".encode("utf-16"), "is encoded as UTF-16. Save it as UTF-8"),
+        (b"model = '\xe9'", "is not encoded as UTF-8, at byte 10"),
+        (b"a = " + b"[" * 3000 + b"]" * 3000, "nested too deeply"),
+        (b"a" + b".a" * 100_000 + b" = 1", "nested too deeply"),
+        (b"seed = " + b"9" * 5000, "a number in it has thousands of digits"),
+        (b"seed = 0x" + b"f" * 5000, "--seed got 'a huge int'"),
+        (b"steps = 5\0", "not valid TOML"),
+        (b"steps = 5\nsteps = 6", "not valid TOML"),
+        (b"steps = 1979-05-27", "--steps got '1979-05-27'"),
+        (b"[steps]\na = 1", "--steps got"),
+        (b'data-dir = "~no-such-user/data"', "home directory in ~no-such-user/data is not known"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_a_file_of_any_shape_is_refused_in_words(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_toml(file)
+    assert said in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_what_other_editors_write_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(b"\xef\xbb\xbfsteps = 5\r\nepochs = 4\r\n")
+    assert read_toml(file) == {"steps": 5, "epochs": 4}
+
+
+def test_what_is_no_file_of_settings_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, said in ((tmp_path / "pipe", "named pipe"), (tmp_path, "Is a directory"), (Path("/dev/zero"), "larger")):
+        with pytest.raises(UserError, match=said):
+            read_toml(path)
+
+
+@given(st.binary() | st.text().map(str.encode) | st.builds("{} = {}".format, st.text(), st.text()).map(str.encode))
+def test_any_file_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(UserError):
+        (Path(folder) / "run.toml").write_bytes(content)
+        assert isinstance(read_toml(Path(folder) / "run.toml"), dict)

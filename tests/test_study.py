@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,6 @@ def test_combinations_that_come_to_the_same_run_are_one() -> None:
         *(("ademamix", steps, alpha) for steps in (1, 2) for alpha in (1, 5)),
         ("none", 0, 5),
     ]
-    assert len(study({}, ["icp_lr=0.1,1e-1"]).runs()) == 2
 
 
 def test_layers_of_a_grid_are_joined_with_plus() -> None:
@@ -146,9 +146,18 @@ def test_seeds() -> None:
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("3", 5) == (5, 6, 7)
     assert parse_seeds("0,3,7") == (0, 3, 7)
+    assert parse_seeds("3.0") == parse_seeds("+3") == parse_seeds(" 003 ") == parse_seeds(3) == (0, 1, 2)
+    assert parse_seeds([5]) == (5,)
     assert parse_seeds("2..4") == (2, 3, 4)
     assert [c.seed for c in configs(define({"seed": "5"}, seeds="2", grid=["steps=1"]).runs())] == [5, 5, 6, 6]
     assert {c.seed for c in configs(define({}, ["steps=1", "seed=1,2"]).runs())} == {1, 2}
+
+
+@given(st.text() | st.from_regex(r"[0-9.,eE+_-]+", fullmatch=True) | st.lists(st.text() | st.integers() | st.floats()))
+def test_any_seeds_are_read_or_refused(given: object) -> None:
+    with suppress(UserError):
+        seeds = parse_seeds(given)
+        assert 1 <= len(seeds) == len(set(seeds)) <= 100_000
 
 
 @pytest.mark.parametrize(
@@ -158,6 +167,9 @@ def test_seeds() -> None:
         ({"seeds": "x"}, "--seeds x: give how many seeds, 1 to 100,000, or which"),
         ({"seeds": "²"}, "--seeds ²: give how many"),
         ({"seeds": "1,1"}, "--seeds 1,1: give how many"),
+        ({"seeds": "0,00"}, "is given once"),
+        ({"seeds": "9" * 5000}, "give how many"),
+        *(({"seeds": text}, "give how many") for text in ("5.5", "1e3", "0x5", "-1", "٣", "5..3", "5..5")),
         ({"seeds": "1,,2"}, "--seeds 1,,2: give how many"),
         ({"seeds": "0,1", "settings": {"seed": 3}}, "--seeds 0,1 and --seed 3 both"),
         ({"seeds": "2", "grid": ["seed=1,2"]}, "--grid seed=… and --seeds both"),
@@ -262,6 +274,15 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("[[study]]\nexecution = 2", "[execution] stands once in the file"),
         ("seeds = true", "seeds cannot be True"),
         ("seeds = 0", "seeds 0: give how many"),
+        ("seeds = '5.5'", "seeds 5.5: give how many"),
+        ("seeds = [0x" + "f" * 5000 + "]", "a huge int: give how many"),
+        ("seeds = [[1], {a = 2}, 2020-01-01]", "give how many"),
+        ("where = [1]\nseeds = 2", "a condition under where is no text"),
+        ("where = 1979-05-27", "where cannot be 1979-05-27. It is a text or a list"),
+        ("seeds.a = 0x" + "f" * 5000, "seeds cannot be a huge dict"),
+        ('[settings]\ndata-dir = "a\\u0000b"', "NUL"),
+        ("[settings]\nepochs = 0x" + "f" * 5000, "--epochs got 'a huge int'"),
+        ("[settings]\nmodel = { a = 1 }", "--model got"),
         ("grid = 5", "grid cannot be 5"),
         ("[settings]\nstpes = 5", "[settings]: Unknown hyper-parameter 'stpes'"),
         ("[settings]\nsteps = true", "--steps got true"),

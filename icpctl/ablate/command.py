@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from icpctl.ablate.claim import holder
 from icpctl.ablate.scheduler import RunState, Scheduler
@@ -21,7 +22,7 @@ from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, S
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option
 from icpctl.cost import passes
-from icpctl.errors import UserError
+from icpctl.errors import UserError, abbreviated
 from icpctl.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.grid import EXAMPLE, parse_grid
 from icpctl.report.groups import value_text
@@ -112,8 +113,8 @@ def executed_by(definition: Definition, options: Mapping[str, object], slurm: Se
     for text in slurm:
         key, equals, value = text.partition("=")
         if not (key and equals):
-            raise UserError(f"--slurm {text}: write KEY=VALUE, for example --slurm slurm_partition=gpu.")
-        parameters[key] = int(value) if re.fullmatch("-?[0-9]+", value) else value
+            raise UserError(f"--slurm {abbreviated(text)}: write KEY=VALUE, for example --slurm slurm_partition=gpu.")
+        parameters[key] = int(value) if re.fullmatch("-?[0-9]{1,18}", value) else value
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"slurm": parameters} if parameters else {}
     execution = Execution.model_validate(definition.execution.model_dump() | given)
@@ -151,9 +152,9 @@ def execute(
     alone = sum(config.stack_id is None for config in configs)
     if definition.execution.stack > 1 and alone:
         console.print(
-            f"[yellow]Note:[/] --stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
+            Text("Note:", "yellow"),
+            f"--stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
             "a VAE, a random direction, bf16 and a state that is carried over cannot be stacked.",
-            highlight=False,
         )
     try:
         definition.keep(output)
@@ -174,9 +175,9 @@ def _note_threads(table: pd.DataFrame, console: Console) -> None:
     threads = sorted(set(table["threads"]) - {""})
     if len(threads) > 1:
         console.print(
-            f"[yellow]Note:[/] the runs were trained with {', '.join(threads)} threads (column threads of study.csv). Sums come "
+            Text("Note:", "yellow"),
+            f"the runs were trained with {', '.join(threads)} threads (column threads of study.csv). Sums come "
             "in another order then, so a part of their differences is rounding: give --jobs, or OMP_NUM_THREADS, the same.",
-            highlight=False,
         )
 
 
@@ -191,7 +192,7 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     scheduler = Scheduler(planned, output)
     _check_data(scheduler)
     varied = _varied(planned)
-    console.print("state     role            passes  run", highlight=False)
+    console.print("state     role            passes  run")
     for run in scheduler.runs.values():
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
@@ -202,17 +203,16 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
         if len(line + settings) > console.width:
             line += "\n" + 34 * " "
-        console.out(line + settings, highlight=False)
+        console.out(line + settings)
     roles = Counter(run.role for run in planned)
     unfinished = scheduler.unfinished()
     console.print(
         f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
-        highlight=False,
         soft_wrap=not console.is_terminal,
     )
     if unfinished:
-        console.print(_estimate(definition.execution, unfinished), highlight=False, soft_wrap=not console.is_terminal)
+        console.print(_estimate(definition.execution, unfinished), soft_wrap=not console.is_terminal)
 
 
 def _rough(seconds: float) -> str:

@@ -7,7 +7,6 @@ import time
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -55,18 +54,15 @@ class Progress:
         words = {"waiting": "to be tried again" if run.error else "stopped"}
         words["elsewhere"] = "in the hands of another process"
         state = words.get(run.state, run.state)
-        colour = {"failed": "red", "finished": "green"}.get(run.state)
-        text = f"[{colour}]{state}[/]" if colour else state
+        colour = {"failed": "red", "finished": "green"}.get(run.state, "")
+        line = Text.assemble(f"{ended}/{len(study.runs)} {run.folder.run_id}: ", (state, colour))
         if run.state == "elsewhere" and (claim := read_claim(run.folder.path)):
-            file = run.folder.path / CLAIM_FILE
-            text += escape(
-                f" (process {claim.get('pid', 'unknown')} on {claim.get('host', 'an unknown host')}, which is waited for as long as {file} is renewed; "
-                "remove that file if the process is gone)"
+            line.append(
+                f" (process {claim.get('pid', 'unknown')} on {claim.get('host', 'an unknown host')}, which is waited for as long "
+                f"as {run.folder.path / CLAIM_FILE} is renewed; remove that file if the process is gone)"
             )
-        line = f"{ended}/{len(study.runs)} {run.folder.run_id}: {text}"
-        self.console.print(
-            line + (f". {escape(run.error)}" if run.error else ""), highlight=False, soft_wrap=self._live is None
-        )
+        line.append(f". {run.error}" if run.error else "")
+        self.console.print(line, soft_wrap=self._live is None)
 
     def _table(self, study: Scheduler) -> Group:
         counts = study.counts()

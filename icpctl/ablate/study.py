@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
 from icpctl.cost import compute_matched
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
 from icpctl.grid import grid_values, holds
 from icpctl.settings import load_toml, typed_settings
@@ -83,11 +82,11 @@ class Study:
             kind = known[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
                 words = " or ".join(TOML_WORDS[each] for each in kind)
-                raise UserError(f"{where}: {key} cannot be {value!r}. It is {words}.")
+                raise UserError(f"{where}: {key} cannot be {abbreviated(value)}. It is {words}.")
             given[name] = value
         grid: dict[str, list[str]] = {}
         for key, listed in given.get("grid", {}).items():
-            pieces = listed if isinstance(listed, list) else str(listed).split(",")
+            pieces = listed if isinstance(listed, list) else abbreviated(listed, longest=10**6).split(",")
             name, values = grid_values(key, pieces, f"{where}, [grid] {key}")
             if name in grid:
                 raise UserError(f"{where}, [grid]: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
@@ -97,11 +96,13 @@ class Study:
         settings = typed_settings(given.get("settings", {}), f"{where}, [settings]")
         if not given.keys() & {"grid", "seeds", "controls", "compute_matched"}:
             raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
-        conditions = given.get("where", [])
+        conditions = [given["where"]] if isinstance(given.get("where"), str) else given.get("where", [])
+        if not all(isinstance(condition, str) for condition in conditions):
+            raise UserError(f'{where}: a condition under where is no text. Write it in quotes, as in "steps < 5".')
         return cls(
             settings,
             grid,
-            (conditions,) if isinstance(conditions, str) else tuple(map(str, conditions)),
+            tuple(conditions),
             parse_seeds(given.get("seeds", 1), settings.pop("seed", None), f"{where}, seeds"),
             given.get("controls", False),
             given.get("compute_matched", False),
@@ -209,23 +210,26 @@ def parse_seeds(given: object, first: object = None, where: str = "--seeds") -> 
     Raises:
         UserError: it is none of these, or a seed is out of range; with the place.
     """
-    text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-    listed = isinstance(given, list) or not re.fullmatch(r"\s*[0-9]+\s*", text)
+    text = ",".join(map(abbreviated, given)) if isinstance(given, list) else abbreviated(given, longest=10**6)
+    listed = isinstance(given, list) or "," in text or ".." in text
     if listed and first is not None:
-        raise UserError(f"{where} {text} and {option('seed')} {first} both say which seeds to run. Give one of them.")
+        raise UserError(
+            f"{where} {abbreviated(text)} and {option('seed')} {first} both say which seeds to run. Give one of them."
+        )
     try:
         if listed:
             _, seeds = grid_values("seed", text.split(","), where)
-        elif 1 <= int(text) <= LARGEST:
-            start = resolve({"seed": first or 0}).seed
-            seeds = [str(seed) for seed in range(start, start + int(text))]
-        else:
-            raise UserError("It is too small or too large a number.")
-        return tuple(resolve({"seed": seed}).seed for seed in seeds)
+            return tuple(resolve({"seed": seed}).seed for seed in seeds)
+        count = resolve({"seed": text}).seed  # read as every whole number is: 5.0 is 5
+        if not 1 <= count <= LARGEST:
+            raise UserError("It is no number of seeds.")
+        start = resolve({"seed": first or 0}).seed
+        resolve({"seed": start + count - 1})
+        return tuple(range(start, start + count))
     except UserError:
         raise UserError(
-            f"{where} {text}: give how many seeds, 1 to {LARGEST:,}, or which, such as 0,3,7 or 0..4. A seed is a whole number "
-            "from 0 to 2147483647, and is given once."
+            f"{where} {abbreviated(text)}: give how many seeds, 1 to {LARGEST:,}, or which, such as 0,3,7 or 0..4. A seed is "
+            "a whole number from 0 to 2147483647, and is given once."
         ) from None
 
 

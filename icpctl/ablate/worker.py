@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from rich.console import Console
-
 from icpctl.ablate.claim import CLAIM_FILE, Claim, ClaimLostError
 from icpctl.ablate.study import STUDY_FILE
 from icpctl.config import RunConfig
@@ -30,6 +28,7 @@ from icpctl.errors import UserError
 from icpctl.files import not_writable
 from icpctl.fingerprints import OtherDataError
 from icpctl.results import RunFolder
+from icpctl.terminal import Terminal
 
 LOG_FILE = "log.txt"
 READY = "ready\n"
@@ -234,7 +233,7 @@ class _WorkerDisplay(ConsoleDisplay):
     """Lines in the run's log, and its progress in the claim, for the table of the study."""
 
     def __init__(self, log: TextIO, claim: Claim) -> None:
-        super().__init__(Console(file=log, width=120))
+        super().__init__(Terminal(file=log, width=120))
         self.claim = claim
 
     def batch(self, epoch: int, batch: int, values: Mapping[str, float], seconds_left: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from icpctl.config import choices
+from icpctl.config import choices, expanded
 from icpctl.data.cache import ImageData, decoded
 from icpctl.data.folders import class_folders
 from icpctl.data.named import NAMED, find
@@ -36,7 +36,7 @@ def check_name(name: str) -> None:
 def default_data_dir() -> Path:
     """Where named data sets are looked for and downloaded to: ICPCTL_DATA_DIR, else a folder of the user's cache."""
     if chosen := os.environ.get("ICPCTL_DATA_DIR"):
-        return Path(chosen).expanduser()
+        return expanded(Path(chosen))
     return platformdirs.user_cache_path("icpctl") / "data"
 
 
@@ -63,9 +63,9 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None,
     if crop == "box" and name != "cub":  # said before anything is downloaded
         raise _no_boxes(f"data set {name}")
     if name.startswith(_FOLDER):
-        source = class_folders(Path(name.removeprefix(_FOLDER)).expanduser())
+        source = class_folders(expanded(Path(name.removeprefix(_FOLDER))))
     else:
-        source = find(name, (data_dir or default_data_dir()).expanduser())
+        source = find(name, expanded(data_dir or default_data_dir()))
     if crop == "box" and not source.boxes:
         raise _no_boxes(f"data set {name} in class folders, '{source.origin}',")
     return decoded(name, source, image_size, crop)

@@ -20,7 +20,8 @@ from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.runs import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.report.selection import select
 from icpctl.results import TIMINGS, RunRecord, read_runs
-from icpctl.text import csv_text, printable
+from icpctl.terminal import printable
+from icpctl.text import csv_text
 
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
 

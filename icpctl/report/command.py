@@ -20,6 +20,7 @@ from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, write
 from icpctl.report.tables import Format, render, terminal
 from icpctl.results import REPORT, run_folders
+from icpctl.terminal import printable
 
 Say = Callable[[str, str], None]
 """Prints a paragraph beside the report: its kind, as in "Note:", and the text."""
@@ -79,9 +80,9 @@ def show(report: Report, format: Format | Literal["table"], console: Console, sa
         say("[yellow]Note:[/]", note)
     if format == "table":
         for part in terminal(report, console.width):
-            console.print(part, highlight=False)
+            console.print(part)
     else:
-        sys.stdout.write(render(report, format))
+        sys.stdout.write(printable(render(report, format), keep="\n\t"))
         if format == "csv":
             say("[yellow]Note:[/]", report.common)
 

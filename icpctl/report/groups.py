@@ -15,7 +15,7 @@ from icpctl.config import RunConfig, choices, declaration
 from icpctl.cost import compute_matched
 from icpctl.errors import UserError, unknown
 from icpctl.report.runs import METHOD, of_version
-from icpctl.text import printable
+from icpctl.terminal import printable
 
 NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
 """The input optimizers and the names of their methods, in the order of the rows."""

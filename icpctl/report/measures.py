@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from icpctl.text import printable
+from icpctl.terminal import printable
 
 LEAST, MOST = 1e-4, 1e9
 """Numbers that are smaller, or as large, are written with a power of ten."""
