@@ -78,7 +78,7 @@ def check(config: RunConfig) -> None:
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
 
 
-def check_runs(configs: Sequence[RunConfig]) -> None:
+def check_runs(configs: Sequence[RunConfig], say: Callable[[str], None] = lambda message: None) -> None:
     """Refuse at once what cannot be run: as `check`, for each of them, and `check_data`.
 
     Raises:
@@ -86,19 +86,26 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
     """
     for config in configs:
         check(config)
-    check_data(configs)
+    check_data(configs, say)
 
 
-def check_data(configs: Iterable[RunConfig]) -> None:
+def check_data(configs: Iterable[RunConfig], say: Callable[[str], None] = lambda message: None) -> None:
     """Refuse at once what cannot be run for want of data: each data set is loaded, and split, once.
+
+    Its `ImageData.summary` is told to `say`.
 
     Raises:
         UserError: as `icpctl.data.load`, `icpctl.tasks.build` and `split_train`.
     """
+    summaries: dict[str, None] = {}
     for config in {data_needs(config): config for config in configs}.values():
-        task, images = tasks.build(config, _load(config))
+        loaded = _load(config)
+        summaries[loaded.summary()] = None
+        task, images = tasks.build(config, loaded)
         task.check()
-        data.split_train(images.train.labels, config.train_size, config.val_fraction)
+        data.split_train(images.train.labels, config.train_size, config.val_fraction, images.classes)
+    for summary in summaries:
+        say(summary)
 
 
 def data_needs(config: RunConfig) -> tuple[object, ...]:
@@ -146,7 +153,9 @@ def train(
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
-            trainer = Trainer(config, _load(config), device, shared, display.say)
+            images = _load(config)
+            display.say(images.summary())
+            trainer = Trainer(config, images, device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:

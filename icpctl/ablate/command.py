@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from icpctl.ablate.claim import holder
 from icpctl.ablate.scheduler import RunState, Scheduler
@@ -148,7 +149,7 @@ def execute(
     from icpctl.ablate import executors
     from icpctl.ablate.progress import Progress
 
-    engine.check_runs(configs)
+    engine.check_runs(configs, lambda summary: console.print(escape(summary), highlight=False, soft_wrap=True))
     executor = executors.build(definition.execution, configs)
     alone = sum(config.stack_id is None for config in configs)
     if definition.execution.stack > 1 and alone:
@@ -256,7 +257,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     from icpctl.ablate.executors.local import Local
 
     configs = [run.planned.config for run in runs]
-    engine.check_runs(configs)
+    engine.check_runs(configs, lambda summary: console.print(escape(summary), highlight=False, soft_wrap=True))
     if execution.executor == "local":
         local = Local(execution, configs)
         jobs, threads = len(local.processes), local.threads

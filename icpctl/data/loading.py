@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 from icpctl.config import choices
-from icpctl.data.cache import ImageData, decoded
-from icpctl.data.folders import class_folders
+from icpctl.data.cache import ImageData, decoded, user_cache
+from icpctl.data.folders import class_folders, not_utf8
 from icpctl.data.named import NAMED, find
 from icpctl.errors import UserError, unknown
 
@@ -25,9 +23,18 @@ _FOLDER = "folder:"
 def check_name(name: str) -> None:
     """Raise UserError unless `name` is one of `DATASETS` or `folder:PATH`; does not look at the disk."""
     if name.startswith(_FOLDER):
-        if not name.removeprefix(_FOLDER).strip():
+        path = name.removeprefix(_FOLDER)
+        if not path.strip():
             raise UserError(
                 "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/ in PATH."
+            )
+        try:
+            path.encode()
+        except UnicodeEncodeError as problem:
+            raise not_utf8("data folder", path) from problem
+        if "\0" in path:
+            raise UserError(
+                "The path of the data folder has a NUL character. Write folder:PATH with the path of a folder."
             )
     elif name not in DATASETS:
         raise unknown("data set", name, (*DATASETS, "folder:PATH"))
@@ -36,8 +43,8 @@ def check_name(name: str) -> None:
 def default_data_dir() -> Path:
     """Where named data sets are looked for and downloaded to: ICPCTL_DATA_DIR, else a folder of the user's cache."""
     if chosen := os.environ.get("ICPCTL_DATA_DIR"):
-        return Path(chosen).expanduser()
-    return platformdirs.user_cache_path("icpctl") / "data"
+        return _expanded(chosen)
+    return user_cache() / "data"
 
 
 def load(name: str, data_dir: Path | None = None, image_size: int | None = None, crop: str = "none") -> ImageData:
@@ -63,12 +70,19 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None,
     if crop == "box" and name != "cub":  # said before anything is downloaded
         raise _no_boxes(f"data set {name}")
     if name.startswith(_FOLDER):
-        source = class_folders(Path(name.removeprefix(_FOLDER)).expanduser())
+        source = class_folders(_expanded(name.removeprefix(_FOLDER)))
     else:
-        source = find(name, (data_dir or default_data_dir()).expanduser())
+        source = find(name, _expanded(data_dir or default_data_dir()))
     if crop == "box" and not source.boxes:
         raise _no_boxes(f"data set {name} in class folders, '{source.origin}',")
     return decoded(name, source, image_size, crop)
+
+
+def _expanded(path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as problem:
+        raise UserError(f"There is no home folder for the ~ of '{path}'. Write the whole path.") from problem
 
 
 def _no_boxes(what: str) -> UserError:
