@@ -161,7 +161,9 @@ def test_split_needs_enough_images() -> None:
     assert nothing.size == 0
     with pytest.raises(UserError, match=r"51 images was asked for, but there are only 50"):
         split_train(labels, 51, 0.0)
-    with pytest.raises(UserError, match=r"50 training images into 48 and 2 \(validation fraction 0.04\).* 10 classes"):
+    with pytest.raises(
+        UserError, match=r"hold out 2 of 50\) with each of the 10 classes .*--val-fraction from 0.2 to 0.8"
+    ):
         split_train(labels, None, 0.04)
-    with pytest.raises(UserError, match=r"into 5 and 45 \(train size 5\).*Choose a train size"):
+    with pytest.raises(UserError, match=r"take 5 of 50\) with .*Choose a --train-size from 10 to 40"):
         split_train(labels, 5, 0.0)

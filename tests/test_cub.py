@@ -444,8 +444,8 @@ def test_crop_has_its_own_place_in_the_cache(folder: Path, cache_home: Path) -> 
     assert plain.fingerprint != cropped.fingerprint
     made = {path.name for path in (cache_home / "icpctl/decoded").iterdir() if path.is_dir()}
     assert len(made) == 3
-    before_crops = json.dumps([1, "digits", "scikit-learn", None, []])  # the key of data that users have decoded
-    assert f"digits-{hashlib.sha256(before_crops.encode()).hexdigest()[:16]}" in made
+    crops = json.dumps([2, "digits", "scikit-learn", None, "none", []])  # the key of data that users have decoded
+    assert f"digits-{hashlib.sha256(crops.encode()).hexdigest()[:16]}" in made
 
 
 INDEX = Path(os.environ.get("ICPCTL_DATA_DIR", "nowhere")).expanduser() / "cub-index"

@@ -257,7 +257,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     from icpctl.ablate.executors.local import Local
 
     configs = [run.planned.config for run in runs]
-    engine.check_runs(configs, lambda summary: console.print(escape(summary), highlight=False, soft_wrap=True))
+    engine.check_runs(configs)
     if execution.executor == "local":
         local = Local(execution, configs)
         jobs, threads = len(local.processes), local.threads

@@ -249,5 +249,6 @@ def not_utf8(what: str, path: str) -> UserError:
 def unreadable(path: Path, problem: Exception) -> UserError:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
     return UserError(
-        f"Cannot read the image '{path}': {reason or type(problem).__name__}. Repair it, make it readable, or remove it."
+        f"Cannot read the image '{path}': {reason or type(problem).__name__}. Repair it, make it readable, convert "
+        "it to an 8-bit PNG, or remove it."
     )

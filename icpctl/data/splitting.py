@@ -68,7 +68,7 @@ def _stratified(
 
 def _way_out(lone: NDArray[np.int64], least: int, total: int, classes: Sequence[str], for_train_size: bool) -> str:
     """What to change; `lone` are the classes that have one image among these."""
-    without = "leave out --train-size" if for_train_size else "use --val-fraction 0"
+    without = "leave out --train-size" if for_train_size else "use --val-fraction 0 for no validation split"
     if len(lone):
         names = [f"'{classes[label]}'" if classes else str(label) for label in lone[:MOST_NAMED]]
         more = f" and {len(lone) - MOST_NAMED} more classes" if len(lone) > MOST_NAMED else ""
