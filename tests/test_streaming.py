@@ -297,7 +297,9 @@ def test_images_that_change_under_a_run_are_named(mapped: Split, change: Callabl
     batches = streamed.batches(plan, 0, 0)
     next(batches)
     change(Path(streamed.file))
-    with pytest.raises(icpctl.UserError, match=rf"^The decoded images in '.*images\.npy' {words}.*same command") as caught:
+    with pytest.raises(
+        icpctl.UserError, match=rf"^The decoded images in '.*images\.npy' {words}.*same command"
+    ) as caught:
         list(streamed.batches(plan, 1, 0))
     assert "\n" not in str(caught.value)
     streamed.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 PEAK = "peak of a 16-bit image"
 """Key of `Image.info`: the 8-bit level of the brightest pixel of an image that had more bits."""
@@ -47,7 +47,8 @@ def read_rgb(path: Path) -> Image.Image:
         UnsupportedPixelsError: signed, 32-bit or floating-point values.
         Exception: damaged bytes lead Pillow's decoders into errors of every type.
     """
-    with Image.open(path) as opened:
+    # Given a path, Pillow maps uncompressed TIFFs to memory, and scrambles those that their orientation turns sideways.
+    with path.open("rb") as file, _opened(file) as opened:
         bits = _bits(opened)
         raw_mode = opened.tile[0][3] if opened.format == "PNG" and opened.tile else None
         opened.load()
@@ -56,6 +57,13 @@ def read_rgb(path: Path) -> Image.Image:
             image = _lay_on_white(image, _hidden(opened, raw_mode, path))
         orientation = _orientation(opened)
     return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as problem:
+        raise ValueError("its format is unknown, or a kind of pixels in it") from problem
 
 
 def _bits(image: Image.Image) -> int:
