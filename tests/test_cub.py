@@ -210,10 +210,23 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
         member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "../../../evil"),
         member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "ABSOLUTE/evil"),
         member(f"{cub.FOLDER}/evil", tarfile.LNKTYPE, "../../images.txt"),
+        member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "images.txt"),
+        member(f"{cub.FOLDER}/evil", tarfile.LNKTYPE, f"{cub.FOLDER}/images.txt"),
         member(f"{cub.FOLDER}/evil", tarfile.FIFOTYPE),
         member(f"{cub.FOLDER}/evil", tarfile.CHRTYPE),
     ],
-    ids=["up", "inside and up", "absolute", "symlink up", "symlink absolute", "hard link", "pipe", "device"],
+    ids=[
+        "up",
+        "inside and up",
+        "absolute",
+        "symlink up",
+        "symlink absolute",
+        "hard link",
+        "symlink",
+        "hard link inside",
+        "pipe",
+        "device",
+    ],
 )
 def test_archive_that_leaves_its_folder(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: tarfile.TarInfo
@@ -228,6 +241,25 @@ def test_archive_that_leaves_its_folder(
     assert "evil" in text
     assert left(archive.parent) == [cub.ARCHIVE]
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_archive_that_unpacks_to_too_much(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cub, "MOST_BYTES", 10_000)
+    assert "it has more than 10,000 bytes" in message(archive.parent)
+    assert left(archive.parent) == [cub.ARCHIVE]
+
+
+@pytest.mark.parametrize("name", [cub.IMAGES, f"images/{FILES[3]}"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"'{folder / name}': It is a named pipe" in message(folder.parent)
+
+
+def test_a_pipe_in_the_place_of_the_archive(archive: Path) -> None:
+    archive.unlink()
+    os.mkfifo(archive)
+    assert f"'{archive}' is not a file. Move it away" in message(archive.parent)
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"cut off", b"another folder"])
@@ -288,6 +320,12 @@ def change(path: Path, start: str, line: str | None) -> None:
     [
         (cub.IMAGES, "5", ["Line 5 of", "is '5' instead of the number of an image and its path"]),
         (cub.IMAGES, "five a.jpg", ["Line 5 of", "'five a.jpg'"]),
+        (cub.IMAGES, "5 a\0b.jpg", ["Line 5 of", "is '5 a\0b.jpg'"]),
+        (cub.IMAGES, "5 ../a.jpg", ["Line 5 of", "'5 ../a.jpg'"]),
+        (cub.IMAGES, "5 /a.jpg", ["Line 5 of", "'5 /a.jpg'"]),
+        (cub.IMAGES, f"{'9' * 5000} a.jpg", ["Line 5 of", "the number of an image"]),
+        (cub.IMAGES, f"{'9' * 4000} a.jpg", ["Line 5 of", "the number of an image"]),
+        (cub.LABELS, f"5 {'9' * 5000}", ["Line 5 of", "of a class of classes.txt"]),
         (cub.IMAGES, "4 a.jpg", ["Line 5 of", "has the number 4 for the second time"]),
         (cub.SPLIT, "5 2", ["Line 5 of", "1 (train) or 0 (test)"]),
         (cub.SPLIT, "5 1 1", ["Line 5 of", "'5 1 1'"]),
@@ -325,6 +363,7 @@ def test_index_files_as_a_whole(folder: Path) -> None:
 def test_blank_lines_and_windows_line_ends_are_read(folder: Path) -> None:
     for name in (cub.IMAGES, cub.SPLIT, cub.LABELS, cub.CLASSES, cub.BOXES):
         (folder / name).write_bytes(b"\n" + (folder / name).read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    (folder / cub.IMAGES).write_bytes(b"\xef\xbb\xbf" + (folder / cub.IMAGES).read_bytes())  # a byte order mark
     check(load("cub", folder.parent, image_size=8))
 
 
