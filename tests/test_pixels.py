@@ -49,6 +49,25 @@ def scaled(dtype: str, low: float, high: float) -> NDArray[Any]:
     return (low + RAMP * (high - low)).astype(dtype)
 
 
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        (Image.new("L", (6, 4), 77), [77, 77, 77]),
+        (Image.new("1", (6, 4), 1), [255, 255, 255]),
+        (Image.fromarray(np.full((4, 6), 100 * 257, np.uint16)), [100, 100, 100]),
+        (Image.new("RGBA", (6, 4), (10, 20, 30, 0)), [255, 255, 255]),
+        (Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [10, 20, 30]),
+        (Image.new("LA", (6, 4), (50, 255)), [50, 50, 50]),
+        (Image.new("RGB", (6, 4), (9, 8, 7)).quantize(4), [9, 8, 7]),
+        (Image.new("CMYK", (6, 4), (0, 255, 255, 0)), [255, 0, 0]),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_modes_become_rgb(image: Image.Image, pixel: list[int], tmp_path: Path) -> None:
+    image.save(tmp_path / "x.TIFF")
+    assert pixels(tmp_path / "x.TIFF")[1, 1].tolist() == pixel
+
+
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
 def test_16_bits_are_scaled_from_their_whole_range(dtype: str, tmp_path: Path) -> None:
     values = scaled(dtype, 0, 65535)
