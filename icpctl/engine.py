@@ -75,7 +75,9 @@ def check(config: RunConfig) -> None:
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
 
 
-def check_runs(configs: Sequence[RunConfig]) -> dict[tuple[object, ...], str]:
+def check_runs(
+    configs: Sequence[RunConfig], say: Callable[[str], None] = lambda message: None
+) -> dict[tuple[object, ...], str]:
     """Refuse at once what cannot be run: as `check`, for each of them, and `check_data`, which says what is returned.
 
     Raises:
@@ -83,11 +85,15 @@ def check_runs(configs: Sequence[RunConfig]) -> dict[tuple[object, ...], str]:
     """
     for config in configs:
         check(config)
-    return check_data(configs)
+    return check_data(configs, say)
 
 
-def check_data(configs: Iterable[RunConfig]) -> dict[tuple[object, ...], str]:
+def check_data(
+    configs: Iterable[RunConfig], say: Callable[[str], None] = lambda message: None
+) -> dict[tuple[object, ...], str]:
     """Refuse at once what cannot be run for want of data: each data set is loaded, and split, once.
+
+    Its `ImageData.summary` is told to `say`.
 
     Returns:
         The fingerprint of each, by `icpctl.fingerprints.data_source`.
@@ -96,11 +102,16 @@ def check_data(configs: Iterable[RunConfig]) -> dict[tuple[object, ...], str]:
         UserError: as `icpctl.data.load`, `icpctl.tasks.build` and `split_train`.
     """
     fingerprints: dict[tuple[object, ...], str] = {}
+    summaries: dict[str, None] = {}
     for config in {data_needs(config): config for config in configs}.values():
-        task, images = tasks.build(config, load_data(config))
+        loaded = load_data(config)
+        fingerprints[data_source(config)] = loaded.fingerprint
+        summaries[loaded.summary()] = None
+        task, images = tasks.build(config, loaded)
         task.check()
-        data.split_train(images.train.labels, config.train_size, config.val_fraction)
-        fingerprints[data_source(config)] = images.fingerprint
+        data.split_train(images.train.labels, config.train_size, config.val_fraction, images.classes)
+    for summary in summaries:
+        say(summary)
     return fingerprints
 
 
@@ -146,7 +157,9 @@ def train(
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
-            trainer = Trainer(config, load_data(config), device, shared, display.say)
+            images = load_data(config)
+            display.say(images.summary())
+            trainer = Trainer(config, images, device, shared, display.say)
             trainer.check()
             with _sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:

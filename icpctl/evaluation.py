@@ -93,7 +93,9 @@ def evaluate(
     target = trained.network.device
     source, indices = images.test, np.arange(len(images.test.labels))
     if split != "test":
-        train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
+        train_part, val_part = data.split_train(
+            images.train.labels, config.train_size, config.val_fraction, images.classes
+        )
         source, indices = images.train, train_part if split == "train" else val_part
     if not len(indices):
         raise UserError(f"The run held out no images (--val-fraction 0), so there is no split 'val' in {trained.file}.")

@@ -81,7 +81,9 @@ class Trainer:
     def _keep(self, images: data.ImageData, say: Callable[[str], None]) -> None:
         """Put the images where they fit."""
         config = self.config
-        train_part, val_part = data.split_train(images.train.labels, config.train_size, config.val_fraction)
+        train_part, val_part = data.split_train(
+            images.train.labels, config.train_size, config.val_fraction, images.classes
+        )
         # Of the training images each run has another copy: an epoch of them is augmented at once.
         image = images.train.images[0].nbytes
         needed = ((1 + self.stack) * len(train_part) + len(val_part) + len(images.test.labels)) * image

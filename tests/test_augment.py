@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -161,7 +163,40 @@ def test_split_needs_enough_images() -> None:
     assert nothing.size == 0
     with pytest.raises(UserError, match=r"51 images was asked for, but there are only 50"):
         split_train(labels, 51, 0.0)
-    with pytest.raises(UserError, match=r"50 training images into 48 and 2 \(validation fraction 0.04\).* 10 classes"):
+    with pytest.raises(
+        UserError, match=r"hold out 2 of 50\) with each of the 10 classes .*--val-fraction from 0.2 to 0.8"
+    ):
         split_train(labels, None, 0.04)
-    with pytest.raises(UserError, match=r"into 5 and 45 \(train size 5\).*Choose a train size"):
+    with pytest.raises(UserError, match=r"take 5 of 50\) with .*Choose a --train-size from 10 to 40"):
         split_train(labels, 5, 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    val_fraction=st.floats(0.01, 0.99),
+    train_size=st.none() | st.integers(1, 30),
+)
+def test_the_advice_of_a_split_that_fails_works(counts: list[int], val_fraction: float, train_size: int | None) -> None:
+    """Followed again and again, it comes to a split."""
+    classes = [f"class-{number}" for number in range(len(counts))]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if train_size is not None:
+        train_size = min(train_size, len(labels))
+    for _ in range(4):
+        try:
+            split_train(labels, train_size, val_fraction, classes)
+        except UserError as error:
+            text = str(error)
+        else:
+            return
+        if found := re.search(r"--train-size from (\d+) to (\d+)", text):
+            train_size = int(found[1 + train_size % 2]) if train_size else None
+        elif found := re.search(r"--val-fraction (?:from )?([\d.]+)(?: to ([\d.]+))?,", text):
+            val_fraction = float(found[2] or found[1]) if val_fraction > 0.5 else float(found[1])
+        elif "leave out --train-size" in text:
+            train_size = None
+        else:
+            assert re.search(r"'class-\d'.* one image among them: give .* or use --val-fraction 0 for no", text)
+            val_fraction = 0
+    pytest.fail(text)

@@ -18,14 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from icpctl.data import ImageData, cache, cub, load
-from icpctl.data.folders import square
-from icpctl.data.source import Box
 from icpctl.errors import UserError
 
 CLASSES, EACH = 20, 12
@@ -210,10 +206,23 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
         member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "../../../evil"),
         member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "ABSOLUTE/evil"),
         member(f"{cub.FOLDER}/evil", tarfile.LNKTYPE, "../../images.txt"),
+        member(f"{cub.FOLDER}/evil", tarfile.SYMTYPE, "images.txt"),
+        member(f"{cub.FOLDER}/evil", tarfile.LNKTYPE, f"{cub.FOLDER}/images.txt"),
         member(f"{cub.FOLDER}/evil", tarfile.FIFOTYPE),
         member(f"{cub.FOLDER}/evil", tarfile.CHRTYPE),
     ],
-    ids=["up", "inside and up", "absolute", "symlink up", "symlink absolute", "hard link", "pipe", "device"],
+    ids=[
+        "up",
+        "inside and up",
+        "absolute",
+        "symlink up",
+        "symlink absolute",
+        "hard link",
+        "symlink",
+        "hard link inside",
+        "pipe",
+        "device",
+    ],
 )
 def test_archive_that_leaves_its_folder(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: tarfile.TarInfo
@@ -228,6 +237,25 @@ def test_archive_that_leaves_its_folder(
     assert "evil" in text
     assert left(archive.parent) == [cub.ARCHIVE]
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_archive_that_unpacks_to_too_much(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cub, "MOST_BYTES", 10_000)
+    assert "it has more than 10,000 bytes" in message(archive.parent)
+    assert left(archive.parent) == [cub.ARCHIVE]
+
+
+@pytest.mark.parametrize("name", [cub.IMAGES, f"images/{FILES[3]}"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"'{folder / name}': It is a named pipe" in message(folder.parent)
+
+
+def test_a_pipe_in_the_place_of_the_archive(archive: Path) -> None:
+    archive.unlink()
+    os.mkfifo(archive)
+    assert f"'{archive}' is not a file. Move it away" in message(archive.parent)
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"cut off", b"another folder"])
@@ -288,6 +316,12 @@ def change(path: Path, start: str, line: str | None) -> None:
     [
         (cub.IMAGES, "5", ["Line 5 of", "is '5' instead of the number of an image and its path"]),
         (cub.IMAGES, "five a.jpg", ["Line 5 of", "'five a.jpg'"]),
+        (cub.IMAGES, "5 a\0b.jpg", ["Line 5 of", "is '5 a\0b.jpg'"]),
+        (cub.IMAGES, "5 ../a.jpg", ["Line 5 of", "'5 ../a.jpg'"]),
+        (cub.IMAGES, "5 /a.jpg", ["Line 5 of", "'5 /a.jpg'"]),
+        (cub.IMAGES, f"{'9' * 5000} a.jpg", ["Line 5 of", "the number of an image"]),
+        (cub.IMAGES, f"{'9' * 4000} a.jpg", ["Line 5 of", "the number of an image"]),
+        (cub.LABELS, f"5 {'9' * 5000}", ["Line 5 of", "of a class of classes.txt"]),
         (cub.IMAGES, "4 a.jpg", ["Line 5 of", "has the number 4 for the second time"]),
         (cub.SPLIT, "5 2", ["Line 5 of", "1 (train) or 0 (test)"]),
         (cub.SPLIT, "5 1 1", ["Line 5 of", "'5 1 1'"]),
@@ -325,6 +359,7 @@ def test_index_files_as_a_whole(folder: Path) -> None:
 def test_blank_lines_and_windows_line_ends_are_read(folder: Path) -> None:
     for name in (cub.IMAGES, cub.SPLIT, cub.LABELS, cub.CLASSES, cub.BOXES):
         (folder / name).write_bytes(b"\n" + (folder / name).read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    (folder / cub.IMAGES).write_bytes(b"\xef\xbb\xbf" + (folder / cub.IMAGES).read_bytes())  # a byte order mark
     check(load("cub", folder.parent, image_size=8))
 
 
@@ -358,28 +393,6 @@ def test_crop_comes_before_the_resize(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "expected"),
-    [
-        ((0, 0, 10, 4), (0, 0, 10, 10)),  # in the corners: moved inside
-        ((90, 46, 10, 4), (90, 40, 100, 50)),
-        ((0, 46, 4, 4), (0, 46, 4, 50)),
-        ((20, 10, 5, 8), (18, 10, 26, 18)),  # half a pixel goes to the left
-        ((10, 20, 80, 20), (25, 0, 75, 50)),  # too long for the image: its shorter side
-        ((0, 0, 100, 50), (25, 0, 75, 50)),
-        ((92, 5, 40, 10), (90, 5, 100, 15)),  # over the edge: the part inside counts
-        ((-3, -3, 8, 8), (0, 0, 5, 5)),
-        ((20.5, 10.5, 4, 2), (20, 9, 25, 14)),
-    ],
-)
-def test_square(box: Box, expected: tuple[int, int, int, int]) -> None:
-    assert square(box, (100, 50)) == expected
-
-
-def test_true_box_over_the_edge() -> None:
-    assert square((92.0, 51.0, 440.0, 303.0), (500, 410)) == (92, 0, 500, 408)  # image 1218 of CUB-200-2011
-
-
-@pytest.mark.parametrize(
     ("box", "problem"),
     [
         ("5.5 5.0 0.0 4.0", "has no area"),
@@ -395,32 +408,6 @@ def test_impossible_box(folder: Path, box: str, problem: str) -> None:
     assert problem in text
     assert "bounding_boxes.txt" in text
     assert load("cub", folder.parent, image_size=8).classes  # of no interest without the crop
-
-
-@given(st.data(), st.integers(1, 300), st.integers(1, 300))
-def test_square_around_any_box(data: st.DataObject, width: int, height: int) -> None:
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    left, top, right, bottom = square((x, y, w, h), (width, height))
-    side = right - left
-    assert side == bottom - top == min(max(w, h), width, height)
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-    for start, length, low, limit in ((x, w, left, width), (y, h, top, height)):
-        if max(w, h) <= min(width, height):
-            assert low <= start
-            assert start + length <= low + side
-        off = (2 * low + side) - (2 * start + length)  # twice the distance of the centres
-        assert off in (0, -1) or (off > 0 and low == 0) or (off < 0 and low + side == limit)
-
-
-@given(*[st.floats(-50, 150) for _ in range(2)], *[st.floats(0.01, 150) for _ in range(2)])
-def test_square_of_fractions_and_over_the_edge(x: float, y: float, w: float, h: float) -> None:
-    assume(x < 100 and y < 50 and x + w > 0 and y + h > 0)
-    left, top, right, bottom = square((x, y, w, h), (100, 50))
-    assert 0 < right - left == bottom - top <= 50
-    assert 0 <= left < right <= 100
-    assert 0 <= top < bottom <= 50
 
 
 def test_only_cub_has_boxes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,8 +431,8 @@ def test_crop_has_its_own_place_in_the_cache(folder: Path, cache_home: Path) -> 
     assert plain.fingerprint != cropped.fingerprint
     made = {path.name for path in (cache_home / "icpctl/decoded").iterdir() if path.is_dir()}
     assert len(made) == 3
-    before_crops = json.dumps([1, "digits", "scikit-learn", None, []])  # the key of data that users have decoded
-    assert f"digits-{hashlib.sha256(before_crops.encode()).hexdigest()[:16]}" in made
+    crops = json.dumps([2, "digits", "scikit-learn", None, "none", []])  # the key of data that users have decoded
+    assert f"digits-{hashlib.sha256(crops.encode()).hexdigest()[:16]}" in made
 
 
 INDEX = Path(os.environ.get("ICPCTL_DATA_DIR", "nowhere")).expanduser() / "cub-index"

@@ -127,33 +127,6 @@ def test_first_image_of_another_size_is_named(pictures: Path) -> None:
     assert "--image-size" in text
 
 
-@pytest.mark.parametrize(
-    ("image", "pixel"),
-    [
-        (Image.new("L", (6, 4), 77), [77, 77, 77]),
-        (Image.new("1", (6, 4), 1), [255, 255, 255]),
-        (Image.fromarray(np.full((4, 6), 100 * 257, np.uint16)), [100, 100, 100]),
-        (Image.new("RGBA", (6, 4), (10, 20, 30, 0)), [255, 255, 255]),
-        (Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [10, 20, 30]),
-        (Image.new("LA", (6, 4), (50, 255)), [50, 50, 50]),
-        (Image.new("RGB", (6, 4), (9, 8, 7)).quantize(4), [9, 8, 7]),
-        (Image.new("CMYK", (6, 4), (0, 255, 255, 0)), [255, 0, 0]),
-    ],
-    ids=lambda value: getattr(value, "mode", ""),
-)
-def test_modes_become_rgb(pictures: Path, image: Image.Image, pixel: list[int]) -> None:
-    save_one(pictures, image, "train/ant/0.TIFF")
-    assert load_folder(pictures).train.images[0, :, 1, 1].tolist() == pixel
-
-
-def test_exif_orientation_is_applied(pictures: Path) -> None:
-    upright = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise for display
-    save_one(pictures, upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
-    assert np.array_equal(load_folder(pictures).train.images[0, 0], np.asarray(upright)[..., 0])
-
-
 @pytest.mark.parametrize("start", [b"", b"this is no image", b"\x89PNG\r\n\x1a\n"])
 def test_broken_image_is_named(pictures: Path, start: bytes) -> None:
     path = pictures / "test/ant/0.png"
@@ -477,8 +450,28 @@ def test_fashion_mnist_download(fashion: Path, tmp_path: Path) -> None:
 def test_fashion_mnist_as_packaged(fashion: Path, tmp_path: Path) -> None:
     folder = fashion.rename(tmp_path / "fashion-mnist")
     assert len(load("fashion-mnist", tmp_path).train.labels) == 6
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(b"garbled")
-    with pytest.raises(UserError, match=f"Cannot read '{folder}/train-images-idx3-ubyte.gz'"):
+    idx = bytes([0, 0, 8, 3]) + np.array([6, 28, 28], ">u4").tobytes()
+    for content in (
+        b"garbled",
+        gzip.compress(idx),
+        gzip.compress(idx + bytes(6 * 28 * 28 + 1)),
+        gzip.compress(b"\0\0\x08\3" + b"\xff" * 12 + bytes(10**6)),
+        gzip.compress(b"\0\0\x08"),
+        gzip.compress(bytes([0, 0, 0x0D, 3]) + idx[4:] + bytes(4 * 6 * 28 * 28)),
+    ):
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(UserError, match=f"Cannot read '{folder}/train-images-idx3-ubyte.gz'"):
+            load("fashion-mnist", tmp_path)
+
+
+@pytest.mark.parametrize(("labels", "problem"), [([0, 10, 2], "no index of its 10 classes"), ([0, 1], "but 2 labels")])
+def test_fashion_mnist_with_labels_that_do_not_fit(
+    labels: list[int], problem: str, fashion: Path, tmp_path: Path
+) -> None:
+    folder = fashion.rename(tmp_path / "fashion-mnist")
+    content = bytes([0, 0, 8, 1, 0, 0, 0, len(labels), *labels])
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match=f"{problem}. Replace it by a complete copy"):
         load("fashion-mnist", tmp_path)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from icpctl import checkpoint, data, trainer
 from icpctl.data import Split, streaming
 from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
+from icpctl.data.source import Stamp, stamp
 from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.display import Display
 from icpctl.engine import Interrupted
@@ -90,6 +92,13 @@ def mapped(tmp_path: Path) -> Split:
     return Split(np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(50))
 
 
+def on_disk(split: Split) -> tuple[str, Stamp]:
+    """The file of its images, and the stamp of that."""
+    assert isinstance(split.images, np.memmap)
+    file = str(split.images.filename)
+    return file, stamp("images", file)
+
+
 @pytest.mark.parametrize("settings", [{}, {"recipe": "strong"}, {"model": "vae", "augmentation": "none"}], ids=str)
 def test_a_streamed_run_is_the_one_in_memory(
     settings: dict[str, Any], in_memory: Callable[..., Path], tmp_path: Path
@@ -107,7 +116,8 @@ def test_a_streamed_run_is_the_one_in_memory(
 def test_small_data_are_not_streamed(tmp_path: Path) -> None:
     said = Recorder()
     icpctl.train(small(optimizer="none", epochs=1, warmup_epochs=0), tmp_path, display=said)
-    assert not said.messages
+    assert not said.streamed
+    assert said.messages == ["digits: 1,437 training and 360 test images of 10 classes."]
 
 
 def test_a_streamed_run_that_was_stopped_goes_on_with_the_next_batch(
@@ -153,7 +163,7 @@ def test_each_process_reads_its_rows(mapped: Split) -> None:
     for rank in (0, 1):
         plan = Plan(0, "pad-crop-flip", 8, (50, 3, 12, 10), rank, 2)
         expected = list(whole.batches(plan, 0, 0))
-        worker = streaming._Batches(str(mapped.images.filename), np.arange(50), plan)  # type: ignore[attr-defined]
+        worker = streaming._Batches(*on_disk(mapped), np.arange(50), plan)
         for batch, images in enumerate(expected):
             assert torch.equal(worker[0, batch], images.chunk(2)[rank])
     streamed = StreamedSplit(mapped, CPU)
@@ -167,7 +177,7 @@ def test_each_process_reads_its_rows(mapped: Split) -> None:
 
 def test_what_a_worker_is_sent_is_small(mapped: Split) -> None:
     plan = Plan(0, "none", 5, (50, 3, 12, 10))
-    sent = streaming._Batches(str(mapped.images.filename), np.arange(50), plan)  # type: ignore[attr-defined]
+    sent = streaming._Batches(*on_disk(mapped), np.arange(50), plan)
     assert len(pickle.dumps(sent)) < 1500
 
 
@@ -262,12 +272,41 @@ def test_a_worker_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         icpctl.train(small(data_memory=TINY), tmp_path)
 
 
-def test_images_that_went_away_are_named(mapped: Split) -> None:
-    streamed = StreamedSplit(mapped, CPU)
-    Path(streamed.file).unlink()
-    with pytest.raises(icpctl.UserError, match=r"No such file or directory.*images\.npy"):
-        next(streamed.batches(Plan(0, "none", 5, (50, 3, 12, 10)), 0, 0))
+def replace_content(file: Path) -> None:
+    """By as many bytes, of the same time."""
+    before = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (Path.unlink, r"cannot be read any more \(No such file or directory\)"),
+        (replace_content, "were changed"),
+        (lambda file: os.truncate(file, 500), "were changed"),
+    ],
+    ids=["removed", "replaced", "cut off"],
+)
+def test_images_that_change_under_a_run_are_named(mapped: Split, change: Callable[[Path], object], words: str) -> None:
+    """Nothing else is read in their place, by a worker or here, and reading beyond the end ends no process."""
+    split = replace(mapped, stamp=on_disk(mapped)[1])
+    streamed = StreamedSplit(split, CPU)
+    streamed.workers = 1
+    plan = Plan(0, "none", 5, (50, 3, 12, 10))
+    batches = streamed.batches(plan, 0, 0)
+    next(batches)
+    change(Path(streamed.file))
+    with pytest.raises(
+        icpctl.UserError, match=rf"^The decoded images in '.*images\.npy' {words}.*same command"
+    ) as caught:
+        list(streamed.batches(plan, 1, 0))
+    assert "\n" not in str(caught.value)
     streamed.close()
+    with pytest.raises(icpctl.UserError, match=words):
+        streamed[:5]
+    with pytest.raises(icpctl.UserError, match=words):
+        split.check()
 
 
 SCRIPT = """

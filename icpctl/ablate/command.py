@@ -139,7 +139,7 @@ def execute(
     Definition.kept(output)  # what is wrong with it is said at once
     scheduler = Scheduler(definition.runs(), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
-    _check_data(scheduler)
+    _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
     if not configs:
         definition.keep(output)
         _note_threads(write_study_table(output), console)
@@ -221,8 +221,8 @@ def _rough(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _check_data(scheduler: Scheduler) -> None:
-    """Look for what can be refused before the first run, and note the fingerprints of the data.
+def _check_data(scheduler: Scheduler, say: Callable[[str], None] = lambda summary: None) -> None:
+    """Look for what can be refused before the first run, and note the fingerprints of the data; their summaries go to `say`.
 
     Raises:
         UserError: a run cannot be trained here, or some were trained on other data.
@@ -231,7 +231,7 @@ def _check_data(scheduler: Scheduler) -> None:
     if unfinished := scheduler.unfinished():
         from icpctl import engine
 
-        known = engine.check_runs([run.planned.config for run in unfinished])
+        known = engine.check_runs([run.planned.config for run in unfinished], say)
     for run in scheduler.runs.values():
         config = run.planned.config
         if (source := data_source(config)) not in known:

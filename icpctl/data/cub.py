@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,8 @@ from icpctl.errors import UserError
 
 FOLDER, ARCHIVE = "CUB_200_2011", "CUB_200_2011.tgz"
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+MOST_BYTES = 8 * 2**30
+"""That the archive may unpack to; the official one has 1.2 GB."""
 MD5 = "97eceeb196236b17998738112f37df78"
 
 IMAGES, SPLIT, LABELS = "images.txt", "train_test_split.txt", "image_class_labels.txt"
@@ -41,10 +43,16 @@ def official_cub(data_dir: Path) -> Source:
             folder = data_dir
         else:
             _fetch(data_dir)
-    stamps = _stamps(folder, [IMAGES, SPLIT, LABELS, CLASSES, BOXES], "index files of cub")
-    names = _table(folder / IMAGES, "the number of an image and its path", str)
+    index = [IMAGES, SPLIT, LABELS, CLASSES, BOXES]
+    _stamps(folder, index, "index files of cub")
+    names = _table(folder / IMAGES, "the number of an image and its path", _relative)
     files = {image: folder / "images" / name for image, name in names.items()}
-    stamps += _stamps(folder, [f"images/{name}" for name in names.values()], f"images that {IMAGES} lists")
+
+    def stamps() -> list[Stamp]:
+        images = [f"images/{name}" for name in names.values()]
+        of_index = _stamps(folder, index, "index files of cub")
+        return of_index + _stamps(folder, images, f"images that {IMAGES} lists")
+
     return Source(str(folder.resolve()), stamps, lambda: _read(folder, files), boxes=True)
 
 
@@ -52,7 +60,7 @@ def _read(folder: Path, files: dict[int, Path]) -> Raw:
     classes = _table(folder / CLASSES, "the number of a class and its name", str)
     index = {number: label for label, number in enumerate(sorted(classes))}
     labels = _table(
-        folder / LABELS, f"the numbers of an image and of a class of {CLASSES}", lambda text: index[int(text)]
+        folder / LABELS, f"the numbers of an image and of a class of {CLASSES}", lambda text: index[_number(text)]
     )
     for_train = _table(
         folder / SPLIT, "the number of an image and 1 (train) or 0 (test)", {"1": True, "0": False}.__getitem__
@@ -76,13 +84,13 @@ def _table(path: Path, form: str, parse: Callable[[str], _Value]) -> dict[int, _
     """The lines "NUMBER VALUE" of an index file; `form` says what they are, `parse` refuses a value by its error."""
     table: dict[int, _Value] = {}
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for position, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
                     number, text = line.split(maxsplit=1)
-                    key, value = int(number), parse(text.rstrip())
+                    key, value = _number(number), parse(text.rstrip())
                 except (ValueError, KeyError) as problem:
                     raise UserError(
                         f"Line {position} of '{path}' is '{line.strip()[:80]}' instead of {form}. {_REPAIR}"
@@ -95,6 +103,19 @@ def _table(path: Path, form: str, parse: Callable[[str], _Value]) -> dict[int, _
     if not table:
         raise UserError(f"'{path}' is empty. {_REPAIR}")
     return table
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _relative(text: str) -> str:
+    """The path of an image in the folder of the images, and not beside it."""
+    if "\0" in text or text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(text)
+    return text
 
 
 def _box(text: str) -> Box:
@@ -119,7 +140,7 @@ def _stamps(folder: Path, names: Iterable[str], what: str) -> list[Stamp]:
     missing: list[OSError] = []
     for name in names:
         try:
-            stamps.append(stamp(name, (folder / name).stat()))
+            stamps.append(stamp(name, folder / name))
         except OSError as problem:
             missing.append(problem)
     if missing:
@@ -141,7 +162,7 @@ def _fetch(data_dir: Path) -> None:
             "and name that folder with --data-dir or ICPCTL_DATA_DIR."
         )
     try:
-        with alone(data_dir, "cub"):
+        with alone(data_dir, "cub", archive):
             if not folder.is_dir():  # another process may have unpacked it while this one waited
                 download_url(URL, data_dir, ARCHIVE, MD5)  # does nothing if it is there and intact
                 _unpack(archive, folder)
@@ -156,12 +177,13 @@ def _unpack(archive: Path, folder: Path) -> None:
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # a process that was killed may have left it
     try:
+        scratch.mkdir()
         with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(scratch, filter=_harmless)
+            _extract(tar, scratch)
         if not (scratch / folder.name).is_dir():
             raise tarfile.ReadError(f"it has no folder {folder.name}")
         (scratch / folder.name).rename(folder)  # what else there is, a list of attributes, is not needed
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as problem:
+    except Exception as problem:  # damaged bytes lead tarfile into errors of every type
         raise UserError(
             f"Cannot unpack '{archive}' into '{folder}': {problem}. Nothing was left there. Free space if it is short, "
             f"or replace the archive by a download of {URL}."
@@ -170,8 +192,24 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _harmless(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
-    """tarfile's filter for data, which refuses what leaves `target`; it would make absolute paths relative."""
-    if member.name.startswith("/"):
-        raise tarfile.AbsolutePathError(member)
-    return tarfile.data_filter(member, target)
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Unpack files and folders that stay in `folder`, and refuse an archive that has anything else.
+
+    tarfile's own filter lets crafted links lead out of the folder in Python before 3.11.13, 3.12.11 and 3.13.4
+    (CVE-2025-4517). The data set has no links.
+    """
+    size = 0
+
+    def checked(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
+        nonlocal size
+        size += member.size
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+            raise tarfile.ReadError(f"'{member.name}' is neither a file nor a folder")
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise tarfile.ReadError(f"'{member.name}' leads out of the folder")
+        if size > MOST_BYTES:
+            raise tarfile.ReadError(f"it has more than {MOST_BYTES:,} bytes")
+        return tarfile.data_filter(member, target)
+
+    tar.errorlevel = 2
+    tar.extractall(folder, filter=checked)

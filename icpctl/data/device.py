@@ -32,6 +32,7 @@ class DeviceSplit:
     def _keep(self, split: Split, part: np.ndarray[Any, Any] | None) -> None:
         images = split.images if part is None else split.images[part]
         self._images = torch.from_numpy(np.array(images)).to(self.device)
+        split.check()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,14 +24,17 @@ def no_downloads() -> Iterator[None]:
         _forbidden.reset(before)
 
 
-def alone(data_dir: Path, name: str) -> FileLock:
-    """Held while downloading, since two runs that start together must not write the same file.
+def alone(data_dir: Path, name: str, *targets: Path) -> FileLock:
+    """Held while downloading to `targets`, since two runs that start together must not write the same file.
 
     Raises:
-        UserError: nothing is to be downloaded now.
+        UserError: nothing is to be downloaded now, or at the place of a file is something else.
     """
     if _forbidden.get():
         raise UserError(f"the data set {name} is not there, and nothing is downloaded for a report")
+    for target in targets:
+        if target.exists() and not target.is_file():
+            raise UserError(f"'{target}' is not a file. Move it away: a file of the data set {name} belongs there.")
     data_dir.mkdir(parents=True, exist_ok=True)
     return FileLock(data_dir / f".{name}.lock")
 

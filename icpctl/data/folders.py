@@ -1,16 +1,17 @@
-"""Class folders, `ROOT/{train,test}/CLASS/*`, and the decoding of one image."""
+"""Class folders, `ROOT/{train,test}/CLASS/**`, and the decoding of one image."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from icpctl.data.source import Box, Item, Raw, RawSplit, Source, stamp
+from icpctl.data.pixels import UnsupportedPixelsError, read_rgb
+from icpctl.data.source import Box, Item, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -19,57 +20,72 @@ EXTENSIONS = frozenset(
 )
 """Files with another ending are not taken for images (notes, thumbnail databases, checksums)."""
 
-Listing = dict[str, list[os.DirEntry[str]]]  # class name -> its image files, both sorted by name
+HIDDEN, LOOSE = "hidden", "images outside of the class folders"
+"""What is left out, beside files of other types."""
+
+MOST_NAMED = 10
+"""Types of files that a message lists."""
+
+Listing = dict[str, list[str]]  # class name -> the paths of its image files, both sorted
 
 
 def class_folders(root: Path) -> Source:
     """The images under `root`, one folder per class, in the same classes for train and test.
 
-    Hidden files and folders, and files that are no images by their ending, are ignored.
+    The images of a class may lie in sub-folders. Hidden files and folders, and files that are no images by their
+    ending, are left out, and counted in the source's `notes`.
 
     Raises:
-        UserError: a folder is missing, unreadable or without images, or the two splits differ in their classes.
+        UserError: a folder is missing, unreadable or without images, a link leads nowhere, a name is not UTF-8, an image
+            is no file, or the two splits differ in their classes.
     """
     if not root.is_dir():
-        raise UserError(f"The data folder '{root}' does not exist or is not a folder.")
-    train, test = _listing(root / "train"), _listing(root / "test")
+        raise UserError(
+            f"The data folder '{root}' does not exist or is not a folder. Name the one that has train/CLASS/ and test/CLASS/."
+        )
+    left_out: Counter[str] = Counter()
+    train, test = _listing(root / "train", left_out), _listing(root / "test", left_out)
     if train.keys() != test.keys():
         raise UserError(
             f"The classes of '{root}' differ between its two splits:"
             f"{_lacking('test', train.keys() - test.keys())}{_lacking('train', test.keys() - train.keys())} "
             "Give train/ and test/ the same class folders."
         )
+    listings = [files for listing in (train, test) for files in listing.values()]
+    start = len(str(root / "train")) - len("train")  # of the path relative to the root
+
+    def stamps() -> list[Stamp]:
+        try:
+            return [stamp(file[start:], file) for files in listings for file in files]
+        except OSError as problem:
+            raise unreadable(Path(problem.filename), problem) from problem
 
     def read() -> Raw:
         return Raw(tuple(train), _raw_split(train), _raw_split(test))
 
-    try:
-        stamps = [
-            stamp(f"{split}/{name}/{file.name}", file.stat())
-            for split, listing in (("train", train), ("test", test))
-            for name, files in listing.items()
-            for file in files
-        ]
-    except OSError as problem:
-        raise _unreadable(Path(problem.filename), problem) from problem
-    return Source(str(root.resolve()), stamps, read)
+    return Source(str(root.resolve()), stamps, read, notes=(*_unused(root), *_told(left_out)))
 
 
 def decode(item: Item, image_size: int | None, box: Box | None = None) -> Image.Image:
-    """One image as RGB, upright; with `image_size` N resized to shorter side N, and its N×N centre kept.
+    """One image as RGB, upright (see `read_rgb`); with `image_size` N resized to shorter side N, and its N×N centre kept.
 
-    With `box`, the `square` around it is cut out before the resize. Grey is repeated, 16-bit grey is scaled to
-    8 bits, and transparent pixels are laid on white.
+    With `box`, the `square` around it is cut out before the resize.
 
     Raises:
-        UserError: the file is damaged or unreadable, or the box is not in the image; names the image.
+        UserError: the file is damaged or unreadable, its pixels have no known range, or the box is not in the image;
+            names the image.
     """
     if isinstance(item, Path):
         try:
-            with Image.open(item) as opened:
-                image = _rgb(ImageOps.exif_transpose(opened))
+            image = read_rgb(item)
+        except UnsupportedPixelsError as problem:
+            raise UserError(
+                f"Cannot use the image '{item}': {problem}. Convert the images to 8 bits, with one scale for all of them."
+            ) from problem
+        except MemoryError as problem:
+            raise UserError(f"There is not enough memory to decode the image '{item}'. Free some.") from problem
         except Exception as problem:  # damaged bytes lead Pillow's decoders into errors of every type
-            raise _unreadable(item, problem) from problem
+            raise unreadable(item, problem) from problem
     else:
         image = Image.fromarray(item).convert("RGB")
     if box is not None:
@@ -109,60 +125,130 @@ def square(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, which have no fixed range")
-    if image.mode.startswith("I"):
-        # 16-bit grey, which Pillow's own conversion would clip at 255. Older versions open it as 32-bit "I".
-        grey = np.asarray(image) // 257
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        # Dropping alpha would bring out whatever colours lie hidden under the transparent pixels.
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _listing(folder: Path) -> Listing:
+def _listing(folder: Path, left_out: Counter[str]) -> Listing:
+    """The classes of a split; counts what is left out."""
     if not folder.is_dir():
         raise UserError(
             f"'{folder}' is missing: a data folder has the images of each class in train/CLASS/ and test/CLASS/."
         )
-    listing = {
-        entry.name: [file for file in _visible(entry.path) if Path(file.name).suffix.lower() in EXTENSIONS]
-        for entry in _visible(folder)
-        if entry.is_dir()
-    }
-    if not listing:
+    classes = []
+    for entry in _entries(folder):
+        if entry.name.startswith("."):
+            left_out[HIDDEN] += 1
+        elif _is_folder(entry):
+            classes.append(entry.name)
+        else:
+            left_out[LOOSE if _is_image(entry.name) else _type(entry.name)] += 1
+    if not classes:
         raise UserError(f"'{folder}' has no class folders: put the images of each class in a folder of its own.")
+    listing = {name: list(_images(folder, name, left_out)) for name in classes}
     for name, files in listing.items():
         if not files:
             raise UserError(
                 f"The class folder '{folder / name}' has no images (files ending in .png, .jpg, .webp, .tiff …). "
                 "Put some there, or remove the class from both train/ and test/."
             )
+        try:
+            name.encode()
+        except UnicodeEncodeError as problem:
+            raise not_utf8("class folder", os.path.join(folder, name)) from problem  # noqa: PTH118
     return listing
 
 
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+def _images(split: Path, name: str, left_out: Counter[str]) -> Iterator[str]:
+    """The paths of the images of a class, those in sub-folders among them, sorted by their names in each folder."""
+    folder = os.path.join(split, name)  # noqa: PTH118, a Path for each of a million files takes long
+    above = [os.stat(split), os.stat(folder)]  # noqa: PTH116
+    walk = [iter(_entries(folder))]
+    while walk:
+        entry = next(walk[-1], None)
+        if entry is None:
+            walk.pop()
+            above.pop()
+        elif entry.name.startswith("."):
+            left_out[HIDDEN] += 1
+        elif _is_image(entry.name):
+            yield entry.path
+        elif _is_folder(entry):
+            status = entry.stat()
+            if any(os.path.samestat(status, other) for other in above):
+                raise UserError(
+                    f"'{entry.path}' is a link to a folder that it lies in, so its images would be found without end. "
+                    "Remove the link."
+                )
+            walk.append(iter(_entries(entry.path)))
+            above.append(status)
+        else:
+            left_out[_type(entry.name)] += 1
+
+
+def _is_image(name: str) -> bool:
+    return _type(name) in EXTENSIONS
+
+
+def _type(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without an ending"  # noqa: PTH122
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        if entry.is_symlink():
+            entry.stat()  # fails for a link that leads nowhere, which is_dir() takes for a file
+        return entry.is_dir()
+    except OSError as problem:
+        raise UserError(
+            f"The link '{entry.path}' cannot be followed: {problem.strerror}. Mount or restore what it leads to, or remove "
+            "the link."
+        ) from problem
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:  # one system call for many names: a data set can have a million
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as problem:
-        raise UserError(f"Cannot list the folder '{folder}': {problem.strerror}.") from problem
+        raise UserError(f"Cannot list the folder '{folder}': {problem.strerror}. Make it readable.") from problem
+
+
+def _unused(root: Path) -> list[str]:
+    """A sentence on the folders beside train and test, such as a validation split."""
+    names = [e.name for e in _entries(root) if not e.name.startswith(".") and e.is_dir()]
+    others = [f"'{name}'" for name in names if name not in ("train", "test")]
+    return [f"Only train and test are used, not {_some(others)} beside them."] if others else []
+
+
+def _told(left_out: Counter[str]) -> list[str]:
+    """A sentence on what is left out."""
+    if not left_out:
+        return []
+    count = left_out.total()
+    kinds = _some([f"{kind}: {number}" for kind, number in left_out.most_common()])
+    return [f"Left out as no {'images' if count > 1 else 'image'} of a class: {count} ({kinds})."]
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:MOST_NAMED]) + (f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else "")
 
 
 def _raw_split(listing: Listing) -> RawSplit:
-    labelled = [(Path(file.path), label) for label, files in enumerate(listing.values()) for file in files]
+    labelled = [(Path(file), label) for label, files in enumerate(listing.values()) for file in files]
     return RawSplit([path for path, _ in labelled], [label for _, label in labelled])
 
 
 def _lacking(split: str, names: Iterable[str]) -> str:
     quoted = [f"'{name}'" for name in sorted(names)]
-    shown = ", ".join(quoted[:10]) + (f" and {len(quoted) - 10} more" if len(quoted) > 10 else "")
-    return f" {split}/ lacks {shown}." if quoted else ""
+    return f" {split}/ lacks {_some(quoted)}." if quoted else ""
 
 
-def _unreadable(path: Path, problem: Exception) -> UserError:
+def not_utf8(what: str, path: str) -> UserError:
+    """The error for a name that could not be written to the files of a run."""
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return UserError(f"The path of the {what} '{shown}' is not UTF-8. Rename it.")
+
+
+def unreadable(path: Path, problem: Exception) -> UserError:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
-    return UserError(f"Cannot read the image '{path}': {reason}. Repair it, make it readable, or remove it.")
+    return UserError(
+        f"Cannot read the image '{path}': {reason or type(problem).__name__}. Repair it, make it readable, convert "
+        "it to an 8-bit PNG, or remove it."
+    )

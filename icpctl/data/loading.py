@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 from icpctl.config import choices, expanded
-from icpctl.data.cache import ImageData, decoded
-from icpctl.data.folders import class_folders
+from icpctl.data.cache import ImageData, decoded, user_cache
+from icpctl.data.folders import class_folders, not_utf8
 from icpctl.data.named import NAMED, find
 from icpctl.errors import UserError, unknown
 
@@ -25,9 +23,18 @@ _FOLDER = "folder:"
 def check_name(name: str) -> None:
     """Raise UserError unless `name` is one of `DATASETS` or `folder:PATH`; does not look at the disk."""
     if name.startswith(_FOLDER):
-        if not name.removeprefix(_FOLDER).strip():
+        path = name.removeprefix(_FOLDER)
+        if not path.strip():
             raise UserError(
                 "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/ in PATH."
+            )
+        try:
+            path.encode()
+        except UnicodeEncodeError as problem:
+            raise not_utf8("data folder", path) from problem
+        if "\0" in path:
+            raise UserError(
+                "The path of the data folder has a NUL character. Write folder:PATH with the path of a folder."
             )
     elif name not in DATASETS:
         raise unknown("data set", name, (*DATASETS, "folder:PATH"))
@@ -37,7 +44,7 @@ def default_data_dir() -> Path:
     """Where named data sets are looked for and downloaded to: ICPCTL_DATA_DIR, else a folder of the user's cache."""
     if chosen := os.environ.get("ICPCTL_DATA_DIR"):
         return expanded(Path(chosen))
-    return platformdirs.user_cache_path("icpctl") / "data"
+    return user_cache() / "data"
 
 
 def load(name: str, data_dir: Path | None = None, image_size: int | None = None, crop: str = "none") -> ImageData:

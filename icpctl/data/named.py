@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,10 +15,13 @@ from icpctl.data.cub import official_cub
 from icpctl.data.download import alone, intact, unavailable
 from icpctl.data.folders import class_folders
 from icpctl.data.photos import photos
-from icpctl.data.source import Raw, RawSplit, Source, stamp
+from icpctl.data.source import Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
 NAMED = ("cifar10", "cifar100", "cub", "digits", "fashion-mnist", "photos")
+
+MOST_BYTES = 2**30
+"""That an unpacked file of Fashion-MNIST may have; the largest has 47 MB."""
 
 
 def find(name: str, data_dir: Path) -> Source:
@@ -27,7 +31,7 @@ def find(name: str, data_dir: Path) -> Source:
         UserError: it is neither there nor can it be downloaded, or it is damaged.
     """
     if name == "digits":
-        return Source("scikit-learn", [], _read_digits)
+        return Source("scikit-learn", list, _read_digits)
     if name == "photos":
         return photos()
     folder = data_dir / name
@@ -64,7 +68,7 @@ def _cifar(name: str, data_dir: Path) -> Source:
     def fetch() -> None:
         """Unpack the archive, after downloading it if it is missing or damaged itself."""
         try:
-            with alone(data_dir, name):
+            with alone(data_dir, name, archive, *files):
                 kind(data_dir, train=False, download=True)
         except Exception as problem:  # from the network, tarfile or pickle, of every type
             checked = {archive: kind.tgz_md5, **files}
@@ -102,7 +106,7 @@ def _fashion_mnist(data_dir: Path) -> Source:
         """Download what is missing or damaged."""
         url = FashionMNIST.mirrors[0]
         try:
-            with alone(data_dir, "fashion-mnist"):
+            with alone(data_dir, "fashion-mnist", *files):
                 for path, md5 in files.items():
                     download_url(url + path.name, raw, path.name, md5)
         except Exception as problem:  # from the network, of every type
@@ -111,7 +115,8 @@ def _fashion_mnist(data_dir: Path) -> Source:
     def read() -> Raw:
         if folder == raw and not _all_intact(files):
             fetch()
-        images, labels, test_images, test_labels = map(_read_idx, files)
+        arrays = [_read_idx(path, dimensions) for path, dimensions in zip(files, (3, 1, 3, 1), strict=True)]
+        images, labels, test_images, test_labels = arrays
         classes = tuple(FashionMNIST.classes)
         return Raw(classes, RawSplit(images, labels.tolist()), RawSplit(test_images, test_labels.tolist()))
 
@@ -120,19 +125,31 @@ def _fashion_mnist(data_dir: Path) -> Source:
     return _source(files, read)
 
 
-def _read_idx(path: Path) -> NDArray[np.uint8]:
+def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array in a compressed IDX file: type (3 bytes), dimensions (1), the length of each (4), the data."""
     try:
-        content = gzip.decompress(path.read_bytes())
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as problem:
+        with gzip.open(path) as file:
+            if file.read(4) != bytes([0, 0, 8, dimensions]):
+                raise ValueError(f"it has no {dimensions}-dimensional array of bytes")
+            shape = np.frombuffer(file.read(4 * dimensions), ">u4").tolist()
+            size = math.prod(shape)
+            if size > MOST_BYTES:
+                raise ValueError(f"it claims to have {size:,} bytes")
+            content = file.read(size + 1)
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as problem:
         raise UserError(f"Cannot read '{path}': {problem}. Replace it by a complete copy.") from problem
 
 
 def _source(files: Iterable[Path], read: Callable[[], Raw]) -> Source:
-    stamps = [stamp(str(path.resolve()), path.stat()) for path in files]
+    paths = [path.resolve() for path in files]
+
+    def stamps() -> list[Stamp]:
+        try:
+            return [stamp(str(path), path) for path in paths]
+        except OSError as problem:
+            raise UserError(f"Cannot read '{problem.filename}': {problem.strerror}. Make it readable.") from problem
+
     return Source("torchvision", stamps, read)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icpctl.data.folders import decode
-from icpctl.data.source import Raw, RawSplit, Source, stamp
+from icpctl.data.source import Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
 PHOTOS = {
@@ -55,13 +55,15 @@ def photos() -> Source:
         parts = [_patches(file) for file in files]
         return Raw(tuple(PHOTOS), _labelled([train for train, _ in parts]), _labelled([test for _, test in parts]))
 
-    try:
-        stamps = [stamp(file.name, file.stat()) for file in files]
-    except OSError as problem:
-        raise UserError(
-            f"Cannot read the photograph '{problem.filename}' of scikit-image: {problem.strerror}. Install that package "
-            "anew: pip install --force-reinstall scikit-image."
-        ) from problem
+    def stamps() -> list[Stamp]:
+        try:
+            return [stamp(file.name, file) for file in files]
+        except OSError as problem:
+            raise UserError(
+                f"Cannot read the photograph '{problem.filename}' of scikit-image: {problem.strerror}. Install that package "
+                "anew: pip install --force-reinstall scikit-image."
+            ) from problem
+
     return Source("scikit-image", stamps, read)
 
 

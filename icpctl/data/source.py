@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,12 @@ from numpy.typing import NDArray
 Item = Path | NDArray[np.uint8]
 """One undecoded image: a file, or its pixels as (H, W) or (H, W, 3)."""
 
-Stamp = tuple[str, int, int]
-"""One source file: relative path, size in bytes, time of the last change in nanoseconds."""
+Stamp = tuple[str, int, int, int, int]
+"""A file: its name, size in bytes, times of the last change of its content and of its inode in nanoseconds, and inode.
+
+The time of the inode cannot be set: it tells a file that was overwritten by one of equal size and time. The number of
+the inode tells files that changed places. Both are those of the file that a link leads to.
+"""
 
 Box = tuple[float, float, float, float]
 """The part of an image that shows the object: left, top, width, height, in pixels."""
@@ -43,16 +49,27 @@ class Source:
     """A data set that was found but not read yet.
 
     `origin` and `stamps` identify its content without opening a file: as long as they stay the same, so do the
-    decoded images. `read` opens the files and raises UserError if they are damaged.
+    decoded images. `stamps` looks at the files anew at each call. `read` opens them. Both raise UserError if that fails.
     """
 
     origin: str
-    stamps: Sequence[Stamp]
+    stamps: Callable[[], Sequence[Stamp]]
     read: Callable[[], Raw]
     boxes: bool = False
     """Whether its images have bounding boxes."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: what was found beside the images, and is not used."""
 
 
-def stamp(relative: str, status: os.stat_result) -> Stamp:
-    """The stamp of the file at path `relative` to its source's origin."""
-    return relative, status.st_size, status.st_mtime_ns
+def stamp(name: str, path: str | Path) -> Stamp:
+    """The stamp of the file at `path`, under a name that stays the same when its data set is moved.
+
+    Raises:
+        OSError: there is no such file, or it is none that ends, such as a named pipe, which would be waited for.
+    """
+    status = os.stat(path)  # noqa: PTH116, called for each of a million files
+    if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "It is a named pipe, a socket or a device, not a file", str(path))
+    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

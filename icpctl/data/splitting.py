@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from icpctl.errors import UserError
 
 SEED = 0  # fixed, so that every run of a study trains on the same images
+MOST_NAMED = 10  # classes in a message
 
 
 def split_train(
-    labels: NDArray[np.int64], train_size: int | None, val_fraction: float
+    labels: NDArray[np.int64], train_size: int | None, val_fraction: float, classes: Sequence[str] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the training and of the validation images, both sorted.
 
@@ -21,6 +25,7 @@ def split_train(
 
     Args:
         labels: (N,) class indices of all training images.
+        classes: their names, for the message of an error.
 
     Raises:
         UserError: there are fewer than `train_size` images, or too few for every class to be on both sides.
@@ -32,27 +37,48 @@ def split_train(
             f"Choose a train size of at most {len(labels)}."
         )
     if train_size is not None and train_size < len(labels):
-        chosen, _ = _stratified(labels, chosen, len(labels) - train_size, f"train size {train_size}")
+        chosen, _ = _stratified(labels, chosen, len(labels) - train_size, classes, for_train_size=True)
     if val_fraction == 0:
         return chosen, np.empty(0, dtype=np.int64)
-    held_out = round(val_fraction * len(chosen))
-    return _stratified(labels, chosen, held_out, f"validation fraction {val_fraction:g}")
+    return _stratified(labels, chosen, round(val_fraction * len(chosen)), classes)
 
 
 def _stratified(
-    labels: NDArray[np.int64], indices: NDArray[np.int64], rest: int, setting: str
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    rest: int,
+    classes: Sequence[str],
+    for_train_size: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`indices` without `rest` of them, and these; `setting` is what the user would have to change."""
+    """`indices` without `rest` of them, and these, with the shares of the classes kept."""
     from sklearn.model_selection import train_test_split
 
-    strata = labels[indices]
-    try:
-        kept, left = train_test_split(indices, test_size=rest, stratify=strata, random_state=SEED)
-    except ValueError as problem:
-        classes, counts = np.unique(strata, return_counts=True)
+    strata, total = labels[indices], len(indices)
+    present, counts = np.unique(strata, return_counts=True)
+    least = len(present)
+    if counts.min() < 2 or not least <= rest <= total - least:
+        aim = f"to take {total - rest} of {total}" if for_train_size else f"to hold out {rest} of {total}"
         raise UserError(
-            f"Cannot split {len(indices)} training images into {len(indices) - rest} and {rest} ({setting}): both "
-            f"parts need at least one image of each of the {len(classes)} classes, and the smallest class has "
-            f"{counts.min()}. Choose a {setting.rsplit(' ', 1)[0]} that leaves at least {len(classes)} on each side."
-        ) from problem
+            f"Cannot split the training images ({aim}) with each of the {least} classes in both parts. "
+            + _way_out(present[counts < 2], least, total, classes, for_train_size)
+        )
+    kept, left = train_test_split(indices, test_size=rest, stratify=strata, random_state=SEED)
     return np.sort(kept), np.sort(left)
+
+
+def _way_out(lone: NDArray[np.int64], least: int, total: int, classes: Sequence[str], for_train_size: bool) -> str:
+    """What to change; `lone` are the classes that have one image among these."""
+    without = "leave out --train-size" if for_train_size else "use --val-fraction 0 for no validation split"
+    if len(lone):
+        names = [f"'{classes[label]}'" if classes else str(label) for label in lone[:MOST_NAMED]]
+        more = f" and {len(lone) - MOST_NAMED} more classes" if len(lone) > MOST_NAMED else ""
+        has, add = ("has", "it a second one") if len(lone) == 1 else ("have", "each a second one")
+        return (
+            f"{', '.join(names)}{more} {has} one image among them: give {add} (or a larger --train-size), or {without}."
+        )
+    if for_train_size:
+        return f"Choose a --train-size from {least} to {total - least}, or {without}."
+    # Rounded inwards, so that the numbers that are named work.
+    low, high = math.ceil(least / total * 1e6) / 1e6, math.floor((1 - least / total) * 1e6) / 1e6
+    fractions = f"{low:.6g}" if low >= high else f"from {low:.6g} to {high:.6g}"
+    return f"Choose a --val-fraction {fractions}, or {without}."

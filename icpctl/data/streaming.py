@@ -29,8 +29,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from icpctl.config import option
 from icpctl.data import Split
 from icpctl.data.augment import Augmentation
+from icpctl.data.cache import check_unchanged
 from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
+from icpctl.data.source import Stamp, stamp
 from icpctl.errors import UserError
 
 GIB = 2**30
@@ -92,6 +94,7 @@ class StreamedSplit(DeviceSplit):
     def _keep(self, split: Split, part: NDArray[Any] | None) -> None:
         assert isinstance(split.images, np.memmap)
         self.file = str(split.images.filename)
+        self.stamp = split.stamp or stamp("images", self.file)
         self.indices = np.arange(len(split.labels)) if part is None else part
         self.workers = default_workers()
         """Of the next `batches` after a `close`."""
@@ -99,7 +102,7 @@ class StreamedSplit(DeviceSplit):
         self._places = _Places()
 
     def __getitem__(self, part: slice) -> Tensor:
-        return torch.from_numpy(_mapped(self.file)[self.indices[part]]).to(self.device)
+        return torch.from_numpy(_rows(self.file, self.stamp, self.indices[part])).to(self.device)
 
     def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Tensor]:
         """The images (B, 3, H, W) of each batch of an epoch from batch `start` on, augmented.
@@ -125,7 +128,7 @@ class StreamedSplit(DeviceSplit):
     def _make_loader(self, plan: Plan) -> DataLoader[Tensor]:
         atexit.register(self.close)  # before multiprocessing's own end, which would wait for the workers
         return DataLoader(
-            _Batches(self.file, self.indices, plan),
+            _Batches(self.file, self.stamp, self.indices, plan),
             batch_size=None,  # an item is a batch
             sampler=self._places,
             num_workers=self.workers,
@@ -165,6 +168,7 @@ class _Batches(Dataset[Tensor]):
     """What a worker knows: where the images are, which ones to take, and how batches are made of them."""
 
     file: str  # rather than the mapped array, of which a pickle would hold the content
+    stamp: Stamp
     indices: NDArray[Any]
     plan: Plan
 
@@ -174,12 +178,20 @@ class _Batches(Dataset[Tensor]):
         order, augmentation = _drawn(self.plan, epoch)
         first, own = self.plan.rows(batch).start, self.plan.own_rows()
         part = slice(first + own.start, first + own.stop)
-        images = _mapped(self.file)[self.indices[order[part].numpy()]]
+        images = _rows(self.file, self.stamp, self.indices[order[part].numpy()])
         return augmentation(torch.from_numpy(images), part)
 
 
+def _rows(file: str, stamp: Stamp, indices: NDArray[Any]) -> NDArray[np.uint8]:
+    """Some of the images in a file; UserError if it is not the one of that stamp any more."""
+    check_unchanged(file, stamp)  # first: reading what was cut off a mapped file would end the process
+    rows = _mapped(file, stamp)[indices]
+    check_unchanged(file, stamp)
+    return rows
+
+
 @cache
-def _mapped(file: str) -> NDArray[np.uint8]:
+def _mapped(file: str, stamp: Stamp) -> NDArray[np.uint8]:
     images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
     return images
 
@@ -200,12 +212,17 @@ def _received(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
         with _starting_workers():
             batches = iter(loader)
         yield from batches
+    except UserError as error:  # of a worker, whose message is its traceback
+        raise UserError(_last_line(error).partition(": ")[2]) from error
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"A process that reads the training images came to its end: {reason} If memory or /dev/shm is short, lower "
+            f"A process that reads the training images came to its end: {_last_line(error)} If memory or /dev/shm is short, lower "
             f"{option('batch_size')}. The same command goes on from the last checkpoint."
         ) from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 @contextmanager

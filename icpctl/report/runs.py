@@ -12,7 +12,7 @@ import pandas as pd
 from icpctl.config import RunConfig, declaration
 from icpctl.cost import passes
 from icpctl.results import TIMINGS, RunRecord
-from icpctl.text import printable
+from icpctl.terminal import printable
 
 METHOD = frozenset(
     name
