@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_was_changed_is_made_anew_and_said(damage: str, truth: ImageData, folder: Path) -> None:
     file, change = DAMAGE[damage]
-    expected = ImageData(
-        truth.name,
-        *(cache.Split(np.array(split.images), split.labels) for split in (truth.train, truth.test)),
-        truth.classes,
-        truth.fingerprint,
-    )
+    train, test = (replace(split, images=np.array(split.images)) for split in (truth.train, truth.test))
+    expected = replace(truth, train=train, test=test)
     change(folder / file)
     found = load("digits")
     assert_same(found, expected)

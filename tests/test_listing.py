@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def loaded(root: Path) -> ImageData:
 
 
 def levels(data: ImageData) -> list[int]:
-    return data.train.images[:, 0, 0, 0].tolist()
+    return [int(level) for level in data.train.images[:, 0, 0, 0]]
 
 
 def refused(root: Path) -> str:
@@ -168,7 +169,7 @@ def test_files_that_change_while_they_are_decoded(root: Path, monkeypatch: pytes
 
     level = iter(range(100, 110))
 
-    def changing(item: Path, *how: object) -> Image.Image:
+    def changing(item: Path, *how: Any) -> Image.Image:
         if item.name == "1.png" and item.parent.name == "b":
             save(root / "train/b/1.png", next(level))
         return decode(item, *how)

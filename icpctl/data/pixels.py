@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 PEAK = "peak of a 16-bit image"
 """Key of `Image.info`: the 8-bit level of the brightest pixel of an image that had more bits."""
@@ -59,7 +59,7 @@ def read_rgb(path: Path) -> Image.Image:
     return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def _opened(file: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(file)
     except UnidentifiedImageError as problem:

@@ -185,7 +185,7 @@ class _Batches(Dataset[Tensor]):
 def _rows(file: str, stamp: Stamp, indices: NDArray[Any]) -> NDArray[np.uint8]:
     """Some of the images in a file; UserError if it is not the one of that stamp any more."""
     check_unchanged(file, stamp)  # first: reading what was cut off a mapped file would end the process
-    rows = _mapped(file, stamp)[indices]
+    rows: NDArray[np.uint8] = _mapped(file, stamp)[indices]
     check_unchanged(file, stamp)
     return rows
 
