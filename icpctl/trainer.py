@@ -18,7 +18,7 @@ from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
 from icpctl.errors import UserError
 from icpctl.fastpath import CapturedSteps, cuda_graph
-from icpctl.network import Network, build_model
+from icpctl.network import Network, build_model, keep_freed_memory
 from icpctl.parallel import ALONE, Processes
 from icpctl.seeds import derived_seed
 
@@ -55,6 +55,8 @@ class Trainer:
         beside: Trainer | None = None,
     ) -> None:
         self.config, self.device, self.processes, self.stack = config, device, processes, stack
+        if device.type == "cpu":
+            keep_freed_memory()
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         self.train_set: DeviceSplit

@@ -464,3 +464,17 @@ def test_the_time_left_counts_plain_and_icp_epochs_apart() -> None:
     assert estimate.seconds_left(0, 50) == pytest.approx(350 + 600 * 14 / 3)
     estimate.measured(True, 4.0)
     assert estimate.seconds_left(4, 0) == pytest.approx(2400)
+
+
+@pytest.mark.parametrize(("model", "side"), [("vgg11_bn", 32), ("vit_b_16", 224)])
+def test_a_model_that_refuses_the_images_is_answered_with_a_size_that_fits(
+    model: str, side: int, tmp_path: Path
+) -> None:
+    with pytest.raises(icpctl.UserError, match=f"of 8×8 pixels.* --image-size {side}\\.$"):
+        icpctl.train(small(model=model), tmp_path)
+
+
+def test_a_tap_without_a_tensor_is_not_blamed_on_the_size(tmp_path: Path) -> None:
+    layer = "encoder.layers.encoder_layer_0.self_attention"
+    with pytest.raises(icpctl.UserError, match=r"No other size helps\. Tap other modules, with --layers"):
+        icpctl.train(small(model="vit_b_16", layers=layer, image_size=224, train_size=20, batch_size=2), tmp_path)
