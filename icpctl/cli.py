@@ -65,7 +65,7 @@ def main() -> None:
     """The entry point: an error that the user can mend is one paragraph and status 2."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     output, _ = guard_streams()
-    status: object = 2
+    status: Any = 2
     try:
         status = app(standalone_mode=False, prog_name="icpctl") or 0
     except SystemExit as leaving:

@@ -142,7 +142,7 @@ def _of_numbers(function: Callable[..., float]) -> Callable[..., float]:
     return calculate
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -153,7 +153,7 @@ _ARITHMETIC = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-_COMPARISONS = {
+_COMPARISONS: dict[type, Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -166,7 +166,7 @@ _COMPARISONS = {
     ast.IsNot: operator.is_not,
     ast.Not: operator.not_,
 }
-_OPERATORS: dict[type, Callable[..., Any]] = {
+_OPERATORS = {
     **{node: _of_numbers(function) for node, function in _ARITHMETIC.items()},
     **_COMPARISONS,
 }
