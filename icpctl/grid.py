@@ -166,7 +166,7 @@ _COMPARISONS: dict[type, Callable[..., Any]] = {
     ast.IsNot: operator.is_not,
     ast.Not: operator.not_,
 }
-_OPERATORS: dict[type, Callable[..., Any]] = {
+_OPERATORS = {
     **{node: _of_numbers(function) for node, function in _ARITHMETIC.items()},
     **_COMPARISONS,
 }
