@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from icpctl.data import ImageData, check_name, load
+from icpctl.data.source import stamp
 from icpctl.errors import UserError
 
 
@@ -149,6 +150,11 @@ def test_classes_that_changed_places_are_seen(how: str, root: Path, tmp_path: Pa
         for old, new in (("a", "x"), ("b", "a"), ("x", "b")):
             (root / split / old).rename(root / split / new)
     assert levels(loaded(root)) == [0, 0, 1, 1]
+
+
+def test_files_of_equal_size_and_times_differ_by_their_inodes(root: Path) -> None:
+    one, other = (stamp("", root / "train/a" / name) for name in ("0.png", "1.png"))
+    assert one[4] != other[4]
 
 
 def test_a_file_overwritten_with_its_time_kept_is_seen(root: Path, tmp_path: Path) -> None:
