@@ -21,7 +21,7 @@ ODD = (
     "javascript:alert(1)",
     "mice 🐭 عربي שלום 中文",
     r"\input{/etc/passwd} $x_1$ 50% a~b^2 #1 {c} a\\b",
-    "a|b `c` *d* _e_ [f](http://127.0.0.1:9/)",
+    "a|b `c` *d* _e_ [f](javascript:alert)",
 )
 """Names that are more than letters to HTML, a template, JavaScript, LaTeX or Markdown."""
 

@@ -189,5 +189,5 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: Path("~/.cache") / name)
     with pytest.raises(UserError, match=r"no home folder.*XDG_CACHE_HOME"):
         load("digits")
-    with pytest.raises(UserError, match="no home folder for the ~ of '~nobody-at-all/x'"):
+    with pytest.raises(UserError, match="home directory in ~nobody-at-all/x is not known"):
         load("folder:~nobody-at-all/x")

@@ -478,4 +478,7 @@ def test_a_model_that_refuses_the_images_is_answered_with_a_size_that_fits(
 def test_a_tap_without_a_tensor_is_not_blamed_on_the_size(tmp_path: Path) -> None:
     layer = "encoder.layers.encoder_layer_0.self_attention"
     with pytest.raises(icpctl.UserError, match=r"No other size helps\. Tap other modules, with --layers"):
-        icpctl.train(small(model="vit_b_16", layers=layer, image_size=224, train_size=20, batch_size=2), tmp_path)
+        icpctl.train(
+            small(model="vit_b_16", layers=layer, image_size=224, train_size=20, batch_size=2, val_fraction=0.0),
+            tmp_path,
+        )

@@ -394,6 +394,6 @@ def test_generation_has_measures_of_its_own_and_kinds_of_fid_stay_apart(tmp_path
 def test_unfinished_metrics_files_cannot_fill_the_memory(tmp_path: Path) -> None:
     folder: RunFolder = write_run(tmp_path, resolve({"epochs": 40_000}), [0.5])
     with folder.metrics_file.open("a") as file:
-        file.writelines(f"x,{2 * epoch},test,m{epoch},0.5\n" for epoch in range(20_000))
+        file.writelines(f"{folder.run_id},{2 * epoch},test,m{epoch},0.5\n" for epoch in range(20_000))
     report = build(tmp_path)
     assert any("rows do not belong to epochs of the same metrics" in note for note in report.notes)
