@@ -82,7 +82,7 @@ class ConsoleDisplay(Display):
         figures = f"task {values['task_loss']:.3f}"
         if "feature_loss" in values:
             figures += f"  feature {values['feature_loss']:.1e}"
-        figures += f"  share {values['task_weight']:.2f}  {values['images_per_second']:,.0f} img/s"
+        figures += f"  share {values['task_weight']:.2f}  {speed(values['images_per_second'])} img/s"
         first, second = self.tasks
         self.progress.update(
             first, completed=epoch + batch / self.batches, description=f"epoch {epoch + 1}/{self.epochs}", figures=left
@@ -99,7 +99,7 @@ class ConsoleDisplay(Display):
             if split in metrics:
                 value = metrics[split][self.selection]
                 parts.append(f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {value:.3f}")
-        parts.append(f"{train['images_per_second']:,.0f}/s")
+        parts.append(f"{speed(train['images_per_second'])}/s")
         gap = "  " if self.console.width > 85 or not self.live else " "
         self.console.print(gap.join(parts), soft_wrap=not self.live)
 
@@ -155,6 +155,11 @@ class CostEstimate:
         plain_left = max(0, first - epoch) * plain
         icp_left = (self.config.epochs - max(epoch, first)) * with_icp
         return (plain_left + icp_left) * self.batches - batch * (with_icp if epoch >= first else plain)
+
+
+def speed(images_per_second: float) -> str:
+    """A speed for people: whole images, or two digits where there are few."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 
 class Throttle:

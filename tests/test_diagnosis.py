@@ -9,6 +9,7 @@ import pytest
 
 from icpctl.config import RunConfig
 from icpctl.diagnosis import Fault, diagnose
+from icpctl.display import speed
 
 FINE = {
     "icp_loss_before": 2.0,
@@ -67,3 +68,7 @@ def test_in_the_first_epoch_the_statistics_have_not_settled(means: dict[str, flo
     assert fault.kind == "unsettled"
     assert "--warmup-epochs" in fault.message
     assert not fault.note  # it passes with the epoch
+
+
+def test_a_slow_run_has_a_speed() -> None:
+    assert [speed(value) for value in (1234.5, 10.4, 3.14, 0.0123)] == ["1,234", "10", "3.1", "0.012"]
