@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icpctl import distill, icp
+from icpctl import distill, icp, taps
 from icpctl.folding import fold
 
 Criterion = Callable[[Any, Tensor], Tensor]
@@ -75,7 +75,7 @@ class Floor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The pieces put together to the method's gradients, left in `.grad`; x_T, the feature loss, the task loss."""
         noise = torch.get_rng_state()
-        with distill.tap(self.model, layers) as student:
+        with taps.tap(self.model, layers) as student:
             output = self.model(self.x)
         task_loss = self.criterion(output, self.y)
         frozen = self._frozen()  # on the running statistics as the student's pass has moved them
@@ -83,7 +83,7 @@ class Floor:
         for _ in range(steps):
             x_t = x_t - icp_lr * update(self.gradient(x_t, frozen), x_t)
         torch.set_rng_state(noise)
-        with torch.no_grad(), distill.tap(self.model, layers) as teacher:
+        with torch.no_grad(), taps.tap(self.model, layers) as teacher:
             self.model(x_t)
         features = distill.feature_loss(student, teacher, distill.layer_weights(len(layers)))
         self.optimizer.zero_grad(set_to_none=True)

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 import icpctl
 from icpctl import data
-from icpctl.distill import feature_shift_errors, feature_shifts, tap
+from icpctl.distill import feature_shift_errors, feature_shifts
 from icpctl.network import autocast, choose_device, set_precision
+from icpctl.taps import tap
 from icpctl.trainer import Trainer
 
 LAYERS = ("layer1", "layer2", "layer3")

@@ -59,7 +59,7 @@ class _Optimizer(TypedDict):
 
 @with_config(ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True))
 class _Entries(TypedDict):
-    """What a checkpoint holds."""
+    """The entries of a checkpoint."""
 
     format: Literal["icpctl-checkpoint-1"]
     config: dict[str, Any]

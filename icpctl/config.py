@@ -54,8 +54,8 @@ FOLDER = "folder:"
 """Begins the name of a data set of class folders; its path follows."""
 
 RECORDED = "recorded"
-"""The context in which a configuration is read as a run recorded it: nothing is resolved, and what is missing is as it was
-before there was the setting."""
+"""The context in which a configuration is read as a run recorded it: nothing is resolved, and a missing setting has the value
+that runs had before the setting existed."""
 
 SELECTION = {"classification": "accuracy", "generation": "ssim"}
 """The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""

@@ -33,8 +33,7 @@ from icpctl.icp import (
     per_sample,
     perturb,
 )
-from icpctl.taps import detached, module_at
-from icpctl.taps import tap as tap  # also under this name
+from icpctl.taps import detached, module_at, tap
 
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 PASS_ORDERS = ("student-first", "student-last")

@@ -15,12 +15,13 @@ from icpctl.config import RunConfig, option
 from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
 from icpctl.data.streaming import StreamedSplit, choose_split
-from icpctl.distill import SelfDistiller, feature_shift_errors, tap, task_weight
+from icpctl.distill import SelfDistiller, feature_shift_errors, task_weight
 from icpctl.errors import UserError
 from icpctl.fastpath import CapturedSteps, cuda_graph
 from icpctl.network import Network, build_model, keep_freed_memory
 from icpctl.parallel import ALONE, Processes
 from icpctl.seeds import derived_seed
+from icpctl.taps import tap
 
 ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
 SHIFT_ERROR_IMAGES = 32  # of the first batch of each ICP epoch; float64 is slow

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import icpctl
-from icpctl.distill import PASS_ORDERS, feature_shift_errors, tap
+from icpctl.distill import PASS_ORDERS, feature_shift_errors
 from icpctl.models import CifarResNet
+from icpctl.taps import tap
 
 LAYERS = ["layer1", "layer2", "layer3"]
 

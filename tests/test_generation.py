@@ -23,11 +23,11 @@ import icpctl
 from icpctl import icp
 from icpctl.data.device import DeviceSplit
 from icpctl.defaults import default_layers
-from icpctl.distill import tap
 from icpctl.engine import check_data
 from icpctl.models import VAE, VAEOutput
 from icpctl.network import Network, load_trained
 from icpctl.results import TIMINGS, RunFolder
+from icpctl.taps import tap
 from icpctl.tasks.generation import SAMPLE_BATCH, Generation, image_quality, sample
 
 SIZE = 16

@@ -9,8 +9,8 @@ import torchvision
 from icpctl import models
 from icpctl.config import RunConfig
 from icpctl.defaults import CIFAR_RESNETS, default_layers
-from icpctl.distill import tap
 from icpctl.errors import UserError
+from icpctl.taps import tap
 
 
 @pytest.mark.parametrize(

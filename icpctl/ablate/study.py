@@ -266,7 +266,7 @@ class Definition:
 
         Args:
             file: the file.
-            recorded: whether it is a results folder's own: what it lacks is then as it was before there was the setting.
+            recorded: whether it is a results folder's own: a setting that it lacks then has the value that version 0.1 used.
 
         Raises:
             UserError: the file cannot be read, or a fault in it, with the place.

@@ -4,8 +4,8 @@ A decoded data set is a folder `decoded/NAME-KEY` of the user's cache, with `{tr
 and `meta.json`. KEY is a hash of what it was made from, so a changed source file leads to a new folder. Old
 folders stay until the user removes them, which is always safe.
 
-What is read from the cache is what was decoded: its content is compared with the fingerprint whenever the stamps of its
-files differ from those in `verified.json`, which were taken at the last comparison.
+The content of the cache is compared with the fingerprint whenever the stamps of its files differ from those in
+`verified.json`, which were taken at the last comparison. A cache that fails the comparison is decoded anew.
 """
 
 from __future__ import annotations
