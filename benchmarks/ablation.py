@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 from icpctl.ablate.command import define, execute, executed_by
-from icpctl.results import RunFolder, load_results
+from icpctl.runs.folder import RunFolder, load_results
 
 SETTINGS = {"model": "resnet20", "dataset": "digits", "epochs": "3", "optimizer": "none"}
 

@@ -39,15 +39,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import icpctl
-from icpctl import checkpoint, data
+from icpctl import data
 from icpctl.data import ImageData, Split
 from icpctl.data.augment import CROP, MAGNITUDE, NUM_OPS
-from icpctl.display import ConsoleDisplay
-from icpctl.network import choose_device, set_precision
-from icpctl.results import RunFolder
-from icpctl.session import Session
-from icpctl.stack import Step
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device, set_precision
+from icpctl.runs import checkpoint
+from icpctl.runs.folder import RunFolder
+from icpctl.training.display import ConsoleDisplay
+from icpctl.training.session import Session
+from icpctl.training.stack import Step
+from icpctl.training.trainer import Trainer
 
 VAL_FRACTION = 0.1
 FULL = {"train": 45_000, "test": 10_000}

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icpctl import distill, icp, taps
-from icpctl.folding import fold
+from icpctl.methods import taps
+from icpctl.methods.icp import distillation as distill
+from icpctl.methods.icp import perturbation as icp
+from icpctl.methods.icp.folding import fold
 
 Criterion = Callable[[Any, Tensor], Tensor]
 

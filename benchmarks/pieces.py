@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from icpctl.folding import fold
-from icpctl.network import choose_device, set_precision
+from icpctl.methods.icp.folding import fold
+from icpctl.models.network import choose_device, set_precision
 
 
 def input_gradient(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, part: int | None = None) -> None:

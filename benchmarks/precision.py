@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 import icpctl
 from icpctl import data
-from icpctl.distill import feature_shift_errors, feature_shifts
-from icpctl.network import autocast, choose_device, set_precision
-from icpctl.taps import tap
-from icpctl.trainer import Trainer
+from icpctl.methods.icp.distillation import feature_shift_errors, feature_shifts
+from icpctl.methods.taps import tap
+from icpctl.models.network import autocast, choose_device, set_precision
+from icpctl.training.trainer import Trainer
 
 LAYERS = ("layer1", "layer2", "layer3")
 PERTURBATIONS = (("adam", 2e-3), ("adam", 3e-4), ("ademamix", 2e-3), ("sgd", 2e-3))

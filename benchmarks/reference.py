@@ -26,7 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from icpctl.trainer import Trainer
+from icpctl.training.trainer import Trainer
 
 Criterion = Callable[[Any, Tensor], Tensor]
 

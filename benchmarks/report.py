@@ -23,9 +23,9 @@ from pathlib import Path
 
 from icpctl.ablate.study import Study
 from icpctl.config import RunConfig
-from icpctl.grid import parse_grid
-from icpctl.metrics import COLUMNS
-from icpctl.results import RunFolder
+from icpctl.config.grid import parse_grid
+from icpctl.runs.folder import RunFolder
+from icpctl.runs.metrics import COLUMNS
 
 EPOCHS = 100
 MEASURES = ("loss", "accuracy", "accuracy_top5", "f1_macro", "precision_macro", "recall_macro", "ece")

@@ -27,8 +27,8 @@ from measure import command, interleaved, machine, peak_memory, table
 from step import TASK_WEIGHT, engine, engine_step, inputs, reference
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from icpctl.network import choose_device, set_precision
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device, set_precision
+from icpctl.training.trainer import Trainer
 
 STEPS = (1, 2, 3, 5, 8, 12, 20)
 MEMORY_STEPS = (1, 5, 20)

@@ -20,9 +20,9 @@ from measure import command, interleaved, machine, table
 from step import TOLERANCE, engine, engine_step, move_statistics
 from torch import Tensor
 
-from icpctl.network import choose_device, set_precision
-from icpctl.stack import Stack, Step
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device, set_precision
+from icpctl.training.stack import Stack, Step
+from icpctl.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import icpctl
-from icpctl.fastpath import cuda_graph
-from icpctl.network import choose_device, set_precision
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device, set_precision
+from icpctl.training.graphs import cuda_graph
+from icpctl.training.trainer import Trainer
 
 TASK_WEIGHT = 0.7
 ICP_LR = 2e-3

@@ -23,8 +23,8 @@ from measure import command, machine, synchronise, table
 import icpctl
 from icpctl.data import ImageData, Split
 from icpctl.data.streaming import StreamedSplit
-from icpctl.network import choose_device
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device
+from icpctl.training.trainer import Trainer
 
 CHUNK = 1000  # images that are written at once
 

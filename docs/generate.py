@@ -18,8 +18,8 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from icpctl.cli.options import POSITIONAL
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
-from icpctl.options import POSITIONAL
 
 FILE = Path(__file__).with_name("cli.md")
 COMMANDS = ("", "train", "eval", "ablate", "report")
@@ -105,7 +105,7 @@ def helps() -> str:
 
 def _help(command: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in COLOURING} | PLAIN
-    program = "from icpctl.cli import app; app(prog_name='icpctl')"
+    program = "from icpctl.cli.app import app; app(prog_name='icpctl')"
     arguments = [sys.executable, "-c", program, *command.split(), "--help"]
     done = subprocess.run(arguments, capture_output=True, check=True, encoding="utf-8", env=environment)
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n ").splitlines())

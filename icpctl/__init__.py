@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icpctl import models
     from icpctl.config import RunConfig
-    from icpctl.distill import SelfDistiller, feature_loss, layer_weights, task_weight
-    from icpctl.engine import Run, train
     from icpctl.errors import UserError
-    from icpctl.evaluation import evaluate
-    from icpctl.icp import perturb
-    from icpctl.results import load_results
+    from icpctl.methods.icp.distillation import SelfDistiller, feature_loss, layer_weights, task_weight
+    from icpctl.methods.icp.perturbation import perturb
+    from icpctl.runs.folder import load_results
+    from icpctl.training.engine import Run, train
+    from icpctl.training.evaluation import evaluate
 
 _HOME = {
-    "Run": "engine",
+    "Run": "training.engine",
     "RunConfig": "config",
-    "SelfDistiller": "distill",
+    "SelfDistiller": "methods.icp.distillation",
     "UserError": "errors",
-    "evaluate": "evaluation",
-    "feature_loss": "distill",
-    "layer_weights": "distill",
-    "load_results": "results",
-    "perturb": "icp",
-    "task_weight": "distill",
-    "train": "engine",
+    "evaluate": "training.evaluation",
+    "feature_loss": "methods.icp.distillation",
+    "layer_weights": "methods.icp.distillation",
+    "load_results": "runs.folder",
+    "perturb": "methods.icp.perturbation",
+    "task_weight": "methods.icp.distillation",
+    "train": "training.engine",
 }
 
 __all__ = [

@@ -1,3 +1,3 @@
-from icpctl.cli import main
+from icpctl.cli.app import main
 
 main()

@@ -20,11 +20,11 @@ from matplotlib.text import Text
 from scipy.stats import t as student
 
 from icpctl.config import RunConfig, resolve
-from icpctl.cost import compute_matched
-from icpctl.figures.study import Drawing, study_figures
-from icpctl.figures.style import encode
+from icpctl.config.cost import compute_matched
 from icpctl.report import Report, build
-from icpctl.results import RunFolder
+from icpctl.report.figures.study import Drawing, study_figures
+from icpctl.report.figures.style import encode
+from icpctl.runs.folder import RunFolder
 
 SMALL = {"dataset": "digits", "epochs": 3, "warmup_epochs": 1, "layers": "layer1"}
 METHOD = {**SMALL, "optimizer": "adam"}

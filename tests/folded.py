@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from icpctl.folding import FoldedNetwork, fold
+from icpctl.methods.icp.folding import FoldedNetwork, fold
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from icpctl.ablate.study import Study
 from icpctl.config import RunConfig, resolve
-from icpctl.grid import parse_grid
-from icpctl.results import RunFolder
+from icpctl.config.grid import parse_grid
+from icpctl.runs.folder import RunFolder
 
 ODD = (
     "<script>alert(1)</script>",

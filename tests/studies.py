@@ -8,15 +8,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from icpctl import checkpoint
 from icpctl.ablate.claim import holder
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import Definition, Study
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig
-from icpctl.engine import train
-from icpctl.results import TIMINGS
+from icpctl.runs import checkpoint
+from icpctl.runs.folder import TIMINGS
+from icpctl.training.engine import train
 
 SETTINGS = {"model": "resnet20", "dataset": "digits", "train_size": 100, "batch_size": 10}
 

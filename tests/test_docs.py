@@ -13,9 +13,9 @@ import pytest
 from typer.main import get_command
 
 from icpctl.ablate.command import define
-from icpctl.cli import app
+from icpctl.cli.app import app
 from icpctl.config import GROUPS, RunConfig, declaration, option, resolve
-from icpctl.settings import read_toml
+from icpctl.config.settings import read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -21,13 +21,13 @@ from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option
-from icpctl.cost import passes
+from icpctl.config.cost import passes
+from icpctl.config.grid import EXAMPLE, parse_grid
+from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
-from icpctl.fingerprints import data_source, load_data, refuse_other_data
-from icpctl.grid import EXAMPLE, parse_grid
 from icpctl.report.groups import value_text
-from icpctl.report.runs import METHOD
-from icpctl.settings import typed_settings
+from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
+from icpctl.runs.table import METHOD
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
@@ -229,7 +229,7 @@ def _check_data(scheduler: Scheduler, say: Callable[[str], None] = lambda summar
     """
     known: dict[tuple[object, ...], str] = {}
     if unfinished := scheduler.unfinished():
-        from icpctl import engine
+        from icpctl.training import engine
 
         known = engine.check_runs([run.planned.config for run in unfinished], say)
     for run in scheduler.runs.values():

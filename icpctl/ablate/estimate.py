@@ -11,10 +11,10 @@ import torch
 
 from icpctl import data
 from icpctl.config import RunConfig, declaration
-from icpctl.cost import plain_epochs, step_passes
+from icpctl.config.cost import plain_epochs, step_passes
 from icpctl.data.device import DeviceSplit
-from icpctl.network import choose_device, set_precision
-from icpctl.trainer import Trainer
+from icpctl.models.network import choose_device, set_precision
+from icpctl.training.trainer import Trainer
 
 MEASURED_SECONDS = 1.0
 """How long each kind of step is measured, after one that is not counted."""

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from icpctl.ablate.claim import CLAIM_FILE, read_claim
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.cost import passes
-from icpctl.display import duration
+from icpctl.config.cost import passes
+from icpctl.training.display import duration
 
 ROWS = 12
 """Runs at work that the live table shows; the others are counted."""

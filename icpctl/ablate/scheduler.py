@@ -13,9 +13,9 @@ from icpctl.ablate.claim import Claim, holder, read_claim
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.study import PlannedRun
 from icpctl.ablate.worker import Job, Outcome, record_failure
-from icpctl.cost import passes
+from icpctl.config.cost import passes
 from icpctl.errors import UserError
-from icpctl.results import RunFolder
+from icpctl.runs.folder import RunFolder
 
 TICK = 0.5
 """Seconds between two looks at the runs."""
@@ -79,7 +79,7 @@ class Scheduler:
         return Counter(run.state for run in self.runs.values())
 
     def passes_done(self) -> float:
-        """Of all runs, as `icpctl.cost.passes` counts them; of those at work, what they have said so far."""
+        """Of all runs, as `icpctl.config.cost.passes` counts them; of those at work, what they have said so far."""
         done = 0.0
         for run in self.runs.values():
             config = run.planned.config

@@ -14,11 +14,11 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
-from icpctl.cost import compute_matched
+from icpctl.config.cost import compute_matched
+from icpctl.config.grid import grid_values, holds
+from icpctl.config.settings import load_toml, typed_settings
 from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
-from icpctl.grid import grid_values, holds
-from icpctl.settings import load_toml, typed_settings
 
 STUDY_FILE = "study.toml"
 LARGEST = 100_000
@@ -244,7 +244,7 @@ class Execution(BaseModel):
     jobs_per_gpu: int = Field(1, ge=1)
     """Runs that share a CUDA device."""
     stack: int = Field(1, ge=1)
-    """Runs that are trained together in one process, where they can be: see `icpctl.stack`."""
+    """Runs that are trained together in one process, where they can be: see `icpctl.training.stack`."""
     retries: int = Field(1, ge=0)
     """How often a run that failed is tried again."""
     address: str | None = None

@@ -11,8 +11,8 @@ from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.files import write_atomic
 from icpctl.report.groups import references
-from icpctl.report.runs import METHOD, runs_table
-from icpctl.results import read_record
+from icpctl.runs.folder import read_record
+from icpctl.runs.table import METHOD, runs_table
 from icpctl.text import csv_text
 
 STUDY_TABLE = "study.csv"
@@ -26,7 +26,7 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     Columns: run_id; role; state (waiting, running, finished, failed or interrupted); error; passes of a training image
     through the network; seconds; threads and device, of all its starts; the run_id of what it is compared with, on the
     same seed: baseline_run, matched_run (plain training of as many passes) and, of a control, method_run; then as in
-    `icpctl.report.runs.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
+    `icpctl.runs.table.runs_table`: group_id, baseline_id, every hyper-parameter that makes a run what it is (missing where it
     means nothing), epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
     """
     records = [read_record(output / run.config.run_id, run.config)[0] for run in planned]

@@ -23,12 +23,12 @@ from typing import Any, Literal, TextIO
 from icpctl.ablate.claim import CLAIM_FILE, Claim, ClaimLostError
 from icpctl.ablate.study import STUDY_FILE
 from icpctl.config import RunConfig
-from icpctl.display import ConsoleDisplay, Metrics
 from icpctl.errors import UserError
 from icpctl.files import not_writable
-from icpctl.fingerprints import OtherDataError
-from icpctl.results import RunFolder
+from icpctl.runs.fingerprints import OtherDataError
+from icpctl.runs.folder import RunFolder
 from icpctl.terminal import Terminal
+from icpctl.training.display import ConsoleDisplay, Metrics
 
 LOG_FILE = "log.txt"
 READY = "ready\n"
@@ -94,7 +94,7 @@ def work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
 
 
 def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
-    from icpctl import engine
+    from icpctl.training import engine
 
     sys.argv = list(job.command)
     configs = [RunConfig.model_validate(config) for config in job.runs.values()]
@@ -153,7 +153,7 @@ def _claimed(folder: RunFolder) -> Claim | Outcome:
 def _train(
     taken: Mapping[str, _Taken], output: Path, fingerprints: Mapping[str, str], should_stop: Callable[[], bool]
 ) -> dict[str, Outcome]:
-    from icpctl import engine
+    from icpctl.training import engine
 
     def asked_to_stop(config: RunConfig) -> bool:
         taken[config.run_id].claim.check()
@@ -186,7 +186,7 @@ def _train(
 
 
 def _stopped(run: _Taken, error: BaseException) -> Outcome:
-    from icpctl import engine
+    from icpctl.training import engine
 
     if isinstance(error, engine.Interrupted):
         return Outcome("interrupted")

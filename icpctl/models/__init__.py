@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from icpctl.defaults import CIFAR_RESNETS, VAE_SIZES
+from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES
 from icpctl.errors import UserError, unknown
 from icpctl.models.cifar_resnet import CifarResNet
 from icpctl.models.vae import VAE, VAEOutput

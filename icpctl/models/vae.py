@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icpctl.defaults import VAE_BOTTLENECK, vae_stages
+from icpctl.config.recipes import VAE_BOTTLENECK, vae_stages
 
 CHANNELS, MOST_CHANNELS = 32, 256  # of the first stage; doubled with each one up to the second number
 

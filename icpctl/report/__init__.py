@@ -17,9 +17,9 @@ from icpctl.errors import UserError, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
-from icpctl.report.runs import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.report.selection import select
-from icpctl.results import TIMINGS, RunRecord, read_runs
+from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
+from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.terminal import printable
 from icpctl.text import csv_text
 

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from icpctl.ablate.study import Definition
 from icpctl.errors import UserError
-from icpctl.export import Kind, export
 from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, write
+from icpctl.report.export import Kind, export
 from icpctl.report.tables import Format, render, terminal
-from icpctl.results import REPORT, run_folders
+from icpctl.runs.folder import REPORT, run_folders
 from icpctl.terminal import printable
 
 Say = Callable[[str, str], None]

@@ -10,9 +10,9 @@ import pandas as pd
 
 from icpctl.report.groups import AGAINST, Grouping, twin_places
 from icpctl.report.measures import EFFECT, falls, interval_half, measure_of, p_text
-from icpctl.report.runs import COSTS, metric_columns, records
 from icpctl.report.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
-from icpctl.results import FloatArray
+from icpctl.runs.folder import FloatArray
+from icpctl.runs.table import COSTS, metric_columns, records
 
 VERDICTS = ("better", "worse", "cannot tell", "equal", "no test")
 """What a comparison can say. Equal: the same in all seeds. No test: one seed, or differences without any spread."""

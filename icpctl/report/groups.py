@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from icpctl.config import RunConfig, choices, declaration
-from icpctl.cost import compute_matched
+from icpctl.config.cost import compute_matched
 from icpctl.errors import UserError, unknown
-from icpctl.report.runs import METHOD, of_version
+from icpctl.runs.table import METHOD, of_version
 from icpctl.terminal import printable
 
 NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}

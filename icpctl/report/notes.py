@@ -11,7 +11,7 @@ import pandas as pd
 from icpctl.config import RunConfig
 from icpctl.report.groups import AGAINST, Grouping, shared, twin_places, value_text, varied
 from icpctl.report.measures import feature_letters
-from icpctl.results import RunRecord
+from icpctl.runs.folder import RunRecord
 
 
 def outcomes(runs: pd.DataFrame, diverged: Collection[str], notes: list[str]) -> tuple[pd.Series, pd.Series]:

@@ -15,11 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from icpctl.figures.style import Drawing, encode
 from icpctl.report import Report
+from icpctl.report.figures.style import Drawing, encode
 from icpctl.report.groups import AGAINST, value_text
 from icpctl.report.measures import measure_of
-from icpctl.report.runs import records
 from icpctl.report.tables import (
     Columns,
     at_best_epoch,
@@ -30,6 +29,7 @@ from icpctl.report.tables import (
     summary_cells,
     who,
 )
+from icpctl.runs.table import records
 from icpctl.text import csv_text
 
 PAGE = "report.html"

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from icpctl.config import RunConfig, declaration
+from icpctl.config.grid import grid_values, holds
+from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, unknown
-from icpctl.grid import grid_values, holds
 from icpctl.report.groups import references
-from icpctl.report.runs import METHOD
-from icpctl.settings import typed_settings
+from icpctl.runs.table import METHOD
 
 Condition = Callable[[RunConfig], bool]
 

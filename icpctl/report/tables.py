@@ -29,8 +29,8 @@ from icpctl.report.measures import (
     p_text,
     shown_metrics,
 )
-from icpctl.report.runs import COSTS, records
 from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS, ROUNDING
+from icpctl.runs.table import COSTS, records
 from icpctl.text import csv_text
 
 Format = Literal["csv", "markdown", "latex", "json"]

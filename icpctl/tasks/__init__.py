@@ -11,7 +11,7 @@ from icpctl.config import RunConfig
 from icpctl.data import ImageData
 from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
-from icpctl.network import Network
+from icpctl.models.network import Network
 
 
 class Task(Protocol):

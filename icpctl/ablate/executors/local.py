@@ -25,7 +25,7 @@ from icpctl.ablate.study import Execution
 from icpctl.ablate.worker import READY, Job, Outcome
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
-from icpctl.network import choose_device
+from icpctl.models.network import choose_device
 
 MEMORY_PER_JOB = 1.5 * 2**30
 """Bytes of main memory that a run on a CPU is reckoned with, so that the default number of jobs fits."""

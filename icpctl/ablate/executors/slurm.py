@@ -19,7 +19,7 @@ from icpctl.ablate.study import Execution
 from icpctl.ablate.worker import Job, Outcome, work
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
-from icpctl.results import SLURM
+from icpctl.runs.folder import SLURM
 
 JOBS = 32
 """Jobs that Slurm has at once, queued ones included, unless --jobs says another number."""

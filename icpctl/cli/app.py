@@ -1,0 +1,484 @@
+"""The four commands: they parse, build a RunConfig, call the same functions as Python does, and print.
+
+A command's options are made when it is called, and torch is imported by the commands that need it, so that help and the
+errors of the command line come at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from icpctl.errors import UserError, unknown
+from icpctl.terminal import Stream, Terminal, forget_odd_sizes, guard_streams, printable
+
+
+class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an unknown command first: to read the options before it, though there are none, Typer imports pydantic."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise unknown("command", args[0], self.commands)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="icpctl",
+    cls=_Commands,
+    help="Self-distillation by iterative constructive perturbations (arXiv 2505.14751): train, evaluate, ablate, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+OTHER_PROCESS = (os.environ.get("WORLD_SIZE") or "1") != "1" and (os.environ.get("RANK") or "0") != "0"
+"""Whether torchrun started this as one of several and another one, the first, speaks for all."""
+
+
+forget_odd_sizes()
+console = Terminal(quiet=OTHER_PROCESS)
+errors = Terminal(stderr=True, quiet=OTHER_PROCESS)
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's, which some releases of Typer have in themselves."""
+
+GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A TOML file of these names; the command line wins.", rich_help_panel="Run"),
+]
+
+
+def main() -> None:
+    """The entry point: an error that the user can mend is one paragraph and status 2."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    output, _ = guard_streams()
+    status: Any = 2
+    try:
+        status = app(standalone_mode=False, prog_name="icpctl") or 0
+    except SystemExit as leaving:
+        status = leaving.code
+    except UsageError as error:
+        _complain_of_usage(error)
+    except OSError as error:
+        _complain("[bold red]Error:[/]", _in_words(error))
+    except UserError as error:
+        _complain("[bold red]Error:[/]", str(error))
+    except (ImportError, MemoryError) as error:
+        fault = f"{error}. " if str(error) else ""
+        _complain("[bold red]Error:[/]", f"{fault}Memory ran out, or a package that icpctl needs is broken or missing.")
+    output.flush()
+    if _pipe_is_closed():
+        status = status or 128 + signal.SIGPIPE
+    elif output.failure and not status:
+        status = 2
+        _complain("[bold red]Error:[/]", f"The output could not be written: {output.failure.strerror}.")
+    sys.exit(status)
+
+
+def _complain(kind: str, message: str) -> None:
+    """A paragraph on the standard error: broken into lines in a terminal, one line in a file."""
+    errors.print(Text.from_markup(kind), printable(message), soft_wrap=not errors.is_terminal)
+
+
+def _complain_of_usage(error: Any) -> None:
+    message = error.format_message()
+    if message:  # else the help was asked for, and printed, by giving nothing
+        command = error.ctx.command_path if error.ctx else "icpctl"
+        _complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
+
+
+def _in_words(error: OSError) -> str:
+    try:
+        Path.cwd()
+    except OSError:
+        return "The working directory is not there any more. Change to one that is, and give the command again."
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+
+
+def _pipe_is_closed() -> bool:
+    """Whether the reader of the output went away."""
+    return isinstance(sys.stdout, Stream) and isinstance(sys.stdout.failure, BrokenPipeError)
+
+
+def _say(message: str) -> None:
+    console.print(message, soft_wrap=True)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        _say(f"icpctl {version('icpctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if (os.environ.get("WORLD_SIZE") or "1") != "1" and context.invoked_subcommand != "train":
+        raise UserError("torchrun is for `icpctl train`: start the other commands without it.")
+
+
+def _command(name: str, hyperparameters: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as a command, with an option for every hyper-parameter if it takes them.
+
+    What lists the commands gets their help alone: the options are made when a command is called.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        class Command(TyperCommand):
+            def make_context(self, *args: Any, **kwargs: Any) -> Any:
+                made = typer.Typer(add_completion=False)
+                made.command(name)(_with_hyperparameters(function) if hyperparameters else function)
+                return get_command(made).make_context(*args, **kwargs)
+
+        app.command(name, cls=Command, help=inspect.getdoc(function))(lambda: None)
+        return function
+
+    return add
+
+
+def _with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
+    from icpctl.cli.options import with_hyperparameters
+
+    return with_hyperparameters(command)
+
+
+def _help(name: str) -> str:
+    from icpctl.config import RunConfig
+
+    return str(RunConfig.model_fields[name].description)
+
+
+@_command("train", hyperparameters=True)
+def train(
+    settings: dict[str, object],
+    output: Output = Path("results"),
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Train one run, or go on with it where it was left.
+
+    Example: icpctl train resnet20 cifar100 --optimizer ademamix --steps 5
+    """
+    from icpctl.config import resolve
+
+    run_config = resolve(settings)
+    from icpctl.training.display import ConsoleDisplay, metrics_table
+    from icpctl.training.engine import train as train_run
+
+    with _stoppable() as should_stop:
+        run = train_run(
+            run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
+        )
+    if run.skipped:
+        _say(f"{run.path} is finished already; --overwrite trains it anew, `icpctl eval` measures it again.")
+    metrics = run.metrics
+    last = metrics[metrics["epoch"] == metrics["epoch"].max()]
+    splits = {
+        split: dict(zip(rows["metric"], rows["value"], strict=True))
+        for split, rows in last.groupby("split", sort=False)
+    }
+    _say(f"\nLast epoch of {run.config.run_id}")
+    console.print(metrics_table({str(split): values for split, values in splits.items()}))
+    _say(f"Everything is in {run.path}")
+
+
+@_command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set, for a classifier with the same classes.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The images to evaluate on.")] = "test",
+    checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run's folder.")] = "last",
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Images that a VAE draws for FID and KID; without it, as many as the split has.", min=2),
+    ] = None,
+    fid_weights: Annotated[Path | None, typer.Option(help=_help("fid_weights"))] = None,
+    fid_features: Annotated[Path | None, typer.Option(help=_help("fid_features"))] = None,
+    device: Annotated[str, typer.Option(help=_help("device"))] = "auto",
+    data_dir: Annotated[Path | None, typer.Option(help=_help("data_dir"))] = None,
+    data_memory: Annotated[float | None, typer.Option(help=_help("data_memory"))] = None,
+) -> None:
+    """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
+
+    Example: icpctl eval results/RUN --dataset folder:my-photos
+    """
+    from icpctl.config import resolve
+
+    resolve({"device": device, "data_memory": data_memory})
+    from icpctl.runs.folder import read_config, write_evaluation
+    from icpctl.training.display import metrics_table
+    from icpctl.training.evaluation import evaluate as evaluate_checkpoint
+
+    metrics = evaluate_checkpoint(
+        path,
+        dataset,
+        split=split,
+        which=checkpoint,
+        samples=samples,
+        fid_weights=fid_weights,
+        fid_features=fid_features,
+        data_dir=data_dir,
+        data_memory=data_memory,
+        device=device,
+        say=_say,
+        warn=lambda message: _complain("[yellow]Warning:[/]", message),
+    )
+    if not path.is_dir():
+        _say(f"{path} on {dataset or 'its own data set'}")
+        console.print(metrics_table({split: metrics}))
+    else:
+        name = dataset or read_config(path).dataset
+        _say(f"{path}, {checkpoint} checkpoint, on {name}")
+        console.print(metrics_table({split: metrics}))
+        what = {"checkpoint": checkpoint, "dataset": name, "split": split, "samples": str(samples or "")}
+        file = write_evaluation(path, what, metrics)
+        _say(f"Written to {file}")
+
+
+@_command("ablate", hyperparameters=True)
+def ablate(
+    settings: dict[str, object],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", "-g", metavar="KEY=VALUES", help=GRID_HELP, rich_help_panel="Study"),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="Leave out combinations for which it is false.", rich_help_panel="Study"
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LIST",
+            help="So many seeds, or which: 5, or 0,3,7, or 0..4.",
+            show_default="1",
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Add ascending and random directions.", rich_help_panel="Study")
+    ] = False,
+    compute_matched: Annotated[
+        bool,
+        typer.Option(
+            "--compute-matched", help="Add baselines of as many passes as the runs with ICP.", rich_help_panel="Study"
+        ),
+    ] = False,
+    study: Annotated[
+        Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Go on with all studies of a results folder.", rich_help_panel="Study"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and what they cost; run nothing.", rich_help_panel="Study")
+    ] = False,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"] | None,
+        typer.Option(help="What runs them.", show_default="local", rich_help_panel="Execution"),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at once.", show_default="one a GPU; on a CPU one a core", min=1, rich_help_panel="Execution"
+        ),
+    ] = None,
+    jobs_per_gpu: Annotated[
+        int | None, typer.Option(help="Runs that share a GPU.", show_default="1", min=1, rich_help_panel="Execution")
+    ] = None,
+    stack: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs that one process trains together, of those that differ in seed, learning rates or the like; for GPUs and small images.",
+            show_default="1",
+            min=1,
+            rich_help_panel="Execution",
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            help="How often a failed run is tried again.", show_default="1", min=0, rich_help_panel="Execution"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, HOST:PORT.", rich_help_panel="Execution")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="A parameter of the Slurm jobs, by submitit's name.", rich_help_panel="Execution"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The results folder.", show_default="results", rich_help_panel="Results"),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Run a study: a grid of settings with its baselines, over seeds; and report.
+
+    The results folder keeps its definition. Finished runs are not run again: --resume goes on with what was stopped.
+
+    Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
+    """
+    from icpctl.ablate import command
+
+    if resume is not None and output is not None:
+        raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
+    folder = resume or output or Path("results")
+    definition = command.define(settings, grid or [], where or [], seeds, controls, compute_matched, study, resume)
+    options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
+    options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
+    definition = command.executed_by(definition, options, slurm or [])
+    if dry_run:
+        command.dry_run(definition, folder, console)
+        return
+    with _stoppable(f"`icpctl ablate --resume {folder}` goes on from here.") as should_stop:
+        errors_of = command.execute(definition, folder, console, should_stop)
+    failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
+    for run_id, error in failed.items():
+        _complain("[bold red]Failed:[/]", f"{run_id}: {error}")
+    from icpctl import report as reporting
+    from icpctl.report.command import show
+
+    show(reporting.build(folder, list(errors_of)), "table", console, _complain)
+    _complain("Next:", f"`icpctl report {folder}` writes report.html, with figures, and these tables.")
+    if failed:
+        raise typer.Exit(1)
+
+
+@_command("report")
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDERS", help="Results folders, or the folders of single runs.", show_default="results"
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="The runs to report: model=resnet20,seed=0..4 or 'steps * icp_lr < 0.02'. Their baselines stay.",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTINGS",
+            help="A row for each value of these settings; the others are pooled.",
+            show_default="all that differ",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What the verdicts and figures are about.",
+            show_default="accuracy; ssim of a VAE",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["table", "csv", "markdown", "latex", "json"],
+        typer.Option(help="How the report is printed.", rich_help_panel="Output"),
+    ] = "table",
+    figures: Annotated[
+        bool,
+        typer.Option("--figures", help="Write all figures as PNG and SVG into figures/.", rich_help_panel="Output"),
+    ] = False,
+    export: Annotated[
+        Literal["tensorboard", "wandb"] | None,
+        typer.Option(help="Write the runs for another tool; wandb offline.", rich_help_panel="Output"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the files go.",
+            show_default="the results folder; with several, or --where, report",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw the report anew while runs go on.", rich_help_panel="Output")
+    ] = False,
+) -> None:
+    """Say what the runs of results folders support: tables, and report.html with figures.
+
+    Example: icpctl report results/ --where seed=0..4 --by steps
+    """
+    from icpctl.report.command import Request, watch_report, write_report
+
+    request = Request(
+        tuple(folders or [Path("results")]),
+        tuple(where or ()),
+        tuple(name for name in (by or "").split(",") if name),
+        metric,
+        format,
+        figures,
+        export,
+        output,
+    )
+    if watch:
+        with _stoppable("report.html is as it was drawn last.") as should_stop:
+            watch_report(request, console, _complain, should_stop)
+    else:
+        write_report(request, console, _complain)
+
+
+@contextmanager
+def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[Callable[[], bool]]:
+    """Ctrl-C, SIGTERM, a terminal or a pipe that is closed let the batch end, save, and leave with 130, 143, 129 or 141;
+    a second signal leaves at once.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if received and number != signal.SIGHUP:  # that comes by itself with another one
+            sys.exit(128 + number)
+        received.append(number)
+
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        heeded.append(signal.SIGHUP)
+    before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in heeded}
+
+    def should_stop() -> bool:
+        return bool(received) or _pipe_is_closed()
+
+    try:
+        yield should_stop
+    except KeyboardInterrupt:
+        _complain("Saved.", way_on)
+        reason = signal.SIGPIPE if _pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
+        sys.exit(128 + (received or [reason])[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""The options of `train` and `ablate`: one for every hyper-parameter, made from its declaration.
+
+The command line imports this when a command is called, so that its list of commands comes without pydantic.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
+from icpctl.config.recipes import CIFAR_RESNETS
+from icpctl.config.settings import read_toml
+
+POSITIONAL = ("model", "dataset")
+
+
+def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the arguments MODEL and DATASET and an option for every hyper-parameter.
+
+    The command gets what the configuration file and the command line say as `settings`, unresolved.
+    """
+    own = inspect.signature(command).parameters
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [_parameter(name) for name in RunConfig.model_fields]
+    parameters += [own[name].replace(annotation=hints[name]) for name in own if name != "settings"]
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+
+    @functools.wraps(command)
+    def wrapper(config: Path | None, **given: Any) -> None:
+        chosen = {name: given.pop(name) for name in RunConfig.model_fields}
+        settings = read_toml(config) if config else {}
+        settings |= {name: value for name, value in chosen.items() if value is not None}
+        command(settings=settings, **given)
+
+    del wrapper.__wrapped__  # the signature is this one
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = RunConfig.model_fields[name]
+    listed = f" One of: {', '.join(choices(name))}." if choices(name) else ""
+    common: dict[str, Any] = {"help": f"{field.description}{listed}", "show_default": default_text(name) or False}
+    kind: Any = str
+    made: Any
+    if name in POSITIONAL:
+        made = typer.Argument(**common, autocompletion=_models if name == "model" else _datasets)
+    elif field.annotation is bool:
+        kind = bool
+        made = typer.Option(f"{option(name)}/--no-{option(name)[2:]}", rich_help_panel=_panel(name), **common)
+    else:
+        common |= {"rich_help_panel": _panel(name), "metavar": _metavar(name)}
+        made = typer.Option(option(name), autocompletion=_starting_with(choices(name)), **common)
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, made]
+    )
+
+
+def _panel(name: str) -> str:
+    return GROUPS[declaration(name).group]
+
+
+def _metavar(name: str) -> str:
+    annotation = "" if choices(name) else str(RunConfig.model_fields[name].annotation)
+    words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
+    return next((words[word] for word in words if word in annotation), "TEXT")
+
+
+def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    return _starting_with((*CIFAR_RESNETS, "vae"))(incomplete)
+
+
+def _datasets(incomplete: str) -> list[str]:
+    from icpctl.data import DATASETS
+
+    return _starting_with((*DATASETS, "folder:"))(incomplete)

@@ -1,0 +1,540 @@
+"""Every hyper-parameter, declared once.
+
+A field of `RunConfig` is the single declaration of a hyper-parameter: its type, range, default, unit, help and
+source. The command-line option, the key of a grid or of a TOML file, the entry in `config.json` and the row of the
+documentation table are all made from it. This module imports neither torch nor the data.
+
+Sources: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors' released code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from icpctl.config.recipes import (
+    VAE_BOTTLENECK,
+    VAE_SIZES,
+    default_image_size,
+    default_layers,
+    recipe_default,
+    recipe_text,
+)
+from icpctl.errors import UserError, abbreviated, unknown
+
+GROUPS = {
+    "run": "Run",
+    "perturbation": "Perturbation",
+    "distillation": "Self-distillation",
+    "training": "Training recipe",
+    "generation": "VAE",
+    "machine": "Machine",
+}
+
+FOLDER = "folder:"
+"""Begins the name of a data set of class folders; its path follows."""
+
+RECORDED = "recorded"
+"""The context in which a configuration is read as a run recorded it: nothing is resolved, and a missing setting has the value
+that runs had before the setting existed."""
+
+SELECTION = {"classification": "accuracy", "generation": "ssim"}
+"""The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""
+
+
+def _split(value: object) -> object:
+    """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
+    return tuple(part for part in re.split(r"[,+\s]+", value) if part) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a declaration says beside type, range and default."""
+
+    group: str
+    source: str = ""
+    unit: str = ""
+    default: str = ""  # in words, where the default depends on other settings
+    identity: bool = True  # whether a change of it makes another run
+    stacks: bool = False  # whether runs that differ in it can be trained together
+    earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
+
+
+def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
+    declared: dict[str, Any] = {
+        name: kwargs.pop(name) for name in ("source", "unit", "identity", "stacks", "earlier") if name in kwargs
+    }
+    if callable(default):
+        declared["default"] = kwargs.pop("default_text")
+        kwargs["default_factory"] = default
+    else:
+        kwargs["default"] = default
+    extra: Any = {"declared": Declared(group, **declared)}
+    return Field(description=help, json_schema_extra=extra, **kwargs)
+
+
+def _recipe(name: str, help: str, **kwargs: Any) -> Any:
+    """A hyper-parameter whose default comes from --recipe."""
+    return _field(
+        lambda data: recipe_default(name, data["recipe"], data["model"]),
+        help,
+        "training",
+        default_text=recipe_text(name),
+        **kwargs,
+    )
+
+
+class RunConfig(BaseModel):
+    """One run: every hyper-parameter, resolved and checked.
+
+    What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
+    the same are equal. Settings that mean nothing are put at their defaults: those of the method with
+    `optimizer="none"`, so that a baseline is one run however they were set; α with Adam; those of the VAE with a classifier.
+
+    Raises:
+        UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
+    """
+
+    # Built when first used: the options and their help need the fields alone.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
+
+    # ── run
+    model: str = _field(
+        "resnet20",
+        "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, or vae.",
+        "run",
+        pattern="^[A-Za-z0-9_]+$",  # it is part of the name of the run's folder
+    )
+    dataset: str = _field(
+        "cifar100",
+        "cifar100, cifar10, fashion-mnist, digits, cub, photos, or folder:PATH with train/ and test/ class folders.",
+        "run",
+    )
+    seed: int = _field(
+        0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
+    )
+    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
+    train_size: int | None = _field(
+        None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
+        unit="images", ge=2, lt=2**31,
+    )  # fmt: skip
+    val_fraction: float = _field(
+        0.1,
+        "Share of the training split held out to choose the best epoch; 0: none, and no best epoch.",
+        "run",
+        ge=0,
+        lt=1,
+    )
+    image_size: int | None = _field(
+        lambda data: default_image_size(data["model"], data["dataset"]),
+        "Resize the images to this side; the VAE takes powers of two.", "run",
+        default_text="as they are; cub: 64; vae: 16 on digits, 32 on cifar and fashion-mnist, else 64",
+        unit="pixels", ge=4, le=1024,
+    )  # fmt: skip
+    crop: Literal["none", "box"] = _field(
+        "none", "box: the square around the bounding box of each bird; cub alone has them.", "run"
+    )
+    stem: Literal["imagenet", "cifar"] = _field(
+        "imagenet",
+        "First layers of a torchvision ResNet; cifar: a 3×3 convolution, no pooling, for 32 pixels.",
+        "run",
+    )
+
+    # ── perturbation (the paper's ICP)
+    optimizer: Literal["sgd", "adam", "ademamix", "none"] = _field(
+        "ademamix", "Input optimizer of the perturbation; none: the baseline, no perturbation and no distillation.",
+        "perturbation", source="P",
+    )  # fmt: skip
+    steps: int = _field(
+        lambda data: 0 if data["optimizer"] == "none" else 5, "Steps of the perturbation, T.", "perturbation",
+        default_text="5", source="S", unit="steps", ge=0, le=10_000,
+    )  # fmt: skip
+    icp_lr: float = _field(
+        2e-3,
+        "Step size of the perturbation, η.",
+        "perturbation",
+        source="P Fig. 1, A",
+        unit="normalised input",
+        gt=0,
+        stacks=True,
+    )
+    icp_reduction: Literal["mean", "sum"] = _field(
+        "mean",
+        "Gradient of the batch-mean loss (published; shrinks with the batch) or of each sample's own loss (sum).",
+        "perturbation", source="A",
+    )  # fmt: skip
+    direction: Literal["descend", "ascend", "random"] = _field(
+        "descend", "descend lowers the loss; ascend (iterative FGSM) and random (same norm) are controls.",
+        "perturbation", source="P Fig. 1",
+    )  # fmt: skip
+    beta1: float = _field(
+        0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    beta2: float = _field(
+        0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    beta3: float = _field(
+        0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
+    )
+    alpha: float = _field(
+        5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0, stacks=True
+    )
+    eps: float = _field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0, stacks=True)
+    icp_weight_decay: float = _field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0, stacks=True)
+    icp_state: Literal["fresh", "carry"] = _field(
+        "fresh",
+        "State of the input optimizer: fresh for every batch, or carried over to the next.",
+        "perturbation",
+        source="A",
+    )
+
+    # ── self-distillation
+    layers: Annotated[tuple[str, ...], BeforeValidator(_split)] = _field(
+        lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
+        default_text="the model's stages",
+    )  # fmt: skip
+    layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = _field(
+        "cosine", "Weights w_i of the stages.", "distillation", source="A"
+    )
+    warmup_epochs: int = _field(
+        lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
+        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
+    )  # fmt: skip
+    pass_order: Literal["student-first", "student-last"] = _field(
+        "student-first",
+        "student-first: the student's pass, the perturbation, the teacher's pass. student-last: as icpctl 0.1 did it, "
+        "perturbation, teacher, student.",
+        "distillation", source="A", earlier="student-last",
+    )  # fmt: skip
+    teacher_statistics: bool = _field(
+        True,
+        "The teacher's pass, too, updates the running batch-norm statistics; --no-teacher-statistics: only the student's.",
+        "distillation",
+        source="A",
+    )
+    extra_task_grad: bool = _field(
+        False, "Add the gradient of the eval-mode task loss to every step, as the released code does by accident.",
+        "distillation", source="A",
+    )  # fmt: skip
+
+    # ── training
+    recipe: Literal["paper", "strong"] = _field(
+        "paper",
+        "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
+        "training",
+    )
+    model_optimizer: Literal["adamw", "sgd"] = _recipe(
+        "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
+    )
+    lr: float = _recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
+    weight_decay: float = _recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
+    lr_schedule: Literal["constant", "cosine"] = _recipe(
+        "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
+    )
+    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
+    augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = _recipe(
+        "augmentation",
+        "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
+        source="A",
+    )
+    clip_grad_norm: float = _recipe(
+        "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0, stacks=True
+    )
+
+    # ── generation
+    latent_dim: int = _field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
+    beta: float = _field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
+    fid_weights: Path | None = _field(
+        None, "File with the Inception weights of FID and KID; without it they are downloaded once.", "generation",
+        identity=False,
+    )  # fmt: skip
+    fid_features: Path | None = _field(
+        None, "A run of a classifier whose features stand in for Inception's; the metrics carry its name.", "generation",
+        identity=False,
+    )  # fmt: skip
+
+    # ── machine
+    precision: Literal["float32", "tf32", "bf16"] = _field(
+        "float32",
+        "Precision of the network's passes; bf16 drowns the feature shift of small perturbations.",
+        "machine",
+    )
+    fast: bool = _field(
+        True,
+        "Fold batch norm for the perturbation; CUDA graphs. The same up to rounding, and the same run id.",
+        "machine",
+        identity=False,
+    )
+    device: str = _field(
+        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+    )  # fmt: skip
+    data_dir: Path | None = _field(
+        None, "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.", "machine",
+        identity=False,
+    )  # fmt: skip
+    data_memory: float | None = _field(
+        None, "GiB of the device's memory that the images may take; more are streamed from the disk; without it, half of what is free.",
+        "machine", unit="GiB", identity=False, gt=0,
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, values: Any, info: ValidationInfo) -> Any:
+        values = dict(values)
+        for name, value in values.items():
+            if message := truth_for_number(name, value):
+                raise ValueError(message)
+        if info.context == RECORDED:
+            return earlier_settings() | values
+        return values | {"dataset": located(values["dataset"])} if "dataset" in values else values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in _unused(self.optimizer, self.task):
+            field = type(self).model_fields[name]
+            value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
+            object.__setattr__(self, name, value)
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
+        if self.optimizer == "none":
+            object.__setattr__(self, "steps", 0)
+        elif self.steps == 0:
+            raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
+        if self.fid_weights and self.fid_features:
+            raise ValueError(
+                "fid_weights and fid_features both say where the features of FID come from: give one of them"
+            )
+        for name in ("fid_weights", "fid_features"):  # found again from another working directory
+            if path := getattr(self, name):
+                object.__setattr__(self, name, expanded(path).absolute())
+        if self.crop == "box" and self.dataset != "cub":
+            raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
+        if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
+            raise ValueError(
+                f"image_size is {self.image_size}, but the VAE halves the side down to {VAE_BOTTLENECK}: give one of "
+                f"{', '.join(map(str, VAE_SIZES))}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
+                f"give warmup_epochs < {self.epochs}, or more epochs"
+            )
+        return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _faults_in_words(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validate(values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+        # Where a setting is at fault, the defaults that depend on others are not computed; that is no fault of theirs.
+        raise UserError(
+            " ".join(fault_in_words(fault) for fault in faults if fault["type"] != "default_factory_not_called")
+        )
+
+    @property
+    def task(self) -> str:
+        """classification or generation: what the model is for."""
+        return "generation" if self.model == "vae" else "classification"
+
+    @property
+    def selection(self) -> str:
+        """The metric on held-out images whose largest value chooses the best epoch."""
+        return SELECTION[self.task]
+
+    @property
+    def run_id(self) -> str:
+        """Readable, and derived from the configuration: the same configuration is the same run."""
+        steps = f"-T{self.steps}" if self.steps else ""
+        kind, _, path = self.dataset.partition(":")
+        dataset = re.sub(r"[^A-Za-z0-9]+", "-", f"{kind}-{Path(path).name}" if path else kind)
+        return f"{self.model}-{dataset}-{self.optimizer}{steps}-s{self.seed}-{self._digest()}"
+
+    @property
+    def group_id(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        return self._digest(without=("seed",))
+
+    @property
+    def stack_id(self) -> str | None:
+        """Equal for runs that can be trained together, as `icpctl.training.stack` does; None for one that cannot.
+
+        Those that draw random numbers in a step would draw others than alone: the noise of a VAE, a random direction. A
+        state that is carried over is of one run. Autocast (bf16) reaches other operations in a mapped function.
+        """
+        alone = self.task == "generation" or self.direction == "random" or self.icp_state == "carry"
+        if alone or self.precision == "bf16":
+            return None
+        stacks = [name for name in RunConfig.model_fields if declaration(name).stacks]
+        return self.model_dump_json(exclude=set(stacks))
+
+    def baseline(self) -> RunConfig:
+        """The plain training that this run is compared with: the same in all but the method."""
+        return self.altered(optimizer="none")
+
+    def altered(self, **settings: object) -> RunConfig:
+        """The same but for these settings; checked anew.
+
+        Raises:
+            UserError: as `RunConfig`.
+        """
+        return RunConfig.recorded(self.model_dump() | settings)
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, object]) -> Self:
+        """A configuration as a run recorded it, maybe of an earlier version: its id is the one that it had.
+
+        Raises:
+            UserError: as `RunConfig`.
+        """
+        return cls.model_validate(dict(values), context=RECORDED)
+
+    def _digest(self, without: Iterable[str] = ()) -> str:
+        # A value that runs had before there was the hyper-parameter is left out, so that their ids stay as they are.
+        left_out = {*without, *(name for name in _unused(self.optimizer, self.task) if name in earlier_settings())}
+        values = {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name in _identity() and name not in left_out
+            if value is not None and value != _identity()[name]
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def expanded(path: Path) -> Path:
+    """A path, which may begin with the home directory, "~".
+
+    Raises:
+        UserError: the home directory is not known; a character that no path can have.
+    """
+    if "\0" in str(path):
+        raise UserError(f"A path cannot have the character NUL: {path}")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"The home directory in {path} is not known. Write the path out.") from None
+
+
+def truth_for_number(name: str, value: object) -> str:
+    """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
+    field = RunConfig.model_fields.get(name)
+    if not isinstance(value, bool) or field is None or field.annotation is bool:
+        return ""
+    return f"{option(name)} got {str(value).lower()}, which is no value for it"
+
+
+@cache
+def _identity() -> dict[str, Any]:
+    """The hyper-parameters that make a run what it is, with the fixed values that its id leaves out."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+    return defaults | earlier_settings()
+
+
+@cache
+def earlier_settings() -> dict[str, str]:
+    """The values of hyper-parameters in runs of versions that did not have them yet, where these are not the defaults."""
+    return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
+
+
+def located(dataset: object) -> object:
+    """A data set's name; `folder:PATH` with the absolute path, so that it is one name from every working directory."""
+    path = dataset.removeprefix(FOLDER).strip() if isinstance(dataset, str) else ""
+    if not path or path == dataset:
+        return dataset
+    return FOLDER + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
+
+
+@cache
+def _unused(optimizer: str, task: str) -> list[str]:
+    """The settings that mean nothing with this input optimizer, or for this task."""
+    generation = [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
+    return _unused_by(optimizer) + (generation if task != "generation" else [])
+
+
+def _unused_by(optimizer: str) -> list[str]:
+    ademamix = ["beta3", "alpha", "icp_weight_decay"]
+    if optimizer == "none":
+        method = ("perturbation", "distillation")
+        names = [name for name in RunConfig.model_fields if declaration(name).group in method]
+        return [name for name in names if name not in ("optimizer", "steps")]
+    return {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
+
+
+def declaration(field: FieldInfo | str) -> Declared:
+    """What `RunConfig` declares of a hyper-parameter beside its type, range and default."""
+    info = RunConfig.model_fields[field] if isinstance(field, str) else field
+    assert isinstance(info.json_schema_extra, dict)
+    declared = info.json_schema_extra["declared"]
+    assert isinstance(declared, Declared)
+    return declared
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values a hyper-parameter can take, where they are a fixed list; else empty."""
+    annotation = RunConfig.model_fields[name].annotation
+    return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
+
+
+def default_text(name: str) -> str:
+    """A hyper-parameter's default, in words where it depends on other settings."""
+    default = RunConfig.model_fields[name].default
+    text = declaration(name).default or ("" if default is None else str(default))
+    return text.lower() if isinstance(default, bool) else text
+
+
+def option(name: str) -> str:
+    """The command-line option of a hyper-parameter."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve(values: Mapping[str, object], where: str = "", context: str | None = None) -> RunConfig:
+    """A checked configuration from what was given by name.
+
+    Args:
+        values: hyper-parameters by name, as text or as values.
+        where: the place they come from, for the message.
+        context: RECORDED for those that a run recorded; see `RunConfig.recorded`.
+
+    Raises:
+        UserError: as `RunConfig`, with the place.
+    """
+    try:
+        return RunConfig.model_validate(dict(values), context=context)
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def fault_in_words(fault: Any) -> str:
+    """What pydantic says of a fault, for the person at the keyboard."""
+    if not fault["loc"]:
+        return f"{fault['ctx']['error']}."
+    name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return str(unknown("hyper-parameter", name, RunConfig.model_fields))
+    if fault["type"] == "literal_error":
+        return str(unknown(f"value for {option(name)}:", abbreviated(fault["input"]), choices(name)))
+    message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"

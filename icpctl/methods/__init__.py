@@ -1,0 +1,1 @@
+"""Methods of self-distillation, one file each."""

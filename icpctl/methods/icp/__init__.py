@@ -1,0 +1,1 @@
+"""Iterative constructive perturbation, and the distillation from it."""

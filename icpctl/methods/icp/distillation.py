@@ -1,0 +1,408 @@
+"""Self-distillation: the features of the perturbed input are targets for the features of the original one.
+
+    L_feat  = Σ_i w_i · MSE(F_i(x), stopgrad(F_i(x_T)))
+    L_total = a_e · L_task(x) + (1 − a_e) · L_feat
+
+The student sees x; the teacher is the same network on x_T. F_1 … F_L are the outputs of the network's stages.
+This module needs torch, the perturbation, the taps and the fast path alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from icpctl.methods.evalmode import eval_mode
+from icpctl.methods.icp.folding import fold
+from icpctl.methods.icp.perturbation import (
+    SGD,
+    GradientOf,
+    at_least_float32,
+    autograd_gradient,
+    check_inputs,
+    func_gradient,
+    make_optimizer,
+    per_sample,
+    perturb,
+)
+from icpctl.methods.taps import detached, module_at, tap
+
+LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
+PASS_ORDERS = ("student-first", "student-last")
+
+
+def task_weight(epoch: int, warmup_epochs: int = 25, epochs: int = 100) -> float:
+    """The weight a_e of the task loss: 1 for e ≤ k, else cos(π (e − k) / (2 (E − k))), from 1 towards 0.
+
+    Args:
+        epoch: e, counted from 0.
+        warmup_epochs: k, the epochs of plain training.
+        epochs: E.
+
+    Raises:
+        ValueError: warmup_epochs is not in [0, epochs).
+
+    Source: the "cosine-decay schedule" of arXiv 2505.14751, with k and E of its experiments.
+    """
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}, but must be at least 0 and less than epochs, {epochs}")
+    if epoch <= warmup_epochs:
+        return 1.0
+    # Rounding leaves 6e-17 below zero or above it at e = E, where the cosine is 0.
+    return max(0.0, math.cos(math.pi * (epoch - warmup_epochs) / (2 * (epochs - warmup_epochs))))
+
+
+def layer_weights(n: int, kind: str = "cosine") -> list[float]:
+    """The weights w_1 … w_n of the stages.
+
+    Args:
+        n: number of stages, L.
+        kind: "cosine" is cos(i/(L−1) · π/4) for i = 0 … L−1, from 1 down to 0.7071; "cosine-inverse" the same
+            reversed; "uniform" all 1.
+
+    Raises:
+        ValueError: n < 1 or an unknown kind.
+
+    Source: the authors' released code, which runs both cosine and uniform.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}, but there must be at least one stage")
+    if kind not in LAYER_WEIGHTS:
+        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(LAYER_WEIGHTS)}")
+    if kind == "uniform":
+        return [1.0] * n
+    weights = [math.cos(i / max(n - 1, 1) * math.pi / 4) for i in range(n)]
+    return weights if kind == "cosine" else weights[::-1]
+
+
+def feature_loss(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], weights: Sequence[float]
+) -> Tensor:
+    """L_feat = Σ_i w_i · MSE(F_i(x), stopgrad(F_i(x_T))), in float32 or better.
+
+    Args:
+        student_features: F_i(x), one tensor (B, …) a stage.
+        teacher_features: F_i(x_T), of the same shapes; no gradient goes into them.
+        weights: w_i.
+
+    Returns:
+        A scalar: each mean square is over batch, channels and pixels.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    return _weighted(_square_errors(student_features, teacher_features), weights)
+
+
+def _square_errors(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
+    """MSE(F_i(x), stopgrad(F_i(x_T))) of each stage."""
+    pairs = zip(student_features, teacher_features, strict=True)
+    return [nn.functional.mse_loss(at_least_float32(s), at_least_float32(t.detach())) for s, t in pairs]
+
+
+def _weighted(errors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([weight * error for weight, error in zip(weights, errors, strict=True)]).sum()
+
+
+def feature_shifts(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
+    """The relative feature shift ‖F_i(x_T) − F_i(x)‖ / ‖F_i(x)‖ of each stage over the batch; scalars, detached."""
+    with torch.no_grad():
+        norms = _shift_norms(student_features, _square_errors(student_features, teacher_features))
+    return [shift / norm for shift, norm in norms]
+
+
+def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """‖F_i(x_T) − F_i(x)‖, from its mean square, and ‖F_i(x)‖ of each stage."""
+    with torch.no_grad():
+        pairs = zip(student_features, errors, strict=True)
+        return [((error * s.numel()).sqrt(), at_least_float32(s).norm()) for s, error in pairs]
+
+
+class SelfDistiller:
+    """The whole objective of one step, for any model and any training loop.
+
+        distiller = SelfDistiller(model, layers=["layer1", "layer2", "layer3"], optimizer="adam", steps=5)
+        loss, log = distiller(x, y, task_weight=0.8)
+        loss.backward()
+
+    Args:
+        model: maps inputs (B, …) to outputs. In a `DistributedDataParallel` model each process gives its part of a batch,
+            all of one size: the perturbation and the log are those of the whole batch.
+        layers: module paths of the stages F_1 … F_L, without the wrapper's `module.`.
+        optimizer, steps, lr, direction, reduction: of the perturbation; see `icpctl.perturb`. An optimizer object
+            instead of a name brings its own constants.
+        carry_state: keep the input optimizer's state from batch to batch (all of one shape) instead of a fresh one.
+        weights: kind of the layer weights, see `icpctl.layer_weights`.
+        teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
+        extra_task_grad: adds the eval-mode task loss at x to the total, as the released code does by accident.
+        pass_order: "student-first" is the released code's order: the student's pass, the perturbation on the running
+            statistics that this pass has moved, the teacher's pass. "student-last" is that of icpctl 0.1: the
+            perturbation, the teacher's pass, the student's pass.
+        fold_batch_norm: perturb with the batch norm of the model folded into its convolutions, which costs less and is
+            the same up to rounding. The first batch is computed both ways. If they differ, the model stays unfolded, with
+            a warning. See `icpctl.methods.icp.folding.FoldedNetwork`.
+        gradient_of: see `icpctl.perturb`.
+
+    Raises:
+        ValueError: a layer that the model does not have, no layer, or an unknown name.
+
+    Both passes are in the model's own mode (train), as in the released code, and draw the same random numbers: dropout
+    masks or a VAE's noise are those of the student for the teacher too, so the features differ by the perturbation alone.
+
+    Source: arXiv 2505.14751.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        optimizer: str | SGD = "ademamix",
+        steps: int = 5,
+        lr: float = 2e-3,
+        direction: str = "descend",
+        *,
+        reduction: str = "mean",
+        carry_state: bool = False,
+        weights: str = "cosine",
+        teacher_statistics: bool = True,
+        extra_task_grad: bool = False,
+        pass_order: str = "student-first",
+        fold_batch_norm: bool = False,
+        gradient_of: GradientOf = autograd_gradient,
+    ) -> None:
+        if isinstance(layers, str):
+            raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
+        if pass_order not in PASS_ORDERS:
+            raise ValueError(f"pass_order is {pass_order!r}, but must be one of {', '.join(PASS_ORDERS)}")
+        self.trained = model  # what the student's pass goes through
+        inner = model._modules.get("_orig_mod") or model  # of torch.compile
+        self.group = inner.process_group if isinstance(inner, DistributedDataParallel) else None
+        self.model: nn.Module = inner.module if isinstance(inner, DistributedDataParallel) else model
+        for layer in layers:
+            module_at(self.model, layer)
+        self.layers = tuple(layers)
+        self.optimizer = make_optimizer(optimizer)
+        self.steps, self.direction = steps, direction
+        self.lr: float | Tensor = lr  # a tensor where torch.func maps over several
+        self.reduction, self.carry_state = reduction, carry_state
+        self.weights = layer_weights(len(layers), weights)
+        self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
+        self.pass_order = pass_order
+        self.gradient_of = gradient_of
+        self.folded = fold(self.model) if fold_batch_norm else None
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task_weight: float | Tensor,
+        criterion: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+        *,
+        icp_losses: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_total of one batch; `.backward()` and the step are the caller's.
+
+        Args:
+            x: (B, …) inputs.
+            y: targets, as the criterion takes them; for an autoencoder x itself, so that the perturbed input's loss is
+                against the original one.
+            task_weight: a_e in [0, 1].
+            criterion: maps (outputs, targets) to the batch mean of the task loss, a scalar.
+            icp_losses: also log the loss before and after the perturbation, which costs one more forward pass.
+
+        Returns:
+            The loss, and a log of detached tensors that stay on the device: `output` (the student's, of the model's own
+            structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
+            samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
+        """
+        check_inputs(x)
+        same_numbers = _random_numbers_from_here(x.device)
+        if self.pass_order == "student-first":
+            output, student, task_loss = self._student(x, y, criterion)
+        if not self.carry_state:
+            self.optimizer.state = {}
+        network = self.model if self.folded is None else self.folded.now()
+        # Of several processes, each has the gradient of the mean over the whole batch.
+        share = 1 / self.group.size() if self.group is not None and self.reduction == "mean" else 1.0
+        losses: list[Tensor] = []
+        mode = eval_mode(self.model, network, criterion)
+        try:
+            with mode:
+                extra = self._eval_mode_loss(x, y, criterion, mode.modules) if self.extra_task_grad else None
+                x_icp = perturb(
+                    x,
+                    lambda z: share * criterion(network(z), y),
+                    self.optimizer,
+                    self.steps,
+                    self.lr,
+                    self.direction,
+                    reduction=self.reduction,
+                    losses=losses,
+                    gradient_of=self.gradient_of,
+                )
+                if icp_losses:  # before the teacher's pass moves the running statistics
+                    with torch.no_grad():
+                        loss_after = criterion(network(x_icp), y)
+        finally:
+            mode.restore()  # where an interrupt came at the end of the block
+        if self.pass_order == "student-last":
+            same_numbers = _random_numbers_from_here(x.device)
+        with same_numbers():
+            teacher = self._teacher(x_icp)
+        if self.pass_order == "student-last":
+            output, student, task_loss = self._student(x, y, criterion)
+        errors = _square_errors(student, teacher)
+        features = _weighted(errors, self.weights)
+        loss = task_weight * task_loss + (1 - task_weight) * features
+        if extra is not None:
+            loss = loss + extra
+        with torch.no_grad():
+            delta = per_sample(at_least_float32(x_icp) - at_least_float32(x))
+            log = {
+                "task_loss": task_loss.detach(),
+                "feature_loss": features.detach(),
+                "delta_linf": delta.abs().max(),
+                "delta_l2": delta.norm(dim=1).mean(),
+            }
+            norms = _shift_norms(student, errors)
+            for i, (shift, norm) in enumerate(norms, start=1):
+                log[f"feature_shift_{i}"] = shift / norm
+            if icp_losses:
+                log |= {"icp_loss_before": losses[0] / share, "icp_loss_after": loss_after}
+            if self.group is not None:
+                log = _over_processes(log, norms, self.group)
+        return loss, {"output": detached(output), "x_icp": x_icp, **log}
+
+    def _student(
+        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]
+    ) -> tuple[Any, list[Tensor], Tensor]:
+        """The output, the features and the task loss of the train-mode pass on x, with their graph."""
+        with _keeping(_moving_buffers(self.model)), tap(self.model, self.layers) as features:
+            output = self.trained(x)
+        return output, features, criterion(output, y)
+
+    def _teacher(self, x_icp: Tensor) -> list[Tensor]:
+        """The features of the train-mode pass on x_T."""
+        with torch.no_grad(), tap(self.model, self.layers) as features:
+            if self.teacher_statistics:
+                self.model(x_icp)
+            else:  # a copy of whatever the pass moves
+                buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+                torch.func.functional_call(self.model, buffers, (x_icp,))
+        return features
+
+    def _eval_mode_loss(
+        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor], modules: Sequence[nn.Module]
+    ) -> Tensor:
+        """The task loss at x in eval mode, in which these modules are, with its gradient."""
+        if self.gradient_of is func_gradient:  # the graph refers to the running statistics, which the passes move
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            return criterion(torch.func.functional_call(self.model, buffers, (x,)), y)
+        loss = criterion(self.model(x), y)
+        if not loss.requires_grad:
+            return loss
+        # Now, as a checkpoint computes its part anew in the backward pass: in eval mode and with the statistics of now.
+        parameters = dict.fromkeys(p for module in modules for p in module.parameters(recurse=False))
+        inputs = [tensor for tensor in (*parameters, x) if tensor.requires_grad]
+        gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return _WithGradient.apply(loss.detach(), gradients, *inputs)  # type: ignore[no-any-return]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradients with respect to the inputs are known."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, gradients: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
+        context.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:
+        return None, None, *(None if g is None else gradient.to(g.dtype) * g for g in context.gradients)
+
+
+def _over_processes(
+    log: dict[str, Tensor], norms: Sequence[tuple[Tensor, Tensor]], group: dist.ProcessGroup
+) -> dict[str, Tensor]:
+    """The log of the whole batch from that of each process's part, in one collective; `norms` as of `_shift_norms`."""
+    mine = torch.stack([*log.values(), *(norm for pair in norms for norm in pair)])
+    everyone = mine.new_empty(group.size(), len(mine))
+    dist.all_gather_into_tensor(everyone.view(-1), mine, group=group)
+    whole = dict(zip(log, everyone.mean(dim=0), strict=False))
+    whole["delta_linf"] = everyone[:, list(log).index("delta_linf")].max()
+    totals = everyone[:, len(log) :].norm(dim=0)  # the norm over all parts
+    for i, (shift, norm) in enumerate(totals.view(-1, 2), start=1):
+        whole[f"feature_shift_{i}"] = shift / norm
+    return {name: value.to(log[name].dtype) for name, value in whole.items()}
+
+
+def feature_shift_errors(
+    model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor, autocast: torch.autocast
+) -> list[Tensor]:
+    """How much of each feature shift is rounding: ‖ΔF − ΔF₆₄‖ / ‖ΔF₆₄‖ for ΔF = F(x_T) − F(x), in eval mode.
+
+    ΔF is computed by the model under `autocast`, ΔF₆₄ by a copy of it in float64. An error of 1 means that the noise is
+    as large as the signal.
+    """
+
+    def shifts(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
+        stages = []
+        for value in inputs:
+            with tap(network, layers) as features:
+                network(value)
+            stages.append([feature.double() for feature in features])
+        return [b - a for a, b in zip(*stages, strict=True)]
+
+    with torch.no_grad(), eval_mode(model):
+        with autocast:
+            measured = shifts(model, x, x_icp)
+        exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
+        return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
+
+
+def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A context that draws the random numbers that come next once more, and leaves the generators as it found them."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return nullcontext  # only what draws nothing is captured, and the generator cannot be asked
+    devices = [device] if device.type == "cuda" else []
+    start, starts = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(start)
+            for device, state in zip(devices, starts, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+    return again
+
+
+def _moving_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that a train-mode pass may move while the graph of another one refers to them.
+
+    Those of torch's own modules are not among them: in train mode batch norm moves its statistics, and does not use them.
+    """
+    own = ("torch.nn.modules.", "icpctl.training.distributed")
+    modules = [module for module in model.modules() if not type(module).__module__.startswith(own)]
+    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def _keeping(buffers: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Graphs made inside keep copies of these tensors, which may then change."""
+    if not buffers:
+        return nullcontext()
+    places = {buffer.untyped_storage().data_ptr() for buffer in buffers}
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

@@ -1,0 +1,1 @@
+"""Run folders: configuration, metrics, checkpoints; and the table of runs."""

@@ -1,0 +1,76 @@
+"""Which data a run was trained on, and whether they are still the same: the fingerprint decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from icpctl import data
+from icpctl.config import RunConfig
+from icpctl.errors import UserError
+from icpctl.runs.folder import RunFolder
+
+
+class OtherDataError(UserError):
+    """The data set is not the one that a run, or a study, was trained on."""
+
+
+def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str]:
+    """What `icpctl.data.load` is told of a run's data; equal for runs that have the same."""
+    return config.dataset, config.data_dir, config.image_size, config.crop
+
+
+def load_data(config: RunConfig) -> data.ImageData:
+    """The data set of a run.
+
+    Raises:
+        UserError: as `icpctl.data.load`.
+    """
+    return data.load(*data_source(config))
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether a run is finished, on the data that are there now.
+
+    Raises:
+        OtherDataError: it was trained on others.
+        UserError: its data are not there, or nothing says which they were.
+    """
+    if not folder.is_finished():
+        return False
+    before = folder.trained_on()
+    try:
+        now = load_data(folder.config).fingerprint
+    except UserError as error:
+        raise UserError(
+            f"{folder.path} is finished, but whether its data are still the same cannot be told: {error} `icpctl report "
+            f"{folder.path}` shows its figures."
+        ) from None
+    if before != now:
+        raise OtherDataError(
+            f"{folder.path} is finished, but was trained on other data: {folder.config.dataset} has changed since, or is "
+            "another folder of that name. Restore the data, train the run anew with --overwrite, or choose another "
+            "results folder with --output."
+        )
+    return True
+
+
+def refuse_other_data(folders: Sequence[tuple[RunFolder, str]]) -> None:
+    """Make sure that no run of a study was trained, finished or up to a checkpoint, on other data than are there now.
+
+    Args:
+        folders: of each run, and the fingerprint of its data now.
+
+    Raises:
+        OtherDataError: some were; says which.
+    """
+    others = [folder for folder, now in folders if folder.trained_on() not in (None, now)]
+    if others:
+        names = ", ".join(folder.run_id for folder in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise OtherDataError(
+            f"{others[0].config.dataset} has changed, or is another folder of that name: {len(others)} runs of this study in "
+            f"{others[0].path.parent} were trained on other data ({names}{more}). Their figures and new ones cannot stand in "
+            "one table. Restore the data, choose another results folder with --output, or remove the folders of these runs, "
+            "which are then trained anew."
+        )

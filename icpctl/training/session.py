@@ -1,0 +1,281 @@
+"""One run from its first epoch, or where it was left, to its last: measured, recorded, saved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icpctl.config import RECORDED, RunConfig, option, resolve
+from icpctl.errors import UserError, is_out_of_memory
+from icpctl.methods.icp.diagnosis import diagnose
+from icpctl.models.network import peak_memory
+from icpctl.runs import checkpoint
+from icpctl.runs.folder import RunFolder
+from icpctl.runs.provenance import provenance
+from icpctl.training.display import CostEstimate, Display, Throttle
+from icpctl.training.meter import Meter
+from icpctl.training.stack import Result, Step
+from icpctl.training.trainer import Trainer
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, has saved its state, and goes on from there when it is started again."""
+
+
+class Session:
+    """The epochs of one run: measure, record, save, and stop when asked."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, trainer: Trainer, display: Display, should_stop: Callable[[], bool]
+    ) -> None:
+        self.config, self.folder, self.trainer, self.display = config, folder, trainer, display
+        self.processes = trainer.processes
+        self.should_stop = should_stop
+        self.epoch = self.batch = 0
+        self.meter = Meter()
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0  # of the epoch at work, before it was resumed
+        self.rows = 0  # of metrics.csv, before the epoch at work
+        self.cost = CostEstimate(config, trainer.batches)
+        self.warned: set[str] = set()
+        self.notes: list[str] = []  # what the report says of the run
+
+    def steps(self) -> Generator[Step, Result, None]:
+        """Train the run: asks for each step, is sent its result, and does all the rest."""
+        try:
+            self._resume()
+            self.processes.lead(self._begin)
+            while self.epoch < self.config.epochs:
+                yield from self._epoch()
+            self.processes.lead(self._measure_last)
+            self.processes.lead(lambda: self.folder.check_metrics(self.rows))
+            self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
+        except (KeyboardInterrupt, SystemExit):  # asked to stop, or the reader of the output went away
+            self._write_status("interrupted", epoch=self.epoch)
+            raise
+        except Exception as error:
+            with suppress(UserError):  # a full disk, say, which is what stopped the run
+                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
+            raise
+        finally:
+            self.trainer.close()
+            self.display.stop()
+
+    def _begin(self) -> None:
+        session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
+        self.folder.write_config(self.config, self._facts(), session)
+        self._write_status("running", epoch=self.epoch)
+        self.display.start(self.config, self.trainer.batches)
+
+    def _write_status(self, state: str, **details: Any) -> None:
+        if self.processes.first:
+            self.folder.write_status(state, **details)
+
+    def _asked_to_stop(self) -> bool:
+        return self.processes.any(self.should_stop())
+
+    def _epoch(self) -> Generator[Step, Result, None]:
+        started = time.perf_counter() - self.seconds
+        if self.trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.trainer.device)
+        self.trainer.model.train()
+        due = Throttle(1.0)
+        size = self.trainer.batch_size
+        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
+            loss, log = yield Step(self.epoch, batch, images, labels)
+            self.meter.add(batch, loss, log)
+            done = batch + 1
+            if due():
+                seconds = time.perf_counter() - started
+                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / done)
+                self._show(done, done * size / seconds)
+            if done < self.trainer.batches and self._asked_to_stop():
+                self.meter = self.processes.whole_meter(self.meter)
+                self._check_finite()
+                self.batch, self.seconds = done, time.perf_counter() - started
+                self._save()
+                raise Interrupted
+        self._finish_epoch(self.trainer.epoch_labels(self.epoch), started)
+        if self.epoch < self.config.epochs and self._asked_to_stop():
+            raise Interrupted
+
+    def _finish_epoch(self, labels: Tensor, started: float) -> None:
+        self.meter = self.processes.whole_meter(self.meter)
+        self._check_finite()  # waits for the device
+        improved = self.processes.lead(lambda: self._record_epoch(labels, started))
+        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
+        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
+            self._save("best")
+        self._save()
+
+    def _record_epoch(self, labels: Tensor, started: float) -> bool:
+        """Measure, record and show the epoch; whether it is the best so far."""
+        seconds = time.perf_counter() - started
+        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
+        task = self.trainer.task
+        metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
+        metrics["train"] |= {
+            "task_weight": self.trainer.weight(self.epoch),
+            "images_per_second": len(labels) / seconds * self.trainer.stack,  # a stacked run's own share of the time
+            "peak_memory": peak_memory(self.trainer.device),
+        }
+        for name, split in self.trainer.evaluation_sets.items():
+            metrics[name] = task.evaluate(self.trainer.network, split)
+            if not math.isfinite(metrics[name]["loss"]):
+                raise self._not_finite("after its last batch")
+        metrics["train"]["seconds"] = (time.perf_counter() - started) / self.trainer.stack
+        self._warn(metrics["train"])
+        self.rows += self.folder.append_metrics(self.epoch, metrics)
+        self.display.epoch(self.epoch, metrics)
+        improved = False
+        if "val" in metrics:
+            value = metrics["val"][self.config.selection]
+            improved = not self.best or value > self.best["value"]
+            if improved:
+                self.best = {"epoch": self.epoch, "value": value}
+        return improved
+
+    def _resume(self) -> None:
+        device = self.trainer.device
+        saved, faults = self.processes.lead(lambda: checkpoint.load_last(self.folder.checkpoints, device), device)
+        if faults:
+            self.display.warn(" ".join([*faults, "Going on from the one before it." if saved else "Starting anew."]))
+        if saved is not None:
+            self._restore(saved)
+        rows = None if saved is None else saved.get("rows")
+        self.rows, problems = self.processes.lead(lambda: self.folder.keep_metrics_before(self.epoch, rows))
+        for problem in problems:
+            self.display.warn(problem)
+        if saved is None:
+            return
+        place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
+        self.display.say(f"Resuming {self.config.run_id} at {place}.")
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        if resolve(saved["config"], str(self.folder.checkpoints), RECORDED).run_id != self.config.run_id:
+            raise UserError(
+                f"{self.folder.checkpoints} has a checkpoint of another run. Remove it, or use --overwrite."
+            )
+        if saved["fingerprint"] != self.trainer.fingerprint:
+            raise UserError(
+                f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
+                "start the run anew with --overwrite."
+            )
+        self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
+        self.seconds = saved["seconds"]
+        try:
+            groups = self.trainer.optimizer.state_dict()["param_groups"]
+            self.trainer.restore(saved | {"model": checkpoint.weights_of(saved, self.trainer.model)})
+            checkpoint.check_optimizer(self.trainer.optimizer, groups)
+            batch = torch.Size((self.trainer.batch_size, *self.trainer.train_set.shape[1:]))
+            if any(isinstance(value, Tensor) and value.shape != batch for value in saved["icp_state"].values()):
+                raise ValueError("the state of the input optimizer is of another batch")
+            self.meter.restore(saved["meter"], self.processes.part)
+            if self.epoch > self.config.epochs or self.batch >= self.trainer.batches:
+                raise ValueError("an epoch or a batch that the run does not have")
+            if len(self.meter.records) != self.batch or self.meter.sums.keys() != self.meter.counts.keys():
+                raise ValueError("figures of other batches")
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"The checkpoint in {self.folder.checkpoints} does not fit the run: {' '.join(str(error).split())[:200]}. "
+                "Remove it, and the run goes on from the one before it; or start the run anew with --overwrite."
+            ) from error
+
+    def _save(self, name: str = "last") -> None:
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "fingerprint": self.trainer.fingerprint,
+            "classes": list(self.trainer.classes),
+            "mean": self.trainer.network.mean,
+            "std": self.trainer.network.std,
+            "image_size": list(self.trainer.train_set.shape[-2:]),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best": self.best,
+            "meter": self.meter.state(),
+            "seconds": self.seconds,
+            "rows": self.rows,
+        }
+        content |= self.trainer.state()
+        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content))
+
+    def _check_finite(self) -> None:
+        bad = self.meter.first_bad
+        if bad is None or int(bad) < 0:
+            return
+        raise self._not_finite(f"batch {int(bad) + 1}")
+
+    def _not_finite(self, place: str) -> UserError:
+        last = self.folder.checkpoints / "last.pt"
+        good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
+        icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.optimizer != "none" else ""
+        return UserError(
+            f"The loss is not finite at epoch {self.epoch + 1}, {place}, of {self.config.run_id}. {good}. Lower "
+            f"{option('lr')} (now {self.config.lr:g}){icp_lr}, or clip the gradient with {option('clip_grad_norm')}."
+        )
+
+    def _show(self, done: int, images_per_second: float) -> None:
+        if self.processes.size == 1:  # several have to find it at the same batch: at the end of the epoch, or at a stop
+            self._check_finite()
+        values = self.meter.means() | {
+            "task_weight": self.trainer.weight(self.epoch),
+            "images_per_second": images_per_second,
+        }
+        self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
+
+    def _measure_last(self) -> None:
+        """Add the costly metrics to the last epoch, which is saved by now.
+
+        A run that is stopped or killed in here measures them anew.
+        """
+        self.display.stop()
+
+        def warn(message: str) -> None:
+            self.notes.append(message)
+            self.display.warn(message)
+
+        def pause() -> None:
+            if self.should_stop():
+                raise Interrupted
+
+        test = self.trainer.evaluation_sets["test"]
+        measured = self.trainer.task.evaluate_last(self.trainer.network, test, self.display.say, warn, pause)
+        if not measured:
+            return
+        last = self.config.epochs - 1
+        rows, _ = self.folder.read_metrics()
+        recorded = set(rows[(rows["epoch"] == last) & (rows["split"] == "test")]["metric"])
+        new = {name: value for name, value in measured.items() if name not in recorded}
+        if new:
+            self.rows += self.folder.append_metrics(last, {"test": new})
+
+    def _warn(self, values: dict[str, float]) -> None:
+        """Say, once a run each, what is wrong with the perturbation."""
+        for fault in diagnose(self.config, values, settled=self.epoch > 0):
+            if fault.kind not in self.warned:
+                self.warned.add(fault.kind)
+                self.notes += [fault.note] if fault.note else []
+                self.display.warn(fault.message)
+
+    def _facts(self) -> dict[str, Any]:
+        """What config.json says of the data and the model."""
+        trainer = self.trainer
+        facts = {
+            "dataset": self.config.dataset,
+            "fingerprint": trainer.fingerprint,
+            "classes": len(trainer.classes),
+            "images": {"train": len(trainer.train_set)} | {n: len(s) for n, s in trainer.evaluation_sets.items()},
+            "image_size": list(trainer.train_set.shape[-2:]),
+            "mean": trainer.network.mean.flatten().tolist(),
+            "std": trainer.network.std.flatten().tolist(),
+        }
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        return {"parameters": parameters, "data": facts}

@@ -1,0 +1,298 @@
+"""The command line as a user meets it: real processes, what they print, and how they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import icpctl
+from icpctl.runs import checkpoint
+
+SMALL = ["resnet20", "digits", "--train-size", "160", "--val-fraction", "0.2", "--epochs", "2", "--steps", "2"]
+
+
+def icpctl_command(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "icpctl", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "100", "TERM": "dumb"} | environment,
+        timeout=120,
+    )
+
+
+def refused(*arguments: str, cwd: Path | None = None, **environment: str) -> str:
+    """The message of a command that has to fail as errors do: one paragraph, status 2, no traceback."""
+    result = icpctl_command(*arguments, cwd=cwd, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def write_photos(folder: Path) -> None:
+    """Class folders: four noisy cats and dogs of 16 pixels in each split."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.effect_noise((16, 16), 50 + i).save(folder / split / name / f"{i}.png")
+
+
+def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
+    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (run,) = (tmp_path / "results").iterdir()
+    assert "epoch 2/2" in trained.stdout
+    assert "f1_macro" in trained.stdout
+    assert run.name in trained.stdout
+
+    again = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
+    assert "finished already" in again.stdout
+    assert "epoch 1/2" not in again.stdout
+
+    evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "accuracy_top5" in evaluated.stdout
+    assert (run / "eval.csv").read_text().startswith("run_id,checkpoint,dataset,split,samples,metric,value\n")
+    single = icpctl_command("eval", f"results/{run.name}/checkpoints/best.pt", "--split", "val", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+
+    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
+    assert ablated.returncode == 0, ablated.stderr
+    assert ablated.stdout.count(": running") == ablated.stdout.count(": finished") == 2  # steps=2 was there
+    assert "Differences in accuracy" in ablated.stdout
+
+    reported = icpctl_command("report", "results/", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert (tmp_path / "results" / "runs.csv").read_text().count("\n") == 4
+    for format in ("csv", "markdown", "latex", "json"):
+        output = icpctl_command("report", "results", "--format", format, cwd=tmp_path)
+        assert output.returncode == 0
+        assert "ademamix" in output.stdout.lower()
+        if format == "json":
+            assert len({row["group_id"] for row in json.loads(output.stdout)["summary"]}) == 3
+
+
+def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
+    features = icpctl_command("train", *SMALL, "--optimizer", "none", "-o", "features", cwd=tmp_path)
+    assert features.returncode == 0, features.stderr
+    (classifier,) = (tmp_path / "features").iterdir()
+    ablated = icpctl_command(
+        "ablate",
+        "vae",
+        *SMALL[1:],
+        "--grid",
+        "optimizer=adam",
+        "--fid-features",
+        f"features/{classifier.name}",
+        cwd=tmp_path,
+    )
+    assert ablated.returncode == 0, ablated.stderr
+    assert "SSIM" in ablated.stdout
+    assert f"FID and KID (a): in the features of {classifier.name}" in " ".join(ablated.stdout.split())
+    run = next((tmp_path / "results").glob("vae-digits-adam*"))
+    recorded = {line.split(",")[3].rpartition("-")[0] for line in (run / "metrics.csv").read_text().splitlines()}
+    assert {
+        f"{kind}_{of}_by_{classifier.name}" for kind in ("fid", "kid") for of in ("prior", "reconstruction")
+    } <= recorded
+    assert "FID is biased" in ablated.stdout + ablated.stderr  # 64 features, 360 images
+
+    evaluated = icpctl_command(
+        "eval", f"results/{run.name}", "--samples", "30", "--fid-features", f"features/{classifier.name}", cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "whose covariance is singular" in evaluated.stderr
+    (tmp_path / "features").rename(tmp_path / "elsewhere")
+    evaluated = icpctl_command("eval", f"results/{run.name}", cwd=tmp_path)
+    assert evaluated.returncode == 0
+    assert "FID and KID are missing. --fid-features" in evaluated.stderr  # the run's own are gone
+    assert "missing.pth: No such file" in refused(
+        "eval", f"results/{run.name}", "--fid-weights", "missing.pth", cwd=tmp_path
+    )
+    rows = (tmp_path / "results" / run.name / "eval.csv").read_text()
+    assert rows.count(f",30,fid_prior_by_{classifier.name}-") == 1  # and a digest of its weights
+    assert rows.count(",ssim,") == 2
+
+    reported = icpctl_command("report", "results", "--figures", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    drawn = {file.name for file in (tmp_path / "results" / "figures").iterdir()}
+    assert {"figure1.png", "figure1.svg", "figure1.csv"} <= drawn
+    assert any(name.startswith("figure3-digits-") and name.endswith(".png") for name in drawn)
+    again = icpctl_command("report", "results", cwd=tmp_path)
+    assert "figures" not in again.stderr  # they are no damaged run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "resnet21", "digits"], "Did you mean 'resnet20'"),
+        (["train", "resnet20", "digts"], "Did you mean 'digits'"),
+        (["train", "resnet20", "digits", "--optimizer", "adams"], "Did you mean 'adam'"),
+        (["train", "resnet20", "digits", "--steps", "0"], "steps is 0"),
+        (["train", "resnet20", "digits", "--steps", "many"], "--steps got 'many'"),
+        (["train", "resnet20", "digits", "--icp-lr", "-1"], "greater than 0"),
+        (["train", "resnet20", "digits", "--icp-lr", "nan"], "finite"),
+        (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "warmup_epochs is 5 of 5"),
+        (["train", "resnet20", "digits", "--layers", "layer1,layer4"], "no module 'layer4'"),
+        (["train", "resnet20", "digits", "--device", "cuda:9"], "--device cpu"),
+        (["train", "resnet20", "digits", "--train-size", "5000"], "1437"),
+        (["train", "resnet20", "digits", "--config", "missing.toml"], "missing.toml"),
+        (["train", "resnet20", "folder:nowhere"], "nowhere"),
+        (["train", "vae", "digits", "--image-size", "20"], "give one of 16, 32, 64"),
+        (["train", "vae", "digits", "--crop", "box"], "only cub has them"),
+        (["train", "vae", "digits", "--fid-features", "nowhere"], "--fid-features"),
+        (["train", "vae", "digits", "--fid-weights", "nowhere.pth"], "nowhere.pth: No such file"),
+        (["train", "vae", "digits", "--fid-weights", "a.pth", "--fid-features", "b"], "give one of them"),
+        (["train", "vae", "digits", "--stem", "cifar"], "takes its own first layers"),
+        (["ablate", "resnet20", "digits", "--grid", "steps"], "--grid steps"),
+        (["ablate", "resnet20", "digits", "--grid", "stps=1,2"], "Did you mean 'steps'"),
+        (["ablate", "resnet20", "digits", "--grid", "steps=1,0"], "steps=0"),
+        (["ablate", "resnet20", "digits", "--grid", "model=resnet20,resnet21"], "resnet21"),
+        (["eval", "results/none"], "results/none"),
+        (["report", "nowhere"], "nowhere"),
+        (["report", "."], "icpctl train"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_and_nothing_is_written(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in refused(*arguments, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_file_of_the_same_names_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'model = "resnet20"\ndataset = "digits"\nepochs = 1\ntrain-size = 160\noptimizer = "none"\nseed = 3\n'
+    )
+    result = icpctl_command("train", "--config", "run.toml", "--seed", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none", seed=4)
+    assert (tmp_path / "results" / config.run_id / "metrics.csv").exists()
+    for text, message in (
+        ("steps = [", "not valid TOML"),
+        ("setps = 3", "Did you mean 'steps'"),
+        ("steps = [1]", "--steps"),
+    ):
+        file.write_text(text)
+        assert message in refused("train", "resnet20", "digits", "--config", "run.toml", cwd=tmp_path)
+
+
+def test_no_data_and_no_network_says_where_it_looked(tmp_path: Path) -> None:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    message = refused("train", "--epochs", "1", "--data-dir", "data", cwd=tmp_path, **proxies)
+    assert "cifar100" in message
+    assert "data" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    broken = tmp_path / "photos" / "train" / "dog" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:150])
+    message = refused("train", "resnet20", "folder:photos", "--val-fraction", "0", cwd=tmp_path)
+    assert "2.png" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    assert "--output" in refused("train", *SMALL, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    def started() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "icpctl", "train", *SMALL, "--epochs", "60"]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def until(process: subprocess.Popen[str], text: str) -> str:
+        assert process.stdout is not None
+        return next(line for line in process.stdout if text in line)
+
+    process = started()
+    until(process, "epoch 2/60")
+    process.send_signal(number)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == status, complaints
+    assert "Saved" in complaints
+    (run,) = (tmp_path / "results").iterdir()
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    saved = checkpoint.load(run / "checkpoints" / "last.pt")
+    assert saved["epoch"] >= 2
+
+    more = started()
+    assert f"epoch {saved['epoch'] + 1}" in until(more, "Resuming")
+    more.kill()
+    more.communicate()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--version",
+        "train --help",
+        "eval --help",
+        "ablate --help",
+        "report --help",
+        "train resnet20 --optmizer adam",
+        "train resnet20 cifar100 --lr x",
+        "train resnet20 cifar100 --steps -1",
+        "train --config missing.toml",
+        "eval",
+        "report --format docx",
+    ],
+)
+def test_help_and_errors_of_the_command_line_come_without_torch(arguments: str) -> None:
+    assert not imported(*arguments.split()) & {"torch", "torchvision", "numpy", "pandas"}
+
+
+@pytest.mark.parametrize("argument", ["--help", "nope"])
+def test_the_names_of_the_commands_come_without_the_declarations(argument: str) -> None:
+    assert not imported(argument) & {"torch", "torchvision", "numpy", "pandas", "pydantic", "icpctl.config"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """The modules that a command imports, as Python lists them."""
+    command = [sys.executable, "-X", "importtime", "-m", "icpctl", *arguments]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    modules = {line.rpartition("|")[2].strip() for line in listed.splitlines() if line.startswith("import time:")}
+    assert "icpctl.cli.app" in modules
+    return modules
+
+
+def test_help_shows_every_hyper_parameter() -> None:
+    assert icpctl_command("--version").stdout.startswith("icpctl ")
+    shown = icpctl_command("train", "--help").stdout
+    for name in icpctl.RunConfig.model_fields:
+        if name not in ("model", "dataset"):
+            assert "--" + name.replace("_", "-") in shown
+
+
+def test_evaluating_on_other_classes_is_refused(tmp_path: Path) -> None:
+    config = icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none")
+    run = icpctl.train(config, tmp_path / "results").path
+    write_photos(tmp_path / "photos")
+    assert "10 classes" in refused("eval", str(run), "--dataset", "folder:photos", cwd=tmp_path)
+    for path in (run / "config.json", tmp_path):
+        refused("eval", str(path))
+    torch.save({}, tmp_path / "foreign.pt")
+    assert "foreign.pt" in refused("eval", str(tmp_path / "foreign.pt"))
+
+
+def test_a_pipe_that_closes_is_no_error(tmp_path: Path) -> None:
+    icpctl.train(icpctl.RunConfig(dataset="digits", epochs=1, train_size=160, optimizer="none"), tmp_path)
+    command = f"{sys.executable} -m icpctl report {tmp_path} --format json | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout == "{"
+    assert "Traceback" not in result.stderr

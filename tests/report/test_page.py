@@ -1,0 +1,495 @@
+"""The page of a report in a real browser: what names can do to it, its tables' sorting and filters, its use by keyboard and
+without scripts, narrow and wide, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import io
+import itertools
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+from browsing import CHROMIUM, chromium, column, opened, sorting
+from matplotlib.figure import Figure
+from PIL import Image
+from reports import ODD, configs, write_everything, write_run
+
+from icpctl.config import resolve
+from icpctl.report import Report, build
+from icpctl.report.figures.style import Drawing, styled
+from icpctl.report.groups import short_dataset
+from icpctl.report.page import OPEN, page
+from icpctl.report.tables import compared
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium and playwright"),
+    pytest.mark.xdist_group("browser"),
+]
+
+ODD_NAME = ODD[0] + ODD[1]
+DATA = pd.DataFrame(
+    {
+        "name": [*ODD[:3], 'a,"b"\nc'],
+        "value": [1 / 3, float("nan"), -2.0, 1e9],
+        "count": pd.array([None, 2, 3, 4], "Int64"),
+        "on": True,
+    }
+)
+PATTERN = pd.DataFrame({"x": np.arange(300), "y": np.arange(300) / 7})
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def drawing(name: str, title: str, data: pd.DataFrame, plate: bool = False) -> Drawing:
+    with styled():
+        figure = Figure(figsize=(9, 3))
+        figure.subplots().plot([0, 1], [0, 1], color="black", linewidth=9)
+    return Drawing(name, title, f"A line of {title}.", figure, data, plate)
+
+
+DRAWINGS = (
+    drawing("first", f"Curves {ODD_NAME}", DATA),
+    drawing("second", "Ways", PATTERN),
+    drawing("third", "Pictures", pd.DataFrame(), plate=True),
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page") / '"><b>all & {{ 7*7 }}'
+    folder.mkdir()
+    write_everything(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(results: Path) -> Report:
+    return build(results)
+
+
+@pytest.fixture(scope="module")
+def file(results: Path, report: Report) -> Path:
+    """The page of runs with odd names, with figures."""
+    return written(results.parent / "report.html", report, results)
+
+
+def written(file: Path, report: Report, results: Path, drawings: tuple[Drawing, ...] = DRAWINGS) -> Path:
+    file.write_text(page(report, drawings, [results], ["--where", "steps>0 & 'x'"]), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def unruly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of runs with values that are negative, infinite, and missing."""
+    results = tmp_path_factory.mktemp("unruly")
+    values = {1: 0.9, 2: float("inf"), 3: -0.5, 4: float("nan"), 5: 0.1, 6: float("-inf"), 10: 0.09}
+    for config in configs(["steps=1..6,10"]):
+        write_run(results, config, [0.1, values[config.steps] if config.optimizer != "none" else 0.2], [0.1, 0.2])
+    return written(results / "report.html", build(results), results, ())
+
+
+# What names can do
+
+
+def test_names_make_no_element_run_no_script_and_fetch_nothing(browser: Browser, file: Path) -> None:
+    with opened(browser, file) as report:
+        report.page.wait_for_load_state("networkidle")
+        assert {url for url in report.requests if not url.startswith("data:")} == {file.as_uri()}
+        assert report.messages == []
+        assert report("document.scripts.length") == 1
+        assert report("document.querySelectorAll('style').length") == 1
+        assert report("document.querySelectorAll('b, i, body svg, iframe, object, [onerror], [onload]').length") == 0
+        assert report("document.images.length") == len(DRAWINGS)
+        assert report("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+        links = report("[...document.links].map((link) => link.getAttribute('href'))")
+        assert all(link.startswith(("#", "data:text/csv;base64,")) for link in links)
+
+
+def test_names_are_shown_as_they_are(browser: Browser, file: Path, results: Path) -> None:
+    with opened(browser, file) as report:
+        text = report("document.body.textContent")
+        assert report.page.title() == f"icpctl report: {results}"
+        datasets = column(report.page.locator("#summary-classification"), "dataset")
+        for name in ODD:
+            assert f"Note: {name}" in text
+            assert short_dataset(f"folder:/data/{name}") in datasets
+        assert f"Curves {ODD_NAME}" in text
+        assert "{<script>" not in text  # what a damaged file has is not repeated
+
+
+def test_an_odd_metric_can_be_what_the_report_is_about(browser: Browser, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>{{ 7*7 }}'"
+    for config in configs(["steps=1"], 3):
+        write_run(tmp_path, config, [0.1, 0.2]).append_metrics(1, {"test": {name: config.seed**2 / 10 + config.steps}})
+    file = written(tmp_path / "report.html", build(tmp_path, metric=name), tmp_path, ())
+    with opened(browser, file) as report:
+        assert name in report.page.locator(".card caption").inner_text()
+        assert report.page.locator("#summary-classification thead").get_by_role("button", name=name).count() == 1
+        assert (report.messages, report("document.images.length")) == ([], 0)
+
+
+def test_a_page_that_is_served_asks_for_nothing_else(browser: Browser, file: Path) -> None:
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code: object = "-", size: object = "-") -> None:
+            asked.append((self.path, code))
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(file.parent))
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with opened(browser, f"http://127.0.0.1:{server.server_port}/{file.name}") as report:
+            report.page.wait_for_load_state("networkidle")
+            assert report.messages == []
+        server.shutdown()
+    assert asked == [(f"/{file.name}", 200)]
+
+
+def test_what_cannot_be_encoded_or_is_damaged_makes_no_page_fail(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", resolve({"epochs": 1}), [0.5], notes=["torn \ud800 \x00"])
+    content = json.loads((folder.path / "config.json").read_text())
+    for sessions in (5, [None, "started", {"started": 7}], {"started": "<b>"}):
+        (folder.path / "config.json").write_text(json.dumps(content | {"sessions": sessions}))
+        report = build(tmp_path / "runs")
+        assert page(report, (), [Path(os.fsdecode(b"r\xe9sultats"))], ()).encode()
+
+
+# Sorting and filters
+
+
+def test_numbers_sort_by_value_and_what_is_missing_comes_last(browser: Browser, unruly: Path) -> None:
+    with opened(browser, unruly) as report:
+        table = report.page.locator("#summary-classification")
+        button = sorting(table, "accuracy %")
+        button.click()
+        rising, missing = ["−50.00", "9.00", "10.00", "20.00", "90.00"], ["–", "–", "–"]
+        assert column(table, "accuracy %") == [*rising, *missing]
+        button.click()
+        assert column(table, "accuracy %") == [*rising[::-1], *missing]
+        sorting(table, "steps").click()  # a setting that means nothing in a baseline
+        assert column(table, "steps") == ["1", "2", "3", "4", "5", "6", "10", "–"]
+        sorting(table, "steps").click()
+        assert column(table, "steps") == ["10", "6", "5", "4", "3", "2", "1", "–"]
+
+
+def test_text_sorts_as_people_do_and_a_second_click_reverses(browser: Browser, unruly: Path) -> None:
+    with opened(browser, unruly) as report:
+        table = report.page.locator("#summary-classification")
+        sorting(table, "group").click()
+        rising = [*(f"AdEMAMix-ICP, T={steps}" for steps in (1, 2, 3, 4, 5, 6, 10)), "baseline"]
+        assert column(table, "group") == rising
+        sorting(table, "group").click()
+        assert column(table, "group") == rising[::-1]
+
+
+def test_seeds_needed_beyond_all_counting_are_more_than_any(browser: Browser, tmp_path: Path) -> None:
+    for config in configs(["steps=1,3"], 4):
+        gain = {1: (1e-6, 2e-2), 3: (1e-2, 2e-2)}[config.steps] if config.optimizer != "none" else (0.0, 0.0)
+        write_run(tmp_path, config, [0.1, 0.5 + gain[0] + gain[1] * (-1) ** config.seed])
+    file = written(tmp_path / "report.html", build(tmp_path), tmp_path, ())
+    with opened(browser, file) as report:
+        table = report.page.locator("#comparisons-classification")
+        for _ in range(2):
+            sorting(table, "seeds needed").click()
+        needed = column(table, "seeds needed")
+        assert needed[0] == "> 10,000"
+        assert len(needed) == 2
+        assert needed[1].isdecimal()
+
+
+def test_the_heading_that_a_table_is_sorted_by_is_told_and_no_other(browser: Browser, unruly: Path) -> None:
+    with opened(browser, unruly) as report:
+        table = report.page.locator("#summary-classification")
+
+        def told() -> list[tuple[str, str]]:
+            script = "(cells) => cells.map((cell) => [cell.innerText.trim(), cell.getAttribute('aria-sort')])"
+            return [tuple(pair) for pair in table.locator("thead [aria-sort]").evaluate_all(script)]
+
+        assert told() == []
+        for heading, direction in (
+            ("accuracy %", "ascending"),
+            ("accuracy %", "descending"),
+            ("steps", "ascending"),
+            ("accuracy %", "ascending"),
+        ):
+            sorting(table, heading).click()
+            assert told() == [(heading, direction)]
+        assert report.page.locator("#table-runs [aria-sort]").count() == 0
+
+
+def test_a_table_is_sorted_by_keyboard(browser: Browser, unruly: Path) -> None:
+    with opened(browser, unruly) as report:
+        table = report.page.locator("#summary-classification")
+        report.page.locator("#filter-summary-classification").focus()
+        for _ in range(4):  # the region that scrolls, group, seeds, accuracy
+            report.page.keyboard.press("Tab")
+        assert report("document.activeElement.textContent") == "accuracy %"
+        assert report("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        report.page.keyboard.press("Enter")
+        assert column(table, "accuracy %")[0] == "−50.00"
+        report.page.keyboard.press("Space")
+        assert column(table, "accuracy %")[0] == "90.00"
+        assert report("document.activeElement.textContent") == "accuracy %"
+
+
+def test_a_filter_takes_rows_that_have_all_words_says_how_many_and_stays_while_sorting(
+    browser: Browser, unruly: Path
+) -> None:
+    with opened(browser, unruly) as report:
+        table, words = report.page.locator("#summary-classification"), report.page.get_by_label("Filter").first
+        count = report.page.locator("#count-summary-classification")
+        assert count.get_attribute("aria-live") == "polite"
+        assert count.inner_text() == "8 rows"
+        words.fill("  t=1   ADEMAMIX ")
+        assert column(table, "group") == ["AdEMAMix-ICP, T=1", "AdEMAMix-ICP, T=10"]
+        assert count.inner_text() == "2 of 8 rows"
+        sorting(table, "accuracy %").click()
+        assert column(table, "group") == ["AdEMAMix-ICP, T=10", "AdEMAMix-ICP, T=1"]
+        assert len(column(report.page.locator("#table-runs"), "run")) == 8  # its own table alone
+        words.fill(".*")
+        assert (column(table, "group"), count.inner_text()) == ([], "0 of 8 rows")
+        words.fill("")
+        assert (len(column(table, "group")), count.inner_text()) == (8, "8 rows")
+        assert column(table, "accuracy %")[0] == "−50.00"  # sorted as it was
+
+
+# What is on the page, and where
+
+
+def test_verdicts_come_first_and_those_that_are_folded_open_by_keyboard(
+    browser: Browser, file: Path, report: Report
+) -> None:
+    table = compared(report, "classification")
+    claimed = table["verdict"].isin(["better", "worse"])
+    assert len(table) > OPEN
+    assert 0 < claimed.sum() < len(table)
+    with opened(browser, file) as opened_page:
+        section = opened_page.page.locator("main > section").first
+        assert section.locator("h2").inner_text() == "Verdicts"
+        items = section.locator(".verdicts:not(.changed) li")
+        texts = [re.sub(r"\s+", " ", text).strip() for text in items.all_text_contents()]
+        expected = {f"{verdict} {sentence}" for verdict, sentence in table[["verdict", "sentence"]].to_numpy()}
+        assert expected <= set(texts)
+        assert items.count() == sum(len(compared(report, task)) for task in report.metrics)
+        hidden = items.filter(has_text=str(table["sentence"][~claimed].iloc[-1]))
+        shown = items.filter(has_text=str(table["sentence"][claimed].iloc[-1]))
+        assert (hidden.is_visible(), shown.is_visible()) == (False, True)
+        summary = section.locator("summary").first
+        summary.focus()
+        opened_page.page.keyboard.press("Enter")
+        assert hidden.is_visible()
+        assert summary.inner_text() == f"{(~claimed).sum()} comparisons that claim no difference"
+
+
+def test_the_scorecard_counts_all_comparisons_of_the_method_and_names_the_tests(file: Path, report: Report) -> None:
+    table = compared(report, "classification")
+    tested = int(table["p"].notna().sum())
+    assert tested < len(table)
+    text = file.read_text(encoding="utf-8")
+    assert f"corrected over all {tested} tests of this report</caption>" in text
+
+
+def test_reports_of_one_seed_of_no_pair_and_of_no_finished_run_have_a_page(browser: Browser, tmp_path: Path) -> None:
+    for config in configs(["steps=1"]):
+        write_run(tmp_path / "one", config, [0.1, 0.5])
+    write_run(tmp_path / "none", resolve({}), [], state="running")
+    write_run(tmp_path / "alone", resolve({"epochs": 1}), [0.5])
+    for name, said in (
+        ("one", "One seed cannot tell"),
+        ("none", "No run is finished"),
+        ("alone", "There is nothing to compare"),
+    ):
+        results = tmp_path / name
+        with opened(browser, written(tmp_path / f"{name}.html", build(results), results, ())) as report:
+            assert said in report.page.locator("main > section").first.inner_text()
+            assert "corrected" not in report.page.locator("main > section").first.inner_text()
+            assert report.page.locator("#table-runs tbody tr").count() == (2 if name == "one" else 1)
+            assert report.messages == []
+
+
+def test_each_figure_has_its_data_its_command_and_words(browser: Browser, file: Path, results: Path) -> None:
+    with opened(browser, file) as report:
+        figures = report.page.locator("figure")
+        assert figures.count() == len(DRAWINGS)
+        for number, each in enumerate(DRAWINGS):
+            image, beside = figures.nth(number).locator("img"), report.page.locator("figure + details").nth(number)
+            assert image.get_attribute("alt") == f"{each.title}. {each.text}"
+            assert figures.nth(number).locator("figcaption").inner_text() == each.text
+            command = beside.locator("code").first.text_content()
+            assert command == f"""icpctl report '{results}' --where 'steps>0 & '"'"'x'"'"'' --figures"""
+            link = beside.locator("a[download]")
+            assert link.count() == bool(len(each.data))
+            if len(each.data):
+                href = link.get_attribute("href") or ""
+                content = base64.b64decode(href.removeprefix("data:text/csv;base64,"))
+                pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(content)), each.data, check_dtype=False)
+                assert link.get_attribute("download") == f"{each.name}.csv"
+                assert beside.locator("tbody tr").count() == min(len(each.data), 200)
+        beside = report.page.locator("figure + details").first
+        beside.locator("summary").click()
+        assert column(beside.locator("table"), "value") == ["0.33333", "–", "-2", "1e+09"]
+        assert column(beside.locator("table"), "count") == ["–", "2", "3", "4"]
+        assert column(beside.locator("table"), "name")[:3] == list(ODD[:3])
+        assert report.page.locator("figure + details caption").nth(1).text_content() == "The first 200 rows"
+
+
+# Access
+
+
+def test_headings_labels_captions_and_language_are_there(browser: Browser, file: Path) -> None:
+    with opened(browser, file) as report:
+        assert report("document.documentElement.lang") == "en"
+        levels = [
+            int(level) for level in report("[...document.querySelectorAll('h1,h2,h3,h4')].map((h) => h.tagName[1])")
+        ]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+        assert report("[...document.querySelectorAll('table')].every((t) => t.caption && t.caption.textContent !== '')")
+        assert report("[...document.querySelectorAll('th')].every((th) => ['col', 'row'].includes(th.scope))")
+        assert report(
+            "[...document.querySelectorAll('.sortable tbody tr')].every((row) => row.cells[0].scope === 'row')"
+        )
+        assert report("[...document.querySelectorAll('input')].every((input) => input.labels.length === 1)")
+        assert report("[...document.images].every((image) => image.alt.length > 5)")
+        ids = report("[...document.querySelectorAll('[id]')].map((element) => element.id)")
+        assert len(ids) == len(set(ids))
+        targets = report("[...document.querySelectorAll('a[href^=\"#\"]')].map((link) => link.hash.slice(1))")
+        assert targets
+        assert set(targets) <= set(ids)
+
+
+def test_the_skip_link_shows_at_the_first_tab_and_leads_to_the_verdicts(browser: Browser, file: Path) -> None:
+    with opened(browser, file) as report:
+        report.page.keyboard.press("Tab")
+        box = report.page.locator(":focus").bounding_box()
+        assert report("document.activeElement.textContent") == "To the verdicts"
+        assert box is not None
+        assert box["x"] >= 0
+        report.page.keyboard.press("Enter")
+        assert report.page.url.endswith("#verdicts")
+        report.page.keyboard.press("Tab")
+        assert report("document.querySelector('main').contains(document.activeElement)")
+
+
+@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_the_page_never_scrolls_sideways_but_wide_tables_do_in_a_region_with_a_name(
+    browser: Browser, file: Path, width: int
+) -> None:
+    with opened(browser, file, viewport={"width": width, "height": 800}) as report:
+        report("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        assert report("document.scrollingElement.scrollWidth") <= width
+        wide = report(
+            """[...document.querySelectorAll('body *')].filter((each) => each.scrollWidth > each.clientWidth + 1
+            && getComputedStyle(each).overflowX !== 'visible' && each.matches(':not(input)'))
+            .map((each) => [each.tabIndex, each.getAttribute('role'), each.getAttribute('aria-label') || ''])"""
+        )
+        assert len(wide) >= (3 if width < 1280 else 1)
+        assert all(tab == 0 and role == "region" and name for tab, role, name in wide)
+        region = report.page.locator(".scroll", has=report.page.locator("#summary-classification"))
+        region.focus()
+        region.evaluate("(each) => (each.scrollLeft = 10000)")
+        heading, room = region.locator("tbody th").first.bounding_box(), region.bounding_box()
+        assert heading is not None
+        assert room is not None
+        assert 0 <= heading["x"] - room["x"] < 3  # the name of a row stays in sight
+        assert heading["width"] < room["width"] / 2
+
+
+_CONTRAST = """() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = channels(getComputedStyle(each).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const measured = (element, pseudo) => {
+    const style = getComputedStyle(element, pseudo);
+    const [a, b] = [light(channels(style.color).slice(0, 3)), light(behind(element))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.tagName + "." + element.className + (pseudo || "")];
+  };
+  document.querySelectorAll("details").forEach((each) => (each.open = true));
+  const own = (e) => [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const found = [...document.querySelectorAll("body *")].filter((e) => own(e) && e.checkVisibility());
+  const inputs = [...document.querySelectorAll("input")];
+  return found.map((e) => measured(e)).concat(inputs.map((e) => measured(e, "::placeholder")));
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_its_ground_in_both_colour_schemes(browser: Browser, file: Path, scheme: str) -> None:
+    with opened(browser, file, color_scheme=scheme) as report:
+        measured = report(_CONTRAST)
+        kinds = {kind for _, kind in measured}
+        assert {"BUTTON.", "CAPTION.", "STRONG.", "A.", "SUMMARY.", "TD.number", "INPUT.::placeholder"} <= kinds
+        assert [(ratio, kind) for ratio, kind in measured if ratio < 4.5] == []
+        ground = report("getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+        # The browser draws fields and bars in the scheme too.
+        assert report("getComputedStyle(document.documentElement).colorScheme") == "light dark"
+
+
+def test_figures_are_drawn_in_the_ink_and_on_the_ground_of_the_scheme(browser: Browser, file: Path) -> None:
+    pixels: dict[tuple[str, int], tuple[int, float]] = {}
+    for scheme in ("light", "dark"):
+        with opened(browser, file, color_scheme=scheme) as report:
+            for number in (0, 2):
+                shot = report.page.locator("figure img").nth(number).screenshot()
+                grey = np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(int)
+                ground = int(np.median(grey))
+                pixels[scheme, number] = ground, float((abs(grey - ground) > 150).mean())
+    assert pixels["light", 0][0] > 250
+    assert pixels["dark", 0][0] < 20
+    assert pixels["light", 0][1] > 0.01
+    assert pixels["dark", 0][1] == pytest.approx(pixels["light", 0][1], rel=0.2)
+    assert pixels["dark", 2] == pytest.approx(
+        pixels["light", 2], rel=0.2
+    )  # a plate stays as it is, but for its corners
+    assert pixels["dark", 2][0] > 250
+
+
+def test_without_scripts_all_is_readable_and_what_needs_them_is_not_shown(browser: Browser, file: Path) -> None:
+    with opened(browser, file, java_script_enabled=False) as report:
+        assert report.page.locator("input").count() == 4 + 1
+        assert not any(field.is_visible() for field in report.page.locator("input, output").all())
+        assert report.page.locator("th button").count() == 0
+        for table in report.page.locator(".sortable").all():
+            assert table.locator("tbody tr").last.is_visible()
+        summary = report.page.locator("section summary").first
+        summary.click()
+        assert report.page.locator("details .verdicts:not(.changed) li").last.is_visible()
+        assert report.messages == []
+
+
+def test_the_page_can_be_printed(browser: Browser, file: Path) -> None:
+    with opened(browser, file) as report:
+        report.page.emulate_media(media="print")
+        assert not report.page.locator("nav").is_visible()
+        assert report(
+            "[...document.querySelectorAll('.scroll')].every((each) => getComputedStyle(each).overflowY === 'visible')"
+        )
