@@ -279,6 +279,7 @@ def make_distiller(
         weights=config.layer_weights,
         teacher_statistics=config.teacher_statistics,
         extra_task_grad=config.extra_task_grad,
+        pass_order=config.pass_order,
         fold_batch_norm=config.fast,
         gradient_of=gradient_of,
     )
