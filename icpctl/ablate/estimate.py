@@ -11,6 +11,7 @@ import torch
 
 from icpctl import data
 from icpctl.config import RunConfig, declaration
+from icpctl.config.catalogue import PLAIN
 from icpctl.config.cost import plain_epochs, step_passes
 from icpctl.data.device import DeviceSplit
 from icpctl.models.network import choose_device, set_precision
@@ -36,7 +37,7 @@ class Pace:
     def seconds(self, config: RunConfig) -> float:
         """Of a whole run. The costly metrics after the last epoch (FID) are not counted."""
         plain = plain_epochs(config)
-        icp_step = self.icp_step * step_passes(config, icp=True) / self.icp_passes
+        icp_step = self.icp_step * step_passes(config) / self.icp_passes
         steps = plain * self.plain_step + (config.epochs - plain) * icp_step
         return steps * self.batches + config.epochs * self.epoch
 
@@ -64,7 +65,7 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 
 def _measure(config: RunConfig) -> Pace:
-    method = {"optimizer": "adam", "steps": 5} if config.optimizer == "none" else {}
+    method = {"method": "icp", "optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
     config = config.altered(**method, epochs=2, warmup_epochs=1)
     set_precision(config.precision)
     images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
@@ -81,7 +82,7 @@ def _measure(config: RunConfig) -> Pace:
     part = DeviceSplit(images.test, trainer.device, np.arange(min(EVALUATED_IMAGES, len(images.test.labels))))
     evaluated = _time(lambda: trainer.task.evaluate(trainer.network, part), trainer.device) / len(part)
     evaluated *= sum(map(len, trainer.evaluation_sets.values()))
-    return Pace(trainer.batches, plain, icp, step_passes(config, icp=True), prepared + evaluated)
+    return Pace(trainer.batches, plain, icp, step_passes(config), prepared + evaluated)
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:

@@ -153,7 +153,7 @@ def _claimed(folder: RunFolder) -> Claim | Outcome:
 def _train(
     taken: Mapping[str, _Taken], output: Path, fingerprints: Mapping[str, str], should_stop: Callable[[], bool]
 ) -> dict[str, Outcome]:
-    from icpctl.training import engine
+    from icpctl.training.stack import train_stack
 
     def asked_to_stop(config: RunConfig) -> bool:
         taken[config.run_id].claim.check()
@@ -170,7 +170,7 @@ def _train(
                 outcomes[run_id] = _failed(run.folder, run.config, error)
         configs = [taken[run_id].config for run_id in displays]
         try:
-            stopped = engine.train_stack(
+            stopped = train_stack(
                 configs,
                 output,
                 displays=list(displays.values()),

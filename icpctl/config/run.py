@@ -13,13 +13,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,7 +31,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
+from icpctl.config.catalogue import METHODS, PLAIN
 from icpctl.config.recipes import (
     VAE_BOTTLENECK,
     VAE_SIZES,
@@ -76,12 +79,15 @@ class Declared:
     default: str = ""  # in words, where the default depends on other settings
     identity: bool = True  # whether a change of it makes another run
     stacks: bool = False  # whether runs that differ in it can be trained together
+    listed: Collection[str] = ()  # its values, where they are a list that can grow
     earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
 
 
 def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
     declared: dict[str, Any] = {
-        name: kwargs.pop(name) for name in ("source", "unit", "identity", "stacks", "earlier") if name in kwargs
+        name: kwargs.pop(name)
+        for name in ("source", "unit", "identity", "stacks", "earlier", "listed")
+        if name in kwargs
     }
     if callable(default):
         declared["default"] = kwargs.pop("default_text")
@@ -103,12 +109,22 @@ def _recipe(name: str, help: str, **kwargs: Any) -> Any:
     )
 
 
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise PydanticCustomError("literal_error", "")
+    return name
+
+
+_BY_OPTIMIZER = (PLAIN, "icp")
+"""The methods of version 0.1, which had no names: the input optimizer tells them apart, also in the id of a run."""
+
+
 class RunConfig(BaseModel):
     """One run: every hyper-parameter, resolved and checked.
 
     What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
-    the same are equal. Settings that mean nothing are put at their defaults: those of the method with
-    `optimizer="none"`, so that a baseline is one run however they were set; α with Adam; those of the VAE with a classifier.
+    the same are equal. Settings that mean nothing are put at their defaults: those of other methods, so that a baseline is one
+    run however they were set; α with Adam; those of the VAE with a classifier. `optimizer="none"` is `method="plain"`.
 
     Raises:
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
@@ -131,6 +147,9 @@ class RunConfig(BaseModel):
         "cifar100, cifar10, fashion-mnist, digits, cub, photos, or folder:PATH with train/ and test/ class folders.",
         "run",
     )
+    method: Annotated[str, AfterValidator(_known_method)] = _field(
+        "icp", "The method; plain: the baseline, without perturbation and distillation.", "run", listed=METHODS,
+    )  # fmt: skip
     seed: int = _field(
         0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
     )
@@ -163,11 +182,11 @@ class RunConfig(BaseModel):
 
     # ── perturbation (the paper's ICP)
     optimizer: Literal["sgd", "adam", "ademamix", "none"] = _field(
-        "ademamix", "Input optimizer of the perturbation; none: the baseline, no perturbation and no distillation.",
+        "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
         "perturbation", source="P",
     )  # fmt: skip
     steps: int = _field(
-        lambda data: 0 if data["optimizer"] == "none" else 5, "Steps of the perturbation, T.", "perturbation",
+        lambda data: 5 if data["method"] == "icp" else 0, "Steps of the perturbation, T.", "perturbation",
         default_text="5", source="S", unit="steps", ge=0, le=10_000,
     )  # fmt: skip
     icp_lr: float = _field(
@@ -306,22 +325,29 @@ class RunConfig(BaseModel):
         for name, value in values.items():
             if message := truth_for_number(name, value):
                 raise ValueError(message)
+        if values.get("optimizer") == "none":
+            values = {"method": PLAIN} | values
         if info.context == RECORDED:
             return earlier_settings() | values
         return values | {"dataset": located(values["dataset"])} if "dataset" in values else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in _unused(self.optimizer, self.task):
+        for name in _unused(self.method, self.optimizer, self.task):
             field = type(self).model_fields[name]
             value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
             object.__setattr__(self, name, value)
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
-        if self.optimizer == "none":
+        if self.method != "icp":
+            object.__setattr__(self, "optimizer", "none")
             object.__setattr__(self, "steps", 0)
+        elif self.optimizer == "none":
+            raise ValueError(
+                "method is icp, which needs an input optimizer: give one, or method plain for the baseline"
+            )
         elif self.steps == 0:
-            raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or optimizer none for the baseline")
+            raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or method plain for the baseline")
         if self.fid_weights and self.fid_features:
             raise ValueError(
                 "fid_weights and fid_features both say where the features of FID come from: give one of them"
@@ -365,13 +391,19 @@ class RunConfig(BaseModel):
         """The metric on held-out images whose largest value chooses the best epoch."""
         return SELECTION[self.task]
 
+    def uses(self, name: str) -> bool:
+        """Whether a setting is of the run's method, or of no method; in a baseline, those of methods mean nothing."""
+        group = declaration(name).group
+        return group not in _groups_of_methods() or group in METHODS[self.method].groups or name == "optimizer"
+
     @property
     def run_id(self) -> str:
         """Readable, and derived from the configuration: the same configuration is the same run."""
         steps = f"-T{self.steps}" if self.steps else ""
         kind, _, path = self.dataset.partition(":")
         dataset = re.sub(r"[^A-Za-z0-9]+", "-", f"{kind}-{Path(path).name}" if path else kind)
-        return f"{self.model}-{dataset}-{self.optimizer}{steps}-s{self.seed}-{self._digest()}"
+        method = self.optimizer if self.method in _BY_OPTIMIZER else self.method
+        return f"{self.model}-{dataset}-{method}{steps}-s{self.seed}-{self._digest()}"
 
     @property
     def group_id(self) -> str:
@@ -386,14 +418,14 @@ class RunConfig(BaseModel):
         state that is carried over is of one run. Autocast (bf16) reaches other operations in a mapped function.
         """
         alone = self.task == "generation" or self.direction == "random" or self.icp_state == "carry"
-        if alone or self.precision == "bf16":
+        if alone or not METHODS[self.method].stacked or self.precision == "bf16":
             return None
         stacks = [name for name in RunConfig.model_fields if declaration(name).stacks]
         return self.model_dump_json(exclude=set(stacks))
 
     def baseline(self) -> RunConfig:
         """The plain training that this run is compared with: the same in all but the method."""
-        return self.altered(optimizer="none")
+        return self.altered(method=PLAIN)
 
     def altered(self, **settings: object) -> RunConfig:
         """The same but for these settings; checked anew.
@@ -414,7 +446,10 @@ class RunConfig(BaseModel):
 
     def _digest(self, without: Iterable[str] = ()) -> str:
         # A value that runs had before there was the hyper-parameter is left out, so that their ids stay as they are.
-        left_out = {*without, *(name for name in _unused(self.optimizer, self.task) if name in earlier_settings())}
+        unused = _unused(self.method, self.optimizer, self.task)
+        left_out = {*without, *(name for name in unused if name in earlier_settings())}
+        if self.method in _BY_OPTIMIZER:
+            left_out.add("method")
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
@@ -467,20 +502,20 @@ def located(dataset: object) -> object:
     return FOLDER + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
 
 
+def _groups_of_methods() -> set[str]:
+    return {group for row in METHODS.values() for group in row.groups}
+
+
 @cache
-def _unused(optimizer: str, task: str) -> list[str]:
-    """The settings that mean nothing with this input optimizer, or for this task."""
-    generation = [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
-    return _unused_by(optimizer) + (generation if task != "generation" else [])
-
-
-def _unused_by(optimizer: str) -> list[str]:
+def _unused(method: str, optimizer: str, task: str) -> list[str]:
+    """The settings that mean nothing with this method and input optimizer, or for this task."""
+    others = _groups_of_methods() - {*METHODS[method].groups}
+    if task != "generation":
+        others.add("generation")
+    names = [name for name in RunConfig.model_fields if declaration(name).group in others]
     ademamix = ["beta3", "alpha", "icp_weight_decay"]
-    if optimizer == "none":
-        method = ("perturbation", "distillation")
-        names = [name for name in RunConfig.model_fields if declaration(name).group in method]
-        return [name for name in names if name not in ("optimizer", "steps")]
-    return {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
+    names += {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
+    return [name for name in dict.fromkeys(names) if name not in ("optimizer", "steps")]
 
 
 def declaration(field: FieldInfo | str) -> Declared:
@@ -495,7 +530,8 @@ def declaration(field: FieldInfo | str) -> Declared:
 def choices(name: str) -> tuple[str, ...]:
     """The values a hyper-parameter can take, where they are a fixed list; else empty."""
     annotation = RunConfig.model_fields[name].annotation
-    return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
+    listed = get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
+    return (*listed, *declaration(name).listed)
 
 
 def default_text(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Methods of self-distillation, one file each."""
+"""Methods of self-distillation, one file each; `icpctl.config.catalogue` has a row for each of them."""

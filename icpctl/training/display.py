@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from icpctl.config import RunConfig
-from icpctl.config.cost import PLAIN_STEP, plain_epochs, step_passes
+from icpctl.config.catalogue import PLAIN_STEP
+from icpctl.config.cost import plain_epochs, step_passes
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -148,7 +149,7 @@ class CostEstimate:
 
     def seconds_left(self, epoch: int, batch: int) -> float:
         # For the kind of step that was not measured yet.
-        ratio = step_passes(self.config, icp=True) / PLAIN_STEP
+        ratio = step_passes(self.config) / PLAIN_STEP
         plain = self.seconds.get(False) or self.seconds[True] / ratio
         with_icp = self.seconds.get(True) or self.seconds[False] * ratio
         first = plain_epochs(self.config)

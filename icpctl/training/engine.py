@@ -8,12 +8,10 @@ was not. Within an epoch nothing waits for the device; the display reads it once
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 import torch
@@ -24,14 +22,13 @@ from icpctl.config import RunConfig, option
 from icpctl.errors import UserError, is_out_of_memory
 from icpctl.files import not_lockable
 from icpctl.models.network import choose_device, set_precision
-from icpctl.runs.fingerprints import OtherDataError, data_source, is_finished, load_data
+from icpctl.runs.fingerprints import data_source, is_finished, load_data
 from icpctl.runs.folder import RunFolder
 from icpctl.runs.metrics import read_metrics
 from icpctl.training.display import Display
 from icpctl.training.distributed import processes
 from icpctl.training.session import Interrupted as Interrupted  # what `train` raises
 from icpctl.training.session import Session
-from icpctl.training.stack import Stack, UnstackableError, take_steps
 from icpctl.training.trainer import Trainer
 
 
@@ -67,7 +64,7 @@ def check(config: RunConfig) -> None:
     models.check_name(config.model)
     choose_device(config.device)
     modules = models.module_paths(config.model, config.stem, config.image_size)
-    if not config.layers and config.optimizer != "none":
+    if not config.layers and config.uses("layers"):
         raise UserError(f"There are no stages of {config.model} to tap. Name modules with --layers.")
     for layer in config.layers:
         if layer not in modules:
@@ -161,90 +158,19 @@ def train(
             display.say(images.summary())
             trainer = Trainer(config, images, device, shared, display.say)
             trainer.check()
-            with _sole_writer(folder) if shared.first else nullcontext():
+            with sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
                     folder.clear()
-                for error in take_steps([Session(config, folder, trainer, display, should_stop)]).values():
-                    raise error
+                Session(config, folder, trainer, display, should_stop).train()
         except Exception as error:
-            if (explained := _in_words(error, config, device)) is not error:
+            if (explained := in_words(error, config, device)) is not error:
                 raise explained from error
             raise
         return Run(config, folder.path)
 
 
-def train_stack(
-    configs: Sequence[RunConfig],
-    output: str | Path = "results",
-    *,
-    displays: Sequence[Display] = (),
-    should_stop: Callable[[RunConfig], bool] = lambda config: False,
-    fingerprints: Mapping[str, str] = MappingProxyType({}),
-) -> list[BaseException | None]:
-    """Train several runs at once, which take their steps together (`icpctl.training.stack`), or go on with them.
-
-    Args:
-        configs: runs with one `RunConfig.stack_id`.
-        output: the results folder.
-        displays: one for each run; none shows nothing.
-        should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
-        fingerprints: of the data that runs have to be trained on, by their ids; none: whatever is there.
-
-    Returns:
-        For each run None, or what stopped it: as `train` would raise it. The others go on.
-    """
-    device = choose_device(configs[0].device)
-    set_precision(configs[0].precision)
-    stopped: dict[str, BaseException] = {}
-    sessions: list[Session] = []
-    with ExitStack() as locks:
-        for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
-            folder = RunFolder(Path(output), config)
-            try:
-                check(config)
-                if is_finished(folder):
-                    continue
-                images = load_data(config)
-                if fingerprints.get(config.run_id, images.fingerprint) != images.fingerprint:
-                    raise OtherDataError(
-                        f"{config.dataset} is not what the study was started with. Restore the data, where every machine has "
-                        "the same, and go on with --resume."
-                    )
-                locks.enter_context(_sole_writer(folder))
-                beside = sessions[0].trainer if sessions else None
-                trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
-                trainer.check()
-            except Exception as error:
-                stopped[config.run_id] = error
-            else:
-                sessions.append(Session(config, folder, trainer, display, partial(should_stop, config)))
-        try:
-            for together in _stackable(sessions):
-                stopped |= {session.config.run_id: error for session, error in take_steps(together).items()}
-        except (RuntimeError, MemoryError) as error:  # there is no room to stack them
-            stopped |= {session.config.run_id: error for session in sessions}
-    return [
-        _in_words(stopped[config.run_id], config, device, len(configs)) if config.run_id in stopped else None
-        for config in configs
-    ]
-
-
-def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
-    """All of them at once; one at a time if they cannot take their steps together, which is said."""
-    try:
-        if len(sessions) > 1:
-            Stack([session.trainer for session in sessions]).check()
-        return [sessions]
-    except UnstackableError as error:
-        for session in sessions:
-            session.display.warn(
-                f"{session.config.model} is trained alone, as models of it cannot be stacked: {error}."
-            )
-        return [[session] for session in sessions]
-
-
 @contextmanager
-def _sole_writer(folder: RunFolder) -> Iterator[None]:
+def sole_writer(folder: RunFolder) -> Iterator[None]:
     """Make the folder and hold it."""
     folder.create()
     lock = folder.lock()
@@ -261,7 +187,7 @@ def _sole_writer(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def _in_words(error: BaseException, config: RunConfig, device: torch.device, stack: int = 1) -> BaseException:
+def in_words(error: BaseException, config: RunConfig, device: torch.device, stack: int = 1) -> BaseException:
     """The error itself; if memory has run out, what to do about it."""
     if not is_out_of_memory(error):
         return error

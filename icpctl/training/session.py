@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from icpctl.config import RECORDED, RunConfig, option, resolve
 from icpctl.errors import UserError, is_out_of_memory
-from icpctl.methods.icp.diagnosis import diagnose
 from icpctl.models.network import peak_memory
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
 from icpctl.runs.provenance import provenance
 from icpctl.training.display import CostEstimate, Display, Throttle
 from icpctl.training.meter import Meter
-from icpctl.training.stack import Result, Step
 from icpctl.training.trainer import Trainer
 
 
@@ -40,32 +38,97 @@ class Session:
         self.epoch = self.batch = 0
         self.meter = Meter()
         self.best: dict[str, float] = {}
-        self.seconds = 0.0  # of the epoch at work, before it was resumed
+        self.seconds = 0.0  # that the epoch has taken so far
+        self.started = 0.0  # when it would have begun without a stop
+        self.due = Throttle(1.0)
         self.rows = 0  # of metrics.csv, before the epoch at work
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
         self.notes: list[str] = []  # what the report says of the run
 
-    def steps(self) -> Generator[Step, Result, None]:
-        """Train the run: asks for each step, is sent its result, and does all the rest."""
+    def train(self) -> None:
+        """Train the run to its end.
+
+        Raises:
+            Interrupted: as asked by `should_stop`.
+        """
         try:
-            self._resume()
-            self.processes.lead(self._begin)
-            while self.epoch < self.config.epochs:
-                yield from self._epoch()
-            self.processes.lead(self._measure_last)
-            self.processes.lead(lambda: self.folder.check_metrics(self.rows))
-            self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
-        except (KeyboardInterrupt, SystemExit):  # asked to stop, or the reader of the output went away
-            self._write_status("interrupted", epoch=self.epoch)
-            raise
-        except Exception as error:
-            with suppress(UserError):  # a full disk, say, which is what stopped the run
-                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
+            self.begin()
+            self.advance((self.config.epochs, 0))
+            self.finish()
+        except BaseException as error:
+            self.record(error)
             raise
         finally:
-            self.trainer.close()
-            self.display.stop()
+            self.close()
+
+    def advance(self, place: tuple[int, int]) -> None:
+        """Take all steps before this place, an epoch and a batch of it."""
+        while (self.epoch, self.batch) < place:
+            for batch, images, labels in self.batches():
+                self.take(*self.trainer.step(self.epoch, batch, images, labels))
+                if (self.epoch, self.batch) == place:
+                    return
+            self.finish_epoch()
+
+    def begin(self) -> None:
+        """Go on from the last checkpoint, if there is one, and write down that the run is at work."""
+        self._resume()
+        self.processes.lead(self._begin)
+
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The number, images (uint8) and labels of each batch of the epoch that is left."""
+        self.started = time.perf_counter() - self.seconds
+        if self.trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.trainer.device)
+        self.trainer.model.train()
+        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
+            yield batch, images, labels
+
+    def take(self, loss: Tensor, log: dict[str, Tensor]) -> None:
+        """Count a step that was taken; stop after it when asked to."""
+        self.meter.add(self.batch, loss, log)
+        self.batch += 1
+        self.seconds = time.perf_counter() - self.started
+        if self.due():
+            self._show()
+        if self.batch < self.trainer.batches and self._asked_to_stop():
+            self.meter = self.processes.whole_meter(self.meter)
+            self._check_finite()
+            self._save()
+            raise Interrupted
+
+    def finish_epoch(self) -> None:
+        """Measure, record and save the epoch; stop after it when asked to."""
+        self.meter = self.processes.whole_meter(self.meter)
+        self._check_finite()  # waits for the device
+        self.seconds = time.perf_counter() - self.started
+        improved = self.processes.lead(self._record_epoch)
+        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
+        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
+            self._save("best")
+        self._save()
+        if self.epoch < self.config.epochs and self._asked_to_stop():
+            raise Interrupted
+
+    def finish(self) -> None:
+        """Measure what is too costly for every epoch, and write down that the run is finished."""
+        self.processes.lead(self._measure_last)
+        self.processes.lead(lambda: self.folder.check_metrics(self.rows))
+        self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
+
+    def record(self, error: BaseException) -> None:
+        """Write down what stopped the run."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):  # asked to stop, or the reader of the output went away
+            self._write_status("interrupted", epoch=self.epoch)
+        elif isinstance(error, Exception):
+            with suppress(UserError):  # a full disk, say, which is what stopped the run
+                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
+
+    def close(self) -> None:
+        """End what the run started beside itself."""
+        self.trainer.close()
+        self.display.stop()
 
     def _begin(self) -> None:
         session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
@@ -80,56 +143,24 @@ class Session:
     def _asked_to_stop(self) -> bool:
         return self.processes.any(self.should_stop())
 
-    def _epoch(self) -> Generator[Step, Result, None]:
-        started = time.perf_counter() - self.seconds
-        if self.trainer.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        self.trainer.model.train()
-        due = Throttle(1.0)
-        size = self.trainer.batch_size
-        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
-            loss, log = yield Step(self.epoch, batch, images, labels)
-            self.meter.add(batch, loss, log)
-            done = batch + 1
-            if due():
-                seconds = time.perf_counter() - started
-                self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / done)
-                self._show(done, done * size / seconds)
-            if done < self.trainer.batches and self._asked_to_stop():
-                self.meter = self.processes.whole_meter(self.meter)
-                self._check_finite()
-                self.batch, self.seconds = done, time.perf_counter() - started
-                self._save()
-                raise Interrupted
-        self._finish_epoch(self.trainer.epoch_labels(self.epoch), started)
-        if self.epoch < self.config.epochs and self._asked_to_stop():
-            raise Interrupted
-
-    def _finish_epoch(self, labels: Tensor, started: float) -> None:
-        self.meter = self.processes.whole_meter(self.meter)
-        self._check_finite()  # waits for the device
-        improved = self.processes.lead(lambda: self._record_epoch(labels, started))
-        self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
-        if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
-            self._save("best")
-        self._save()
-
-    def _record_epoch(self, labels: Tensor, started: float) -> bool:
+    def _record_epoch(self) -> bool:
         """Measure, record and show the epoch; whether it is the best so far."""
-        seconds = time.perf_counter() - started
-        self.cost.measured(self.trainer.uses_icp(self.epoch), seconds / self.trainer.batches)
-        task = self.trainer.task
+        method, task = self.trainer.method, self.trainer.task
+        labels = self.trainer.epoch_labels(self.epoch)
+        self.cost.measured(method.active(self.epoch), self.seconds / self.trainer.batches)
         metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
         metrics["train"] |= {
-            "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": len(labels) / seconds * self.trainer.stack,  # a stacked run's own share of the time
+            "task_weight": method.task_weight(self.epoch),
+            "images_per_second": len(labels)
+            / self.seconds
+            * self.trainer.stack,  # a stacked run's own share of the time
             "peak_memory": peak_memory(self.trainer.device),
         }
         for name, split in self.trainer.evaluation_sets.items():
             metrics[name] = task.evaluate(self.trainer.network, split)
             if not math.isfinite(metrics[name]["loss"]):
                 raise self._not_finite("after its last batch")
-        metrics["train"]["seconds"] = (time.perf_counter() - started) / self.trainer.stack
+        metrics["train"]["seconds"] = (time.perf_counter() - self.started) / self.trainer.stack
         self._warn(metrics["train"])
         self.rows += self.folder.append_metrics(self.epoch, metrics)
         self.display.epoch(self.epoch, metrics)
@@ -216,20 +247,22 @@ class Session:
     def _not_finite(self, place: str) -> UserError:
         last = self.folder.checkpoints / "last.pt"
         good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
-        icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.optimizer != "none" else ""
+        icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.uses("icp_lr") else ""
         return UserError(
             f"The loss is not finite at epoch {self.epoch + 1}, {place}, of {self.config.run_id}. {good}. Lower "
             f"{option('lr')} (now {self.config.lr:g}){icp_lr}, or clip the gradient with {option('clip_grad_norm')}."
         )
 
-    def _show(self, done: int, images_per_second: float) -> None:
+    def _show(self) -> None:
         if self.processes.size == 1:  # several have to find it at the same batch: at the end of the epoch, or at a stop
             self._check_finite()
+        method = self.trainer.method
+        self.cost.measured(method.active(self.epoch), self.seconds / self.batch)
         values = self.meter.means() | {
-            "task_weight": self.trainer.weight(self.epoch),
-            "images_per_second": images_per_second,
+            "task_weight": method.task_weight(self.epoch),
+            "images_per_second": self.batch * self.trainer.batch_size / self.seconds,
         }
-        self.display.batch(self.epoch, done, values, self.cost.seconds_left(self.epoch, done))
+        self.display.batch(self.epoch, self.batch, values, self.cost.seconds_left(self.epoch, self.batch))
 
     def _measure_last(self) -> None:
         """Add the costly metrics to the last epoch, which is saved by now.
@@ -258,8 +291,8 @@ class Session:
             self.rows += self.folder.append_metrics(last, {"test": new})
 
     def _warn(self, values: dict[str, float]) -> None:
-        """Say, once a run each, what is wrong with the perturbation."""
-        for fault in diagnose(self.config, values, settled=self.epoch > 0):
+        """Say, once a run each, what is wrong with how the method works."""
+        for fault in self.trainer.method.diagnose(values, settled=self.epoch > 0):
             if fault.kind not in self.warned:
                 self.warned.add(fault.kind)
                 self.notes += [fault.note] if fault.note else []

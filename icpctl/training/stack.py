@@ -7,20 +7,31 @@ equals the run that is trained alone up to the rounding of float32.
 
 from __future__ import annotations
 
-import copy
 import operator
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from icpctl.config import RunConfig, declaration
-from icpctl.methods.icp.perturbation import func_gradient
-from icpctl.training.trainer import Trainer, input_optimizer, make_distiller
+from icpctl.methods.base import Batch, Loss
+from icpctl.models.network import choose_device, set_precision
+from icpctl.runs.fingerprints import OtherDataError, is_finished, load_data
+from icpctl.runs.folder import RunFolder
+from icpctl.training.display import Display
+from icpctl.training.engine import check, in_words, sole_writer
+from icpctl.training.session import Session
+from icpctl.training.trainer import Trainer
+
+T = TypeVar("T")
 
 OF_THE_PERTURBATION = [
     name for name in RunConfig.model_fields if declaration(name).stacks and declaration(name).group == "perturbation"
@@ -32,95 +43,143 @@ class UnstackableError(Exception):
     """Models of this kind cannot make their steps together."""
 
 
-class Step(NamedTuple):
-    """A step that a run asks for: its place, and the images (uint8) and labels of its batch."""
+def train_stack(
+    configs: Sequence[RunConfig],
+    output: str | Path = "results",
+    *,
+    displays: Sequence[Display] = (),
+    should_stop: Callable[[RunConfig], bool] = lambda config: False,
+    fingerprints: Mapping[str, str] = MappingProxyType({}),
+) -> list[BaseException | None]:
+    """Train several runs at once, or go on with them.
 
-    epoch: int
-    batch: int
-    images: Tensor
-    labels: Tensor
+    Args:
+        configs: runs with one `RunConfig.stack_id`.
+        output: the results folder.
+        displays: one for each run; none shows nothing.
+        should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
+        fingerprints: of the data that runs have to be trained on, by their ids; none: whatever is there.
+
+    Returns:
+        For each run None, or what stopped it: as `icpctl.train` would raise it. The others go on.
+    """
+    device = choose_device(configs[0].device)
+    set_precision(configs[0].precision)
+    stopped: dict[str, BaseException] = {}
+    sessions: list[Session] = []
+    with ExitStack() as locks:
+        for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
+            folder = RunFolder(Path(output), config)
+            try:
+                check(config)
+                if is_finished(folder):
+                    continue
+                images = load_data(config)
+                if fingerprints.get(config.run_id, images.fingerprint) != images.fingerprint:
+                    raise OtherDataError(
+                        f"{config.dataset} is not what the study was started with. Restore the data, where every machine has "
+                        "the same, and go on with --resume."
+                    )
+                locks.enter_context(sole_writer(folder))
+                beside = sessions[0].trainer if sessions else None
+                trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
+                trainer.check()
+            except Exception as error:
+                stopped[config.run_id] = error
+            else:
+                sessions.append(Session(config, folder, trainer, display, partial(should_stop, config)))
+        try:
+            for members in _stackable(sessions):
+                stopped |= {member.config.run_id: error for member, error in train_members(members).items()}
+        except (RuntimeError, MemoryError) as error:  # there is no room to stack them
+            stopped |= {session.config.run_id: error for session in sessions}
+    return [
+        in_words(stopped[config.run_id], config, device, len(configs)) if config.run_id in stopped else None
+        for config in configs
+    ]
 
 
-Result = tuple[Tensor, dict[str, Tensor]]
-"""The loss and the log of a step, which stay on the device."""
+def _stackable(sessions: Sequence[Session]) -> list[Sequence[Session]]:
+    """All of them at once; one at a time if they cannot take their steps together, which is said."""
+    try:
+        if len(sessions) > 1:
+            Stack([session.trainer for session in sessions]).check()
+        return [sessions]
+    except UnstackableError as error:
+        for session in sessions:
+            session.display.warn(
+                f"{session.config.model} is trained alone, as models of it cannot be stacked: {error}."
+            )
+        return [[session] for session in sessions]
 
 
-class Session(Protocol):
-    """A run at work; see `icpctl.training.session.Session`."""
-
-    trainer: Trainer
-
-    def steps(self) -> Generator[Step, Result, None]:
-        """Train the run: asks for each step, and is sent its result."""
-
-
-AnySession = TypeVar("AnySession", bound=Session)
-
-
-def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException]:
-    """Train the runs to their end: take the steps that they ask for, those at the same place together.
-
-    A run that is behind, as it was resumed from an earlier checkpoint, takes steps alone until it has caught up.
+def train_members(sessions: Sequence[Session]) -> dict[Session, BaseException]:
+    """Train runs to their end, together; those that are behind, as they were resumed from an earlier place, catch up first.
 
     Returns:
         What stopped a run, for those that did not come to their end; the others went on.
     """
-    at_work = {session: session.steps() for session in sessions}
-    asked: dict[AnySession, Step] = {}
-    stopped: dict[AnySession, BaseException] = {}
-    ended: list[BaseException] = []
-    together = _Together()
+    members = list(sessions)
+    stopped: dict[Session, BaseException] = {}
 
-    def go_on(session: AnySession, resume: Callable[[], Step]) -> None:
+    def attempt(session: Session, work: Callable[[], T]) -> T | None:
+        """A part of the work of a member, which leaves if it fails."""
         try:
-            asked[session] = resume()
-        except StopIteration:
-            asked.pop(session, None)
+            return work()
         except BaseException as error:
-            asked.pop(session, None)
             stopped[session] = error
-            traceback.clear_frames(
-                error.__traceback__
-            )  # they hold the run's images, which the others may need room for
+            members.remove(session)
+            _leave(session, error)
             if type(error) in (KeyboardInterrupt, SystemExit):  # of the whole process
-                ended.append(error)
+                raise
+            return None
 
     try:
-        for session, steps in at_work.items():
-            go_on(session, partial(next, steps))
-        while asked and not ended:
-            place = min(step[:2] for step in asked.values())
-            ready = {session: step for session, step in asked.items() if step[:2] == place}
-            try:
-                results = together.step([session.trainer for session in ready], list(ready.values()))
-            except BaseException as error:
-                if type(error) in (KeyboardInterrupt, SystemExit):
-                    ready = asked  # it is the end of all
-                for session in list(ready):
-                    go_on(session, partial(at_work[session].throw, error))
-                continue
-            for session, result in zip(ready, results, strict=True):
-                go_on(session, partial(at_work[session].send, result))
-        for end in ended:
-            raise end
-    finally:
-        for steps in at_work.values():
-            steps.close()
+        for session in sessions:
+            attempt(session, session.begin)
+        place = max(((session.epoch, session.batch) for session in members), default=(0, 0))
+        for session in [*members]:
+            attempt(session, partial(session.advance, place))
+        while len(members) > 1 and members[0].epoch < members[0].config.epochs:
+            _train_epoch(members, attempt)
+        for session in [*members]:
+            attempt(session, partial(session.advance, (session.config.epochs, 0)))
+            attempt(session, session.finish)
+    except BaseException as error:
+        for session in members:
+            stopped[session] = error
+            _leave(session, error)
+        if type(error) in (KeyboardInterrupt, SystemExit):
+            raise
     return stopped
 
 
-class _Together:
-    """Takes steps of the same place; keeps the stack for the next ones of the same runs."""
+def _train_epoch(members: list[Session], attempt: Callable[[Session, Callable[[], Any]], Any]) -> None:
+    """Train the members to the end of the epoch, or until one of them has left."""
+    together = [*members]
+    stack = Stack([session.trainer for session in members])
+    epoch = members[0].epoch
+    iterators = {session: session.batches() for session in members}
+    for _ in range(members[0].batch, members[0].trainer.batches):
+        batches = [attempt(session, partial(next, iterators[session])) for session in together]
+        if members != together:
+            return
+        results = stack.step([(epoch, *batch) for batch in batches])
+        for session, result in zip(together, results, strict=True):
+            attempt(session, partial(session.take, *result))
+        if members != together:
+            return
+    for session in together:
+        attempt(session, session.finish_epoch)
 
-    def __init__(self) -> None:
-        self._stack: Stack | None = None
 
-    def step(self, trainers: Sequence[Trainer], steps: Sequence[Step]) -> list[Result]:
-        if len(trainers) == 1:
-            return [trainers[0].step(*steps[0])]
-        if self._stack is None or self._stack.trainers != trainers:
-            self._stack = Stack(trainers)
-        return self._stack.step(steps)
+def _leave(session: Session, error: BaseException) -> None:
+    """Write down what stopped a run, and let go of its images, which the others may need room for."""
+    try:
+        session.record(error)
+    finally:
+        session.close()
+        traceback.clear_frames(error.__traceback__)
 
 
 class Stack:
@@ -136,13 +195,13 @@ class Stack:
             trainer.captured = None  # a graph would go on with the weights where they were
         first = trainers[0]
         self._objective = _Objective(first)
-        models = [trainer.model for trainer in trainers]
+        methods = [trainer.method for trainer in trainers]
         self._parameters = {
-            name: _stacked([model.get_parameter(name) for model in models])
-            for name, _ in first.model.named_parameters()
+            name: _stacked([method.get_parameter(name) for method in methods])
+            for name, _ in first.method.named_parameters()
         }
         self._buffers = {
-            name: _stacked([model.get_buffer(name) for model in models]) for name, _ in first.model.named_buffers()
+            name: _stacked([method.get_buffer(name) for method in methods]) for name, _ in first.method.named_buffers()
         }
         self._numbers = {
             name: torch.tensor(
@@ -151,31 +210,32 @@ class Stack:
             for name in OF_THE_PERTURBATION
         }
 
-    def step(self, steps: Sequence[Step]) -> list[Result]:
+    def step(self, steps: Sequence[tuple[int, int, Tensor, Tensor]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """One update of all weights, by a step of each member at the same place; for each as `Trainer.step`."""
-        epoch, batch = steps[0][:2]
-        inputs = [trainer.inputs(*step) for trainer, step in zip(self.trainers, steps, strict=True)]
-        x, y = (torch.stack(each) for each in zip(*inputs, strict=True))
+        batches = [trainer.batch(*step) for trainer, step in zip(self.trainers, steps, strict=True)]
         for tensor in self._parameters.values():
             tensor.grad = None
         for trainer in self.trainers:
             trainer.optimizer.zero_grad(set_to_none=True)
-        losses, logs = self._mapped(epoch, batch, x, y)
+        losses, logs = self._mapped(batches)
         losses.sum().backward()
         results = []
-        for i, (trainer, (x_i, y_i)) in enumerate(zip(self.trainers, inputs, strict=True)):
-            for name, parameter in trainer.model.named_parameters():
+        for i, (trainer, batch) in enumerate(zip(self.trainers, batches, strict=True)):
+            for name, parameter in trainer.method.named_parameters():
                 gradient = self._parameters[name].grad
                 parameter.grad = None if gradient is None else gradient[i]
             log = tree_map_only(Tensor, operator.itemgetter(i), logs)
-            results.append((losses[i].detach(), trainer.update(epoch, batch, x_i, y_i, log)))
+            trainer.apply(batch, log)
+            results.append((losses[i].detach(), log))
         return results
 
-    def _mapped(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def _mapped(self, batches: Sequence[Batch]) -> Loss:
         def of_one(state: dict[str, Tensor], x: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Any:
-            return torch.func.functional_call(self._objective, state, (epoch, batch, x, y, numbers))
+            batch = replace(batches[0], x=x, y=y)
+            return torch.func.functional_call(self._objective, state, (batch, numbers))
 
-        state = {f"model.{name}": tensor for name, tensor in (self._parameters | self._buffers).items()}
+        x, y = (torch.stack([getattr(batch, name) for batch in batches]) for name in ("x", "y"))
+        state = {f"method.{name}": tensor for name, tensor in (self._parameters | self._buffers).items()}
         with self.trainers[0].network.autocast():
             return torch.vmap(of_one)(state, x, y, self._numbers)  # type: ignore[no-any-return]
 
@@ -186,12 +246,10 @@ class Stack:
             UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
         """
         kept = {name: tensor.clone() for name, tensor in self._buffers.items()}
-        inputs = [trainer.network.normalise(trainer.train_set[:2]) for trainer in self.trainers]
-        labels = [trainer.train_set.labels[:2] for trainer in self.trainers]
         try:
             with torch.no_grad():
                 for epoch in (0, self.trainers[0].config.epochs - 1):
-                    self._mapped(epoch, 1, torch.stack(inputs), torch.stack(labels))
+                    self._mapped([t.batch(epoch, 1, t.train_set[:2], t.train_set.labels[:2]) for t in self.trainers])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -202,23 +260,15 @@ class Stack:
 
 
 class _Objective(nn.Module):
-    """The objective of a trainer, as a function of the parameters and buffers of its model."""
+    """The objective of a method, as a function of its parameters and buffers and of the numbers in which runs may differ."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
-        self.model = trainer.model
-        self.trainer = copy.copy(trainer)
-        if trainer.distiller is not None:
-            self.trainer.distiller = make_distiller(trainer.config, trainer.model, func_gradient)
-            self.trainer.distiller.folded = trainer.distiller.folded
+        self.method = trainer.method.mapped()
 
-    def forward(
-        self, epoch: int, batch: int, x: Tensor, y: Tensor, numbers: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        if (distiller := self.trainer.distiller) is not None:
-            distiller.lr = numbers["icp_lr"]
-            distiller.optimizer = input_optimizer(self.trainer.config.model_copy(update=numbers))
-        return self.trainer.objective(*self.trainer.kind(epoch, batch), x, y, self.trainer.weight(epoch))
+    def forward(self, batch: Batch, numbers: dict[str, Tensor]) -> Loss:
+        self.method.take(numbers)
+        return self.method.objective(batch)
 
 
 def _stacked(members: Sequence[Tensor]) -> Tensor:

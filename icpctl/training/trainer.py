@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from icpctl import data, tasks
 from icpctl.config import RunConfig, option
+from icpctl.config.catalogue import METHODS
 from icpctl.data.device import DeviceSplit
 from icpctl.data.epochs import Plan
 from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.errors import UserError
-from icpctl.methods.icp import perturbation as icp
-from icpctl.methods.icp.distillation import SelfDistiller, feature_shift_errors, task_weight
+from icpctl.methods import base as methods
+from icpctl.methods.base import Batch, Loss
+from icpctl.methods.evalmode import eval_mode
 from icpctl.methods.taps import tap
 from icpctl.models.network import Network, build_model, keep_freed_memory
 from icpctl.seeds import derived_seed
 from icpctl.training.distributed import ALONE, Processes
 from icpctl.training.graphs import CapturedSteps, cuda_graph
 
-ICP_LOSSES_EVERY = 10  # batches; the loss after the perturbation costs a forward pass
-SHIFT_ERROR_IMAGES = 32  # of the first batch of each ICP epoch; float64 is slow
 SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
 """Of images that are tried where a model refuses its own, the smallest first."""
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
@@ -71,11 +72,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.classes), device)
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
-        self.optimizer = _model_optimizer(config, self.model.parameters(), device)
-        self.trained = processes.share(self.model)
-        self.distiller = make_distiller(config, self.trained) if config.optimizer != "none" else None
-        if self.distiller is not None and self.distiller.folded is not None:
-            self.distiller.folded.say = say
+        self.method = methods.build(config, self.model, processes.share(self.model), say)
+        self.optimizer = _model_optimizer(config, self.method.parameters(), device)
         self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
         shape = tuple(self.train_set.shape)
@@ -105,6 +103,7 @@ class Trainer:
             or self.device.type != "cuda"
             or self.processes.size > 1
             or self.config.icp_state == "carry"
+            or not METHODS[self.config.method].captured
         ):
             return None
         return CapturedSteps(self.model, cuda_graph, say)
@@ -137,9 +136,8 @@ class Trainer:
 
     def _refusal(self, x: Tensor) -> Exception | None:
         """What the model, or a tap of it, has against such inputs."""
-        layers = self.config.layers if self.distiller is not None else ()
         try:
-            with torch.no_grad(), icp.eval_mode(self.model), tap(self.model, layers):
+            with torch.no_grad(), eval_mode(self.model), tap(self.model, self.method.taps):
                 self.model(x)
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             return error
@@ -164,74 +162,45 @@ class Trainer:
         """End the processes that stream the images; they start again with the next epoch."""
         self.train_set.close()
 
-    def weight(self, epoch: int) -> float:
-        """The task weight a_e; the baseline has nothing but its task."""
-        if self.distiller is None:
-            return 1.0
-        return task_weight(epoch, self.config.warmup_epochs, self.config.epochs)
-
-    def uses_icp(self, epoch: int) -> bool:
-        """Whether the method is at work in this epoch."""
-        return self.distiller is not None and epoch >= self.config.warmup_epochs
-
-    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
-        x, y = self.inputs(epoch, batch, images, labels)
-        icp, measure = kind = self.kind(epoch, batch)
+        batch = self.batch(epoch, step, images, labels)
+        return self.method.update(partial(self._gradients, batch), partial(self.apply, batch))
 
-        def compute(x: Tensor, y: Tensor, weight: float | Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def batch(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> Batch:
+        """Begin a step: its random numbers, its learning rate, and this process's part of the batch."""
+        images, labels = self.processes.part(images), self.processes.part(labels)
+        # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
+        torch.manual_seed(derived_seed(self.config.seed, epoch, step + 1, self.processes.rank))
+        self._set_lr((epoch + step / self.batches) / self.config.epochs)
+        x = self.network.normalise(images)
+        y = self.task.targets(x, labels)
+        weight = self.method.task_weight(epoch)
+        return Batch(x, y, self.task.loss, epoch, step, weight, whole=self.processes.whole)
+
+    def _gradients(self, batch: Batch) -> Loss:
+        """The objective of a step, with its gradients in place."""
+
+        def compute(x: Tensor, y: Tensor, weight: float | Tensor) -> Loss:
             self.optimizer.zero_grad(set_to_none=True)
             with self.network.autocast():
-                loss, log = self.objective(icp, measure, x, y, weight)
+                loss, log = self.method.objective(replace(batch, x=x, y=y, weight=weight))
             loss.backward()
             return loss.detach(), log
 
-        weight = self.weight(epoch)
         if self.captured is None:
-            loss, log = compute(x, y, weight)
-        else:
-            loss, log = self.captured(kind, compute, x, y, torch.full((), weight, device=self.device))
-        return loss, self.update(epoch, batch, x, y, log)
+            return compute(batch.x, batch.y, batch.weight)
+        weight = torch.full((), float(batch.weight), device=self.device)
+        return self.captured(self.method.kind(batch.epoch, batch.step), compute, batch.x, batch.y, weight)
 
-    def inputs(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Begin a step: its random numbers, its learning rate; this process's inputs (B, 3, H, W) and targets."""
-        images, labels = self.processes.part(images), self.processes.part(labels)
-        # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
-        torch.manual_seed(derived_seed(self.config.seed, epoch, batch + 1, self.processes.rank))
-        self._set_lr((epoch + batch / self.batches) / self.config.epochs)
-        x = self.network.normalise(images)
-        return x, self.task.targets(x, labels)
-
-    def kind(self, epoch: int, batch: int) -> tuple[bool, bool]:
-        """Whether the method is at work in a step, and whether the loss after the perturbation is measured."""
-        icp = self.uses_icp(epoch)
-        return icp, icp and batch % ICP_LOSSES_EVERY == 0
-
-    def objective(
-        self, icp: bool, measure: bool, x: Tensor, y: Tensor, weight: float | Tensor
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a step of this `kind`, with its graph, and the log: `output`, scalars and, of the method, `x_icp`."""
-        if self.distiller is not None and icp:
-            return self.distiller(x, y, weight, self.task.loss, icp_losses=measure)
-        output = self.trained(x)
-        loss = self.task.loss(output, y)
-        return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "task_loss": loss.detach()}
-
-    def update(self, epoch: int, batch: int, x: Tensor, y: Tensor, log: dict[str, Any]) -> dict[str, Tensor]:
+    def apply(self, batch: Batch, log: dict[str, Any]) -> None:
         """End a step, with the gradients in place: what is recorded of it, and the update of the weights."""
-        log["record"] = self.task.record(log.pop("output"), y)
-        x_icp = log.pop("x_icp", None)
-        if batch == 0 and x_icp is not None:
-            log |= self._shift_errors(x, x_icp)
+        log["record"] = self.task.record(log.pop("output"), batch.y)
+        with self.network.autocast():
+            self.method.after(batch, log)
         if self.config.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
-        return log
-
-    def _shift_errors(self, x: Tensor, x_icp: Tensor) -> dict[str, Tensor]:
-        x, x_icp = (self.processes.whole(part)[:SHIFT_ERROR_IMAGES] for part in (x, x_icp))
-        errors = feature_shift_errors(self.model, self.config.layers, x, x_icp, self.network.autocast())
-        return {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
 
     def _set_lr(self, progress: float) -> None:
         """`progress` is the share of the run that is done, in [0, 1)."""
@@ -241,14 +210,16 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, beside the configuration and the data."""
-        carried = self.distiller.optimizer.state if self.distiller and self.distiller.carry_state else {}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "icp_state": carried}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "icp_state": self.method.state(),  # its name in version 0.1
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.distiller is not None and self.distiller.carry_state:
-            self.distiller.optimizer.state = dict(state["icp_state"])
+        self.method.restore(state["icp_state"])
 
 
 def _model_optimizer(
@@ -261,38 +232,3 @@ def _model_optimizer(
             return torch.optim.SGD(
                 parameters, lr=config.lr, momentum=MOMENTUM, nesterov=True, weight_decay=config.weight_decay, fused=True
             )
-
-
-def make_distiller(
-    config: RunConfig, model: nn.Module, gradient_of: icp.GradientOf = icp.autograd_gradient
-) -> SelfDistiller:
-    """The objective of a run for its model; `gradient_of` as of `icpctl.perturb`."""
-    return SelfDistiller(
-        model,
-        config.layers,
-        input_optimizer(config),
-        config.steps,
-        config.icp_lr,
-        config.direction,
-        reduction=config.icp_reduction,
-        carry_state=config.icp_state == "carry",
-        weights=config.layer_weights,
-        teacher_statistics=config.teacher_statistics,
-        extra_task_grad=config.extra_task_grad,
-        pass_order=config.pass_order,
-        fold_batch_norm=config.fast,
-        gradient_of=gradient_of,
-    )
-
-
-def input_optimizer(config: RunConfig) -> icp.SGD:
-    """The input optimizer of a run, with a fresh state."""
-    beta1, beta2, beta3 = config.beta1, config.beta2, config.beta3
-    match config.optimizer:
-        case "adam":
-            return icp.Adam((beta1, beta2), config.eps)
-        case "ademamix":
-            return icp.AdEMAMix((beta1, beta2, beta3), config.eps, config.alpha, config.icp_weight_decay)
-        case "sgd":
-            return icp.SGD()
-    raise ValueError(f"there is no input optimizer {config.optimizer!r}")

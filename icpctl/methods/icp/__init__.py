@@ -1,1 +1,1 @@
-"""Iterative constructive perturbation, and the distillation from it."""
+"""Iterative constructive perturbation, and the self-distillation from it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isnan
-from typing import NamedTuple
 
 from icpctl.config import RunConfig, option
+from icpctl.methods.base import Fault
 
 NO_OP = 1e-3
 """Relative change of the loss and of the features up to which a perturbation does nothing."""
@@ -14,16 +14,6 @@ NOISE_FLOOR = 0.1
 """Error of the feature shift above which rounding drowns it."""
 VANISHED = 0.1
 """Share of η that the largest change of an input has with Adam or AdEMAMix unless the gradients are as small as ε."""
-
-
-class Fault(NamedTuple):
-    """One thing that is wrong with the perturbation."""
-
-    kind: str
-    message: str
-    """For the person at the keyboard: what was measured, and the way out."""
-    note: str = ""
-    """What the report says of the run; empty for what can pass with the first epoch."""
 
 
 def diagnose(config: RunConfig, means: Mapping[str, float], settled: bool) -> list[Fault]:

@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ from icpctl.methods.icp.perturbation import (
 )
 from icpctl.methods.taps import detached, module_at, tap
 
+Criterion = Callable[[Any, Tensor], Tensor]
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 PASS_ORDERS = ("student-first", "student-last")
 
@@ -126,6 +127,23 @@ def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -
         return [((error * s.numel()).sqrt(), at_least_float32(s).norm()) for s, error in pairs]
 
 
+class _Student(NamedTuple):
+    """What the student's pass gives."""
+
+    output: Any
+    features: list[Tensor]
+    loss: Tensor
+
+
+class _Perturbed(NamedTuple):
+    """What the perturbation gives."""
+
+    x: Tensor
+    extra_loss: Tensor | None
+    losses: dict[str, Tensor]
+    """Before and after, where they are asked for."""
+
+
 class SelfDistiller:
     """The whole objective of one step, for any model and any training loop.
 
@@ -190,9 +208,8 @@ class SelfDistiller:
             module_at(self.model, layer)
         self.layers = tuple(layers)
         self.optimizer = make_optimizer(optimizer)
-        self.steps, self.direction = steps, direction
-        self.lr: float | Tensor = lr  # a tensor where torch.func maps over several
-        self.reduction, self.carry_state = reduction, carry_state
+        self.perturbation: dict[str, Any] = {"steps": steps, "lr": lr, "direction": direction, "reduction": reduction}
+        self.carry_state = carry_state
         self.weights = layer_weights(len(layers), weights)
         self.teacher_statistics, self.extra_task_grad = teacher_statistics, extra_task_grad
         self.pass_order = pass_order
@@ -204,7 +221,7 @@ class SelfDistiller:
         x: Tensor,
         y: Tensor,
         task_weight: float | Tensor,
-        criterion: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+        criterion: Criterion = nn.functional.cross_entropy,
         *,
         icp_losses: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -226,68 +243,59 @@ class SelfDistiller:
         check_inputs(x)
         same_numbers = _random_numbers_from_here(x.device)
         if self.pass_order == "student-first":
-            output, student, task_loss = self._student(x, y, criterion)
+            student = self._student(x, y, criterion)
+        perturbed = self._perturbed(x, y, criterion, icp_losses)
+        if self.pass_order == "student-last":
+            same_numbers = _random_numbers_from_here(x.device)
+        with same_numbers():
+            teacher = self._teacher(perturbed.x)
+        if self.pass_order == "student-last":
+            student = self._student(x, y, criterion)
+
+        errors = _square_errors(student.features, teacher)
+        features = _weighted(errors, self.weights)
+        loss = task_weight * student.loss + (1 - task_weight) * features
+        if perturbed.extra_loss is not None:
+            loss = loss + perturbed.extra_loss
+        log = self._log(x, student, perturbed, errors, features)
+        return loss, {"output": detached(student.output), "x_icp": perturbed.x, **log}
+
+    def _student(self, x: Tensor, y: Tensor, criterion: Criterion) -> _Student:
+        """The train-mode pass on x, with its graph."""
+        with _keeping(_moving_buffers(self.model)), tap(self.model, self.layers) as features:
+            output = self.trained(x)
+        return _Student(output, features, criterion(output, y))
+
+    def _perturbed(self, x: Tensor, y: Tensor, criterion: Criterion, icp_losses: bool) -> _Perturbed:
+        """x_T, in eval mode, and the losses that are asked for."""
         if not self.carry_state:
             self.optimizer.state = {}
         network = self.model if self.folded is None else self.folded.now()
         # Of several processes, each has the gradient of the mean over the whole batch.
-        share = 1 / self.group.size() if self.group is not None and self.reduction == "mean" else 1.0
+        share = 1 / self.group.size() if self.group is not None and self.perturbation["reduction"] == "mean" else 1.0
         losses: list[Tensor] = []
+        extra = None
         mode = eval_mode(self.model, network, criterion)
         try:
             with mode:
-                extra = self._eval_mode_loss(x, y, criterion, mode.modules) if self.extra_task_grad else None
+                if self.extra_task_grad:
+                    extra = self._eval_mode_loss(x, y, criterion, mode.modules)
                 x_icp = perturb(
                     x,
                     lambda z: share * criterion(network(z), y),
                     self.optimizer,
-                    self.steps,
-                    self.lr,
-                    self.direction,
-                    reduction=self.reduction,
                     losses=losses,
                     gradient_of=self.gradient_of,
+                    **self.perturbation,
                 )
+                before_and_after = {}
                 if icp_losses:  # before the teacher's pass moves the running statistics
                     with torch.no_grad():
-                        loss_after = criterion(network(x_icp), y)
+                        before_and_after["icp_loss_before"] = losses[0] / share
+                        before_and_after["icp_loss_after"] = criterion(network(x_icp), y)
         finally:
             mode.restore()  # where an interrupt came at the end of the block
-        if self.pass_order == "student-last":
-            same_numbers = _random_numbers_from_here(x.device)
-        with same_numbers():
-            teacher = self._teacher(x_icp)
-        if self.pass_order == "student-last":
-            output, student, task_loss = self._student(x, y, criterion)
-        errors = _square_errors(student, teacher)
-        features = _weighted(errors, self.weights)
-        loss = task_weight * task_loss + (1 - task_weight) * features
-        if extra is not None:
-            loss = loss + extra
-        with torch.no_grad():
-            delta = per_sample(at_least_float32(x_icp) - at_least_float32(x))
-            log = {
-                "task_loss": task_loss.detach(),
-                "feature_loss": features.detach(),
-                "delta_linf": delta.abs().max(),
-                "delta_l2": delta.norm(dim=1).mean(),
-            }
-            norms = _shift_norms(student, errors)
-            for i, (shift, norm) in enumerate(norms, start=1):
-                log[f"feature_shift_{i}"] = shift / norm
-            if icp_losses:
-                log |= {"icp_loss_before": losses[0] / share, "icp_loss_after": loss_after}
-            if self.group is not None:
-                log = _over_processes(log, norms, self.group)
-        return loss, {"output": detached(output), "x_icp": x_icp, **log}
-
-    def _student(
-        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor]
-    ) -> tuple[Any, list[Tensor], Tensor]:
-        """The output, the features and the task loss of the train-mode pass on x, with their graph."""
-        with _keeping(_moving_buffers(self.model)), tap(self.model, self.layers) as features:
-            output = self.trained(x)
-        return output, features, criterion(output, y)
+        return _Perturbed(x_icp, extra, before_and_after)
 
     def _teacher(self, x_icp: Tensor) -> list[Tensor]:
         """The features of the train-mode pass on x_T."""
@@ -299,9 +307,25 @@ class SelfDistiller:
                 torch.func.functional_call(self.model, buffers, (x_icp,))
         return features
 
-    def _eval_mode_loss(
-        self, x: Tensor, y: Tensor, criterion: Callable[[Any, Tensor], Tensor], modules: Sequence[nn.Module]
-    ) -> Tensor:
+    def _log(
+        self, x: Tensor, student: _Student, perturbed: _Perturbed, errors: Sequence[Tensor], features: Tensor
+    ) -> dict[str, Tensor]:
+        """The scalars of the log, over the whole batch."""
+        with torch.no_grad():
+            delta = per_sample(at_least_float32(perturbed.x) - at_least_float32(x))
+            log = {
+                "task_loss": student.loss.detach(),
+                "feature_loss": features.detach(),
+                "delta_linf": delta.abs().max(),
+                "delta_l2": delta.norm(dim=1).mean(),
+            }
+            norms = _shift_norms(student.features, errors)
+            for i, (shift, norm) in enumerate(norms, start=1):
+                log[f"feature_shift_{i}"] = shift / norm
+            log |= perturbed.losses
+            return log if self.group is None else _over_processes(log, norms, self.group)
+
+    def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Criterion, modules: Sequence[nn.Module]) -> Tensor:
         """The task loss at x in eval mode, in which these modules are, with its gradient."""
         if self.gradient_of is func_gradient:  # the graph refers to the running statistics, which the passes move
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -344,13 +368,11 @@ def _over_processes(
     return {name: value.to(log[name].dtype) for name, value in whole.items()}
 
 
-def feature_shift_errors(
-    model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor, autocast: torch.autocast
-) -> list[Tensor]:
+def feature_shift_errors(model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor) -> list[Tensor]:
     """How much of each feature shift is rounding: ‖ΔF − ΔF₆₄‖ / ‖ΔF₆₄‖ for ΔF = F(x_T) − F(x), in eval mode.
 
-    ΔF is computed by the model under `autocast`, ΔF₆₄ by a copy of it in float64. An error of 1 means that the noise is
-    as large as the signal.
+    ΔF is computed by the model, under the caller's autocast; ΔF₆₄ by a copy of it in float64. An error of 1 means that the
+    noise is as large as the signal.
     """
 
     def shifts(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
@@ -362,9 +384,9 @@ def feature_shift_errors(
         return [b - a for a, b in zip(*stages, strict=True)]
 
     with torch.no_grad(), eval_mode(model):
-        with autocast:
-            measured = shifts(model, x, x_icp)
-        exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
+        measured = shifts(model, x, x_icp)
+        with torch.autocast(x.device.type, enabled=False):
+            exact = shifts(copy.deepcopy(model).double(), x.double(), x_icp.double())
         return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
 
 

@@ -10,7 +10,7 @@ import torch
 from measure import random_images
 
 from icpctl.config import RunConfig, declaration
-from icpctl.trainer import Trainer
+from icpctl.training.trainer import Trainer
 
 BASE: dict[str, Any] = {
     "model": "resnet20",
