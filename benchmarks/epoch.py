@@ -47,7 +47,6 @@ from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
 from icpctl.training.display import ConsoleDisplay
 from icpctl.training.session import Session
-from icpctl.training.stack import Step
 from icpctl.training.trainer import Trainer
 
 VAL_FRACTION = 0.1
@@ -126,17 +125,17 @@ def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch) -> Iterator[No
         wrapped.enter_context(patch.object(trainer, "epoch_batches", epoch_batches))
         wrapped.enter_context(patch.object(trainer.task, "evaluate", watch.timed("evaluation", trainer.task.evaluate)))
         wrapped.enter_context(patch.object(checkpoint, "save", watch.timed("checkpoints", checkpoint.save)))
-        steps = session.steps()
-        step: Step | None = next(steps)
-        while step is not None:
-            with watch.doing("step"):
-                result = trainer.step(*step)
-            with watch.doing("rest"):
-                try:
-                    step = steps.send(result)
-                except StopIteration:
-                    step = None
-            yield
+        session.begin()
+        while session.epoch < trainer.config.epochs:
+            for batch, pixels, labels in session.batches():
+                with watch.doing("step"):
+                    result = trainer.step(session.epoch, batch, pixels, labels)
+                with watch.doing("rest"):
+                    session.take(*result)
+                    if session.batch == trainer.batches:
+                        session.finish_epoch()
+                yield
+        session.finish()
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -176,7 +175,7 @@ def reference_side(trainer: Trainer, peer: Reference, watch: Stopwatch) -> Itera
                     break
                 x, y = (each.to(device) for each in batch)
             with watch.doing("step"):
-                peer.step(x, y, trainer.weight(epoch))
+                peer.step(x, y, trainer.method.task_weight(epoch))
             yield
 
 

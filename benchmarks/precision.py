@@ -78,7 +78,8 @@ def measure(device: torch.device) -> list[Row]:
         errors = {}
         for precision in precisions:
             set_precision(precision)
-            measured = feature_shift_errors(model, LAYERS, x, x_icp, autocast(precision, device))
+            with autocast(precision, device):
+                measured = feature_shift_errors(model, LAYERS, x, x_icp)
             errors[precision] = [float(error) for error in measured]
         set_precision("float32")
         shifts = [float(shift) for shift in feature_shifts(*stages)]

@@ -27,6 +27,7 @@ from measure import command, interleaved, machine, peak_memory, table
 from step import TASK_WEIGHT, engine, engine_step, inputs, reference
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from icpctl.methods.icp.method import ICP
 from icpctl.models.network import choose_device, set_precision
 from icpctl.training.trainer import Trainer
 
@@ -135,8 +136,8 @@ def measure_settings(settings: Sequence[Setting], rounds: int, device: torch.dev
 
 def batch_norms(trainer: Trainer) -> tuple[int, int]:
     """How many batch norms were folded in the last pass of the perturbation, and how many there are."""
-    assert trainer.distiller is not None
-    folded = trainer.distiller.folded
+    assert isinstance(trainer.method, ICP)
+    folded = trainer.method.distiller.folded
     return folded.norms if folded else 0, sum(isinstance(module, _BatchNorm) for module in trainer.model.modules())
 
 

@@ -21,7 +21,7 @@ from step import TOLERANCE, engine, engine_step, move_statistics
 from torch import Tensor
 
 from icpctl.models.network import choose_device, set_precision
-from icpctl.training.stack import Stack, Step
+from icpctl.training.stack import Stack
 from icpctl.training.trainer import Trainer
 
 
@@ -43,7 +43,7 @@ def trainers(runs: int, side: int, steps: int, batch: int, device: torch.device)
 
 def stack_step(stack: Stack) -> list[Tensor]:
     """A step of every member, on its own batch; the losses."""
-    steps = [Step(0, 1, trainer.train_set.images, trainer.train_set.labels) for trainer in stack.trainers]
+    steps = [(0, 1, trainer.train_set.images, trainer.train_set.labels) for trainer in stack.trainers]
     return [loss for loss, _ in stack.step(steps)]
 
 

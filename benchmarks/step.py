@@ -26,6 +26,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import icpctl
+from icpctl.methods.icp.method import ICP
 from icpctl.models.network import choose_device, set_precision
 from icpctl.training.graphs import cuda_graph
 from icpctl.training.trainer import Trainer
@@ -97,8 +98,8 @@ def reference(trainer: Trainer, collect: bool = True, clean_pass: bool = True) -
 def check(model: str, optimizer: str, steps: int, batch: int, device: torch.device) -> float:
     """The largest relative difference between the three in float64, of x_T − x, the losses and the gradients."""
     trainer = engine(model, optimizer, steps, batch, device)
-    distiller = trainer.distiller
-    assert distiller is not None
+    assert isinstance(trainer.method, ICP)
+    distiller = trainer.method.distiller
     move_statistics(trainer.model)
     trainer.model.double().train()
     x, y = (each.double() if each.is_floating_point() else each for each in inputs(trainer))

@@ -27,7 +27,6 @@ from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
 from icpctl.report.groups import value_text
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
-from icpctl.runs.table import METHOD
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
@@ -197,7 +196,7 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
         shown = (
-            name for name in varied if _matters(name, config) and (name != "direction" or run.planned.role == "control")
+            name for name in varied if config.uses(name) and (name != "direction" or run.planned.role == "control")
         )
         settings = "".join(f" {name}={value_text(getattr(config, name))}" for name in shown)
         line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
@@ -254,14 +253,9 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
 def _varied(planned: Sequence[PlannedRun]) -> list[str]:
     """The settings in which the runs differ, and that their ids do not show."""
     values = {
-        name: {getattr(run.config, name) for run in planned if _matters(name, run.config)}
-        for name in RunConfig.model_fields
+        name: {getattr(run.config, name) for run in planned if run.config.uses(name)} for name in RunConfig.model_fields
     }
     return [name for name in values if len(values[name]) > 1 and name not in IN_RUN_ID]
-
-
-def _matters(name: str, config: RunConfig) -> bool:
-    return config.optimizer != "none" or name not in METHOD
 
 
 def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:

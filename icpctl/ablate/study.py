@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
+from icpctl.config.catalogue import PLAIN
 from icpctl.config.cost import compute_matched
 from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import load_toml, typed_settings
@@ -163,11 +164,11 @@ class Study:
 
     def _with_companions(self, config: RunConfig) -> Iterator[PlannedRun]:
         yield PlannedRun(config.baseline(), "baseline")
-        if config.optimizer == "none":
+        if config.method == PLAIN:
             return
         constructive = config.direction == "descend"
         yield PlannedRun(config, "method" if constructive else "control")
-        if self.controls and constructive:
+        if self.controls and constructive and config.uses("direction"):
             for direction in ("ascend", "random"):
                 yield PlannedRun(config.altered(direction=direction), "control")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
+from icpctl.ablate.study import Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.files import write_atomic
 from icpctl.report.groups import references
@@ -45,8 +46,8 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
             twins[kind] if twins.get(kind) in data and _same(data[twins[kind]], data[run.config.run_id]) else ""
             for run, twins in zip(planned, compared, strict=True)
         ]
-    inert = [name for name in table if name in METHOD]
-    table[inert] = table[inert].mask(table["optimizer"] == "none")
+    for name in METHOD:
+        table[name] = table[name].where(np.array([run.config.uses(name) for run in planned]))
     first = ["run_id", "role", "state", "error", "passes", "seconds", "threads", "device", *COMPARED]
     machine = [name for name in RunConfig.model_fields if not declaration(name).identity and name != "device"]
     return table[[*first, *(name for name in table if name not in (*first, *machine))]]
@@ -68,6 +69,8 @@ def write_study_table(output: Path) -> pd.DataFrame:
     """
     file = output / STUDY_TABLE
     with study_lock(output):  # another ablation may come to its end at this moment
-        table = study_table(Definition.read(output / STUDY_FILE, recorded=True).runs(), output)
+        definition = Definition.kept(output)
+        assert definition is not None
+        table = study_table(definition.runs(), output)
         write_atomic(file, csv_text(table).encode())
     return table

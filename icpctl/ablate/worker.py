@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -153,6 +154,7 @@ def _claimed(folder: RunFolder) -> Claim | Outcome:
 def _train(
     taken: Mapping[str, _Taken], output: Path, fingerprints: Mapping[str, str], should_stop: Callable[[], bool]
 ) -> dict[str, Outcome]:
+    from icpctl.training import engine
     from icpctl.training.stack import train_stack
 
     def asked_to_stop(config: RunConfig) -> bool:
@@ -169,15 +171,19 @@ def _train(
             except OSError as error:
                 outcomes[run_id] = _failed(run.folder, run.config, error)
         configs = [taken[run_id].config for run_id in displays]
+        stopped: list[BaseException | None] = [None] * len(configs)
         try:
-            stopped = train_stack(
-                configs,
-                output,
-                displays=list(displays.values()),
-                should_stop=asked_to_stop,
-                fingerprints=fingerprints,
-            )
-        except Exception as error:  # that stopped all of them
+            if len(configs) == 1:
+                (config,), (display,) = configs, displays.values()
+                should = partial(asked_to_stop, config)
+                expected = fingerprints.get(config.run_id, "")
+                engine.train(config, output, display=display, should_stop=should, fingerprint=expected)
+            elif configs:
+                shown = list(displays.values())
+                stopped = train_stack(
+                    configs, output, displays=shown, should_stop=asked_to_stop, fingerprints=fingerprints
+                )
+        except (Exception, engine.Interrupted) as error:  # that stopped all of them
             stopped = [error] * len(configs)
     return outcomes | {
         config.run_id: Outcome("finished") if error is None else _stopped(taken[config.run_id], error)

@@ -16,6 +16,7 @@ from icpctl.config.run import (
     located,
     option,
     resolve,
+    settings_of_methods,
     truth_for_number,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "located",
     "option",
     "resolve",
+    "settings_of_methods",
     "truth_for_number",
 ]

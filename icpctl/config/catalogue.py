@@ -30,6 +30,8 @@ class MethodRow:
     A forward pass of the network counts 1, a backward pass 1 for the gradients of the features and 1 for those of the weights.
     """
 
+    label: str
+    """Its name where its variants are pooled."""
     summary: str
     """One sentence, without its full stop."""
     variants: Mapping[str, Variant]
@@ -59,11 +61,13 @@ def _icp_passes(config: RunConfig) -> int:
 
 METHODS: dict[str, MethodRow] = {
     PLAIN: MethodRow(
+        "baseline",
         "Plain training: the task loss alone",
         {PLAIN: Variant("baseline", "#000000", "X")},
         "icpctl.methods.plain:Plain",
     ),
     "icp": MethodRow(
+        "ICP",
         "The features of a constructively perturbed input are targets for those of the original one (arXiv 2505.14751)",
         {
             "sgd": Variant("SGD-ICP", "#CC79A7", "s"),
@@ -76,11 +80,6 @@ METHODS: dict[str, MethodRow] = {
     ),
 }
 """In the order of tables and figures; the colours are of the palette of Okabe and Ito."""
-
-
-def variant_of(method: str, optimizer: str) -> str:
-    """The key in `variants` of a run with this method and input optimizer."""
-    return optimizer if optimizer in METHODS[method].variants else method
 
 
 def variants() -> dict[str, Variant]:

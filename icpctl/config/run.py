@@ -391,10 +391,14 @@ class RunConfig(BaseModel):
         """The metric on held-out images whose largest value chooses the best epoch."""
         return SELECTION[self.task]
 
+    @property
+    def variant(self) -> str:
+        """The method by its own name, or the input optimizer where that makes variants of it; see `catalogue.variants`."""
+        return self.optimizer if self.optimizer in METHODS[self.method].variants else self.method
+
     def uses(self, name: str) -> bool:
         """Whether a setting is of the run's method, or of no method; in a baseline, those of methods mean nothing."""
-        group = declaration(name).group
-        return group not in _groups_of_methods() or group in METHODS[self.method].groups or name == "optimizer"
+        return name not in settings_of_methods() or declaration(name).group in METHODS[self.method].groups
 
     @property
     def run_id(self) -> str:
@@ -502,20 +506,21 @@ def located(dataset: object) -> object:
     return FOLDER + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
 
 
-def _groups_of_methods() -> set[str]:
-    return {group for row in METHODS.values() for group in row.groups}
+def settings_of_methods() -> list[str]:
+    """The settings that mean something with a method of which they are, and not in a baseline."""
+    groups = {group for row in METHODS.values() for group in row.groups}
+    return [n for n in RunConfig.model_fields if declaration(n).group in groups and n != "optimizer"]
 
 
 @cache
 def _unused(method: str, optimizer: str, task: str) -> list[str]:
     """The settings that mean nothing with this method and input optimizer, or for this task."""
-    others = _groups_of_methods() - {*METHODS[method].groups}
+    names = [name for name in settings_of_methods() if declaration(name).group not in METHODS[method].groups]
     if task != "generation":
-        others.add("generation")
-    names = [name for name in RunConfig.model_fields if declaration(name).group in others]
+        names += [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
     ademamix = ["beta3", "alpha", "icp_weight_decay"]
     names += {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
-    return [name for name in dict.fromkeys(names) if name not in ("optimizer", "steps")]
+    return [name for name in dict.fromkeys(names) if name != "steps"]
 
 
 def declaration(field: FieldInfo | str) -> Declared:

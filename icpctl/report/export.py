@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from icpctl.config import RunConfig, declaration
+from icpctl.config.catalogue import PLAIN
 from icpctl.errors import UserError
 from icpctl.files import not_writable, write_atomic
 from icpctl.runs.folder import TENSORBOARD, RunRecord
@@ -138,7 +139,7 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
     records = list(records)
     try:
         for record, version in zip(records, data_versions(records), strict=True):
-            run_id, optimizer = record.config.run_id, record.config.optimizer
+            run_id, variant = record.config.run_id, record.config.variant
             state = str(record.status.get("state") or "unknown")
             with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as temporary:
                 run = init(
@@ -147,7 +148,7 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
                     id=run_id,
                     name=run_id,
                     group=of_version(record.config.group_id, version),
-                    job_type="baseline" if optimizer == "none" else optimizer,
+                    job_type="baseline" if variant == PLAIN else variant,
                     tags=[state],
                     config=_settings(record.config),
                     settings=quiet,

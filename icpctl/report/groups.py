@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 
 from icpctl.config import RunConfig, choices, declaration
+from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.config.cost import compute_matched
 from icpctl.errors import UserError, unknown
 from icpctl.runs.table import METHOD, of_version
 from icpctl.terminal import printable
-
-NAMES = {"none": "baseline", "sgd": "SGD-ICP", "adam": "Adam-ICP", "ademamix": "AdEMAMix-ICP"}
-"""The input optimizers and the names of their methods, in the order of the rows."""
 
 AGAINST = {
     "baseline": "the baseline",
@@ -28,6 +26,9 @@ AGAINST = {
 }
 """What a run is compared with, in words."""
 
+TOLD_BY_OPTIMIZER = {PLAIN, "icp"}
+"""Methods that the column of the input optimizer tells apart, so that none of the method is needed."""
+
 SIGNS = {"steps": "T", "icp_lr": "η", "beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "alpha": "α", "eps": "ε"}
 """The paper's signs, for names that have to be short."""
 
@@ -36,9 +37,11 @@ def references(config: RunConfig) -> dict[str, RunConfig]:
     """What a run is compared with, on the same seed: its twins by the keys of `AGAINST`; of a control also the run of
     the method, as `descend`. A baseline has none.
     """
-    if config.optimizer == "none":
+    if config.method == PLAIN:
         return {}
     found = {"baseline": config.baseline(), "compute-matched": compute_matched(config)}
+    if not config.uses("direction"):
+        return found
     others = ("ascend", "random") if config.direction == "descend" else ("descend",)
     return found | {direction: config.altered(direction=direction) for direction in others}
 
@@ -87,7 +90,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     member: dict[str, str] = {}
     for group_id in _ordered(configs, versions, twins, roles, apart):
         config, role = configs[group_id], roles[group_id]
-        shown = [name for name in apart if means(name, config)]
+        shown = [name for name in apart if config.uses(name)]
         if by and "epochs" not in by and role != "compute-matched":
             shown = [name for name in shown if name != "epochs"]
         values = {name: getattr(config, name) for name in shown}
@@ -95,7 +98,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         row |= {"data": versions[group_id] or None, **values}
         key = group_id
         if by:
-            text = repr([*row.items(), config.direction, config.optimizer == "none"])
+            text = repr([*row.items(), config.direction, config.method == PLAIN])
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
         member[group_id] = key
         rows.setdefault(key, row)
@@ -121,7 +124,7 @@ def _roles(configs: Mapping[str, RunConfig], twins: Twins) -> dict[str, str]:
     matched = there["compute-matched"] - there["baseline"]
 
     def role(group_id: str, config: RunConfig) -> str:
-        if config.optimizer == "none":
+        if config.method == PLAIN:
             return "compute-matched" if group_id in matched else "baseline"
         return "method" if config.direction == "descend" else "control"
 
@@ -137,8 +140,8 @@ def _ordered(
 ) -> list[str]:
     """The groups in the order of the tables, one version of the data after the other: each baseline, those of equal compute, the methods with their controls."""
     first = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
-    plain = [name for name in apart if name not in METHOD and name != "optimizer"]
-    names = ["optimizer", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
+    plain = [name for name in apart if name not in METHOD | {"method", "optimizer"}]
+    names = ["variant", *(name for name in apart if name in METHOD and name != "direction"), "direction"]
 
     def rank(group_id: str) -> tuple[Any, ...]:
         config = configs[group_id]
@@ -147,7 +150,7 @@ def _ordered(
         return (
             (config.task, config.model, config.dataset, versions[group_id]),
             [_rank(family, name) for name in plain],
-            config.optimizer != "none",
+            config.method != PLAIN,
             [_rank(config, name) for name in (*plain, *names)],
         )
 
@@ -161,7 +164,7 @@ def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[Run
         of_kind = [key for key in rows if kinds[key] == kind]
         # That a baseline at equal compute has other epochs is in its own name alone.
         others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in members[key]]
-        named = [name for name in varied(others) if name in apart and name not in ("optimizer", "direction")]
+        named = [name for name in varied(others) if name in apart and name not in ("method", "optimizer", "direction")]
         several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
         for key in of_kind:
             rows[key]["label"] = _label(members[key], rows[key], named, several)
@@ -190,7 +193,9 @@ def varied(configs: Sequence[RunConfig]) -> list[str]:
     for name in RunConfig.model_fields:
         if name in ("model", "dataset", "seed") or not declaration(name).identity:
             continue
-        active = [config for config in configs if means(name, config)]
+        active = [config for config in configs if config.uses(name)]
+        if name == "method" and {config.method for config in active} <= TOLD_BY_OPTIMIZER:
+            continue
         if len({getattr(config, name) for config in active}) > 1 and not all(is_default(name, each) for each in active):
             apart.append(name)
     return apart
@@ -202,7 +207,7 @@ def shared(configs: Sequence[RunConfig]) -> dict[str, object]:
     for name in RunConfig.model_fields:
         if name in ("model", "dataset", "seed") or not declaration(name).identity:
             continue
-        active = [config for config in configs if means(name, config)]
+        active = [config for config in configs if config.uses(name)]
         if len({getattr(config, name) for config in active}) == 1 and not all(
             is_default(name, each) for each in active
         ):
@@ -214,11 +219,6 @@ def is_default(name: str, config: RunConfig) -> bool:
     """Whether a setting has the value that it has when it is not given."""
     field = RunConfig.model_fields[name]
     return bool(getattr(config, name) == field.get_default(call_default_factory=True, validated_data=config.__dict__))
-
-
-def means(name: str, config: RunConfig) -> bool:
-    """Whether a setting means something in a run; the method's mean nothing in a baseline."""
-    return config.optimizer != "none" or name not in METHOD
 
 
 def check_settings(names: Sequence[str], where: str) -> list[str]:
@@ -250,11 +250,11 @@ def value_text(value: Any) -> str:
 
 def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:
     """The place of a value: none first, then in the order of the choices, of numbers, or of the alphabet."""
+    if name == "variant":
+        return (1, [*variants()].index(config.variant))
     value = getattr(config, name)
-    if value is None or not means(name, config):
+    if value is None or not config.uses(name):
         return (0,)
-    if name in ("optimizer", "direction"):
-        return (1, [*NAMES, *choices("direction")].index(value))
     listed = choices(name)
     return (1, listed.index(value) if listed else value)
 
@@ -262,10 +262,11 @@ def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:
 def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence[str], several: bool) -> str:
     """What a group is called in a sentence or a legend."""
     config = configs[0]
-    parts = [NAMES[config.optimizer] if len({config.optimizer for config in configs}) == 1 else "ICP"]
+    one = len({config.variant for config in configs}) == 1
+    parts = [variants()[config.variant].label if one else METHODS[config.method].label]
     if row["role"] == "control":
         parts[0] += f" {config.direction}"
-    if row["role"] == "compute-matched" or (config.optimizer == "none" and "epochs" in named and "epochs" in row):
+    if row["role"] == "compute-matched" or (config.method == PLAIN and "epochs" in named and "epochs" in row):
         parts[0] += f" of {config.epochs} epochs"
         named = [name for name in named if name != "epochs"]
     shown = [name for name in named if name in row and not (_is_switch(name) and is_default(name, config))]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.config import RunConfig
+from icpctl.config.catalogue import PLAIN
 from icpctl.report.groups import AGAINST, Grouping, shared, twin_places, value_text, varied
 from icpctl.report.measures import feature_letters
 from icpctl.runs.folder import RunRecord
@@ -95,7 +96,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
         return []
     notes = []
     present = set(zip(runs["group_id"], runs["seed"], strict=True))
-    method = runs["optimizer"] != "none"
+    method = runs["method"] != PLAIN
     baselines = zip(runs["baseline_id"], runs["seed"], strict=True)
     alone = runs["run_id"][method & np.array([baseline not in present for baseline in baselines])]
     if len(alone):
@@ -135,7 +136,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
 
 def unsaid(configs: Sequence[RunConfig], by: Sequence[str], metrics: Iterable[str]) -> str:
     """What the tables leave unsaid."""
-    methods = [config for config in configs if config.optimizer != "none"]
+    methods = [config for config in configs if config.method != PLAIN]
     always = {
         name: values.pop()
         for name in ("epochs", "steps", "icp_lr")  # whatever their defaults, for no one knows these by heart

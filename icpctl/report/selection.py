@@ -88,7 +88,7 @@ def _values(name: str, pieces: Sequence[str], where: str) -> Condition:
     values = [typed_settings({name: text}, where)[name] for text in texts]
 
     def is_true(config: RunConfig) -> bool:
-        if config.optimizer == "none" and name in METHOD:
+        if not config.uses(name):
             return False
         value = getattr(config, name)
         return value in values or (value is not None and any(low <= value <= high for low, high in intervals))
@@ -101,6 +101,6 @@ def _expression(text: str, where: str) -> Condition:
 
     def is_true(config: RunConfig) -> bool:
         truth = holds(text, dict(config), where)  # of a baseline too, so that what cannot be read is said
-        return truth and not (config.optimizer == "none" and of_method)
+        return truth and all(config.uses(name) for name in of_method)
 
     return is_true

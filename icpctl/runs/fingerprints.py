@@ -20,13 +20,24 @@ def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str]:
     return config.dataset, config.data_dir, config.image_size, config.crop
 
 
-def load_data(config: RunConfig) -> data.ImageData:
+def load_data(config: RunConfig, expected: str = "") -> data.ImageData:
     """The data set of a run.
 
+    Args:
+        config: of the run.
+        expected: the fingerprint that the study saw at its start; empty: whatever is there.
+
     Raises:
+        OtherDataError: it has another fingerprint.
         UserError: as `icpctl.data.load`.
     """
-    return data.load(*data_source(config))
+    images = data.load(*data_source(config))
+    if expected not in ("", images.fingerprint):
+        raise OtherDataError(
+            f"{config.dataset} is not what the study was started with. Restore the data, where every machine has the same, and "
+            "go on with --resume."
+        )
+    return images
 
 
 def is_finished(folder: RunFolder) -> bool:

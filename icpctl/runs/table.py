@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icpctl.config import RunConfig, declaration
+from icpctl.config import RunConfig, settings_of_methods
 from icpctl.config.cost import passes
 from icpctl.runs.folder import TIMINGS, RunRecord
 from icpctl.terminal import printable
 
-METHOD = frozenset(
-    name
-    for name in RunConfig.model_fields
-    if name != "optimizer" and declaration(name).group in ("perturbation", "distillation")
-)
+METHOD = frozenset(settings_of_methods())
 """The settings that mean nothing in a baseline."""
 
 COSTS = ("seconds", "passes", "images_per_second")

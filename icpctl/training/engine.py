@@ -125,6 +125,7 @@ def train(
     overwrite: bool = False,
     display: Display | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    fingerprint: str = "",
 ) -> Run:
     """Train one run, or go on with it where it was left.
 
@@ -136,6 +137,7 @@ def train(
         overwrite: start anew, also if the run is finished.
         display: sees the run go by; none shows nothing.
         should_stop: asked after every batch; at True the state is saved and `Interrupted` raised.
+        fingerprint: of the data that the run has to be trained on; empty: whatever is there.
 
     Returns:
         The run. A finished one is returned as it is.
@@ -154,7 +156,7 @@ def train(
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
-            images = load_data(config)
+            images = load_data(config, fingerprint)
             display.say(images.summary())
             trainer = Trainer(config, images, device, shared, display.say)
             trainer.check()

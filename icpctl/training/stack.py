@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from icpctl.config import RunConfig, declaration
 from icpctl.methods.base import Batch, Loss
 from icpctl.models.network import choose_device, set_precision
-from icpctl.runs.fingerprints import OtherDataError, is_finished, load_data
+from icpctl.runs.fingerprints import is_finished, load_data
 from icpctl.runs.folder import RunFolder
 from icpctl.training.display import Display
 from icpctl.training.engine import check, in_words, sole_writer
@@ -51,14 +51,14 @@ def train_stack(
     should_stop: Callable[[RunConfig], bool] = lambda config: False,
     fingerprints: Mapping[str, str] = MappingProxyType({}),
 ) -> list[BaseException | None]:
-    """Train several runs at once, or go on with them.
+    """Train several runs at once, or go on with them; the arguments are those of `icpctl.train` for each run.
 
     Args:
         configs: runs with one `RunConfig.stack_id`.
         output: the results folder.
         displays: one for each run; none shows nothing.
         should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
-        fingerprints: of the data that runs have to be trained on, by their ids; none: whatever is there.
+        fingerprints: of the data of each run, by its id.
 
     Returns:
         For each run None, or what stopped it: as `icpctl.train` would raise it. The others go on.
@@ -74,12 +74,7 @@ def train_stack(
                 check(config)
                 if is_finished(folder):
                     continue
-                images = load_data(config)
-                if fingerprints.get(config.run_id, images.fingerprint) != images.fingerprint:
-                    raise OtherDataError(
-                        f"{config.dataset} is not what the study was started with. Restore the data, where every machine has "
-                        "the same, and go on with --resume."
-                    )
+                images = load_data(config, fingerprints.get(config.run_id, ""))
                 locks.enter_context(sole_writer(folder))
                 beside = sessions[0].trainer if sessions else None
                 trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from icpctl.config import RunConfig
-from icpctl.methods.icp.diagnosis import Fault, diagnose
+from icpctl.methods.base import Fault
+from icpctl.methods.icp.diagnosis import diagnose
 from icpctl.training.display import speed
 
 FINE = {

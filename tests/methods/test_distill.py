@@ -298,8 +298,8 @@ def test_feature_shift_is_exact_at_the_default_precision_and_drowns_in_bfloat16(
         x_icp = icpctl.perturb(x, lambda z: F.cross_entropy(model(z), y), name)
         errors = {}
         for enabled in (False, True):
-            precision = torch.autocast("cpu", torch.bfloat16, enabled=enabled)
-            errors[enabled] = [float(e) for e in feature_shift_errors(model, LAYERS, x, x_icp, precision)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                errors[enabled] = [float(e) for e in feature_shift_errors(model, LAYERS, x, x_icp)]
         assert max(errors[False]) < 0.01
         assert max(errors[True]) > 0.05
 
@@ -308,7 +308,7 @@ def test_measuring_the_shift_error_leaves_the_model_alone() -> None:
     model = small_resnet(torch.float32)
     x, _ = batch(torch.float32)
     before = copy.deepcopy(model.state_dict())
-    feature_shift_errors(model, LAYERS, x, x + 0.01, torch.autocast("cpu", torch.bfloat16, enabled=False))
+    feature_shift_errors(model, LAYERS, x, x + 0.01)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
     assert next(model.parameters()).dtype == torch.float32

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from icpctl.models.network import Network
 from icpctl.runs.folder import RunFolder
 from icpctl.runs.metrics import read_metrics
 from icpctl.training import engine
+from icpctl.training import stack as stacking
 from icpctl.training.display import Display
 from icpctl.training.graphs import CapturedSteps, cuda_graph
-from icpctl.training.stack import Result, Stack, Step, UnstackableError, take_steps
+from icpctl.training.session import Session
+from icpctl.training.stack import Stack, UnstackableError, train_members, train_stack
 from icpctl.training.trainer import Trainer
 
 BATCH, BATCHES = 6, 3
@@ -61,8 +62,8 @@ def trainers(number: int, dtype: torch.dtype = torch.float64, **settings: Any) -
     return made
 
 
-def steps_of(members: list[Trainer], epoch: int, batch: int) -> list[Step]:
-    return [Step(epoch, batch, *list(trainer.epoch_batches(epoch))[batch]) for trainer in members]
+def steps_of(members: list[Trainer], epoch: int, batch: int) -> list[Any]:
+    return [(epoch, batch, *list(trainer.epoch_batches(epoch))[batch]) for trainer in members]
 
 
 def flat(value: Any) -> Tensor:
@@ -190,7 +191,7 @@ def values(run_id: str, output: Path) -> Any:
 
 def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [digits(0), digits(1), digits(0, icp_lr=1e-2)]
-    assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3
+    assert train_stack(configs, tmp_path / "stack") == [None] * 3
     for config in configs:
         icpctl.train(config, tmp_path / "single")
         together, alone = (values(config.run_id, tmp_path / folder) for folder in ("stack", "single"))
@@ -202,8 +203,8 @@ def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch:
             (tmp_path / name / config.run_id / "checkpoints/last.pt").stat().st_size for name in ("stack", "single")
         ]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # its own weights alone
-    monkeypatch.setattr(engine, "Trainer", lambda *given, **named: pytest.fail("a finished run was trained"))
-    assert engine.train_stack(configs, tmp_path / "stack") == [None] * 3
+    monkeypatch.setattr(stacking, "Trainer", lambda *given, **named: pytest.fail("a finished run was trained"))
+    assert train_stack(configs, tmp_path / "stack") == [None] * 3
 
 
 def test_runs_that_stopped_at_different_places_catch_up_and_end_together(tmp_path: Path) -> None:
@@ -213,11 +214,11 @@ def test_runs_that_stopped_at_different_places_catch_up_and_end_together(tmp_pat
         asked = iter(range(batches))
         return lambda config: config.seed == 0 and next(asked, None) is None
 
-    interrupted, finished = engine.train_stack(configs, tmp_path, should_stop=stop_after(6))
+    interrupted, finished = train_stack(configs, tmp_path, should_stop=stop_after(6))
     assert isinstance(interrupted, engine.Interrupted)
     assert finished is None
     third = digits(2)
-    assert engine.train_stack([configs[0], third], tmp_path) == [None, None]
+    assert train_stack([configs[0], third], tmp_path) == [None, None]
     for config in (*configs, third):
         assert RunFolder(tmp_path, config).status()["state"] == "finished"
         assert list(values(config.run_id, tmp_path).index.levels[0]) == [0, 1, 2]
@@ -225,7 +226,7 @@ def test_runs_that_stopped_at_different_places_catch_up_and_end_together(tmp_pat
 
 def test_a_member_that_fails_costs_its_run_alone(tmp_path: Path) -> None:
     configs = [digits(0), digits(1, lr=1e30), digits(2)]
-    first, failed, last = engine.train_stack(configs, tmp_path)
+    first, failed, last = train_stack(configs, tmp_path)
     assert (first, last) == (None, None)
     assert isinstance(failed, UserError)
     assert "not finite" in str(failed)
@@ -234,12 +235,12 @@ def test_a_member_that_fails_costs_its_run_alone(tmp_path: Path) -> None:
 
 
 def test_what_fails_for_all_is_said_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(stack: Stack, steps: list[Step]) -> list[Result]:
+    def full(stack: Stack, steps: list[Any]) -> list[Any]:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(Stack, "step", full)
     configs = [digits(0), digits(1)]
-    for config, error in zip(configs, engine.train_stack(configs, tmp_path), strict=True):
+    for config, error in zip(configs, train_stack(configs, tmp_path), strict=True):
         assert isinstance(error, UserError)
         assert "--stack" in str(error)
         assert RunFolder(tmp_path, config).status()["state"] == "failed"
@@ -255,31 +256,43 @@ def test_models_that_cannot_be_stacked_are_trained_alone(tmp_path: Path) -> None
     configs = [
         digits(seed, model="alexnet", image_size=64, optimizer="none", epochs=1, train_size=100) for seed in (0, 1)
     ]
-    assert engine.train_stack(configs, tmp_path, displays=[Listening(), Listening()]) == [None, None]
+    assert train_stack(configs, tmp_path, displays=[Listening(), Listening()]) == [None, None]
     assert len(said) == 2
     assert "alexnet is trained alone" in said[0]
 
 
-@dataclasses.dataclass(eq=False)
-class Counting:
-    """A run that asks for steps and counts what it is sent."""
-
-    places: list[tuple[int, int]]
-    trainer: Any
-    got: list[object] = dataclasses.field(default_factory=list)
-
-    def steps(self) -> Generator[Step, Result, None]:
-        for epoch, batch in self.places:
-            self.got.append((yield Step(epoch, batch, torch.zeros(0), torch.zeros(0))))
-
-
 class Alone:
+    batches = 2
+
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
 
-    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> str:
+    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[str]:
         self.log.append(f"{self.name}{epoch}{batch}")
-        return self.name
+        return (self.name,)
+
+
+class Counting(Session):
+    """A run that begins at a place and counts what its steps give."""
+
+    def __init__(self, epoch: int, batch: int, trainer: Any) -> None:
+        self.config, self.trainer, self.epoch, self.batch = RunConfig(epochs=2), trainer, epoch, batch
+        self.got: list[object] = []
+
+    def batches(self) -> Any:
+        for batch in range(self.batch, 2):
+            yield batch, torch.zeros(0), torch.zeros(0)
+
+    def take(self, *result: Any) -> None:
+        self.got += result
+        self.batch += 1
+
+    def finish_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def begin(self) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,29 +302,28 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
         def __init__(self, members: list[Alone]) -> None:
             self.trainers = members
 
-        def step(self, steps: list[Step]) -> list[str]:
-            log.append("+".join(member.name for member in self.trainers) + f"{steps[0].epoch}{steps[0].batch}")
-            return [member.name for member in self.trainers]
+        def step(self, steps: list[Any]) -> list[tuple[str]]:
+            log.append("+".join(member.name for member in self.trainers) + "{}{}".format(*steps[0]))
+            return [(member.name,) for member in self.trainers]
 
-    monkeypatch.setattr("icpctl.training.stack.Stack", Pair)
-    behind = Counting([(0, 1), (1, 0), (1, 1)], Alone(log, "a"))
-    ahead = Counting([(1, 0), (1, 1), (2, 0)], Alone(log, "b"))
-    assert take_steps([behind, ahead]) == {}
-    assert log == ["a01", "a+b10", "a+b11", "b20"]
-    assert (behind.got, ahead.got) == (["a"] * 3, ["b"] * 3)
+    monkeypatch.setattr(stacking, "Stack", Pair)
+    behind, ahead = Counting(0, 1, Alone(log, "a")), Counting(1, 1, Alone(log, "b"))
+    assert train_members([behind, ahead]) == {}
+    assert log == ["a01", "a10", "a+b11"]
+    assert (behind.got, ahead.got) == (["a"] * 3, ["b"])
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_the_end_of_the_process_ends_every_run(
     stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave(stack: Stack, steps: list[Step]) -> list[Result]:
+    def leave(stack: Stack, steps: list[Any]) -> list[Any]:
         raise stop
 
     monkeypatch.setattr(Stack, "step", leave)
     configs = [digits(0), digits(1)]
     with pytest.raises(stop):
-        engine.train_stack(configs, tmp_path)
+        train_stack(configs, tmp_path)
     for config in configs:
         assert RunFolder(tmp_path, config).status()["state"] == "interrupted"
         assert not RunFolder(tmp_path, config).is_locked()
@@ -339,7 +351,7 @@ def test_members_share_their_images_and_count_a_copy_for_each(monkeypatch: pytes
 def test_the_seconds_of_a_stack_are_shared_among_its_runs(tmp_path: Path) -> None:
     began = time.perf_counter()
     configs = [digits(0), digits(1), digits(2)]
-    engine.train_stack(configs, tmp_path)
+    train_stack(configs, tmp_path)
     elapsed = time.perf_counter() - began
     rows = [read_metrics(tmp_path / config.run_id, config)[0] for config in configs]
     assert sum(float(each[each["metric"] == "seconds"]["value"].sum()) for each in rows) <= elapsed

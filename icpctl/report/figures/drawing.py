@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from icpctl.config.catalogue import PLAIN, Variant, variants
 from icpctl.report import Report
-from icpctl.report.figures.style import BLUE, DPI, GREEN, PURPLE, SKY, VERMILION, Drawing
-from icpctl.report.groups import NAMES, short_dataset, value_text
+from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
+from icpctl.report.groups import short_dataset, value_text
 from icpctl.report.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.report.statistics import describe
 from icpctl.runs.folder import RunRecord
@@ -32,10 +33,7 @@ MOST_PARTS = 6
 LOG_FROM = 20
 """An axis of positive values is logarithmic where the largest is more than so many times the smallest."""
 POOLED = "pooled"
-"""Stands for the input optimizer where a row of the report is of several."""
-
-METHODS = {"sgd": (PURPLE, "s"), "adam": (BLUE, "o"), "ademamix": (VERMILION, "D"), POOLED: (SKY, "v")}
-"""Colour and marker of each input optimizer."""
+"""Stands for the variant where a row of the report is of several."""
 DIRECTIONS = {"descend": ("-", "full"), "ascend": ("--", "none"), "random": (":", "bottom")}
 """Line, and filling of the marker, of each direction."""
 ROLES = {"baseline": (BLACK, "-."), "descend": (BLUE, "-"), "ascend": (VERMILION, "--"), "random": (GREEN, ":")}
@@ -51,7 +49,7 @@ class Part:
     metric: str
     runs: pd.DataFrame
     """Of `Report.runs`, those that count, in the order of their rows in the report, with the columns row, role and label;
-    optimizer is POOLED where rows pool it; the direction of a baseline is empty."""
+    variant, as of `RunConfig.variant`, or POOLED where rows pool it; the direction of a baseline is empty."""
     where: str
     """What the part is of, where there are several."""
     suffix: str
@@ -110,8 +108,10 @@ def parts(report: Report) -> tuple[list[Part], str]:
     runs = runs.sort_values("row", key=lambda rows: rows.map(place), kind="stable")
     constructive = runs["role"].isin(["method", "control"])
     runs["direction"] = runs["direction"].where(constructive, "")
-    if "optimizer" not in report.grouping.settings and runs["optimizer"][constructive].nunique() > 1:
-        runs["optimizer"] = runs["optimizer"].mask(constructive, POOLED)
+    runs["variant"] = [report.records[run_id].config.variant for run_id in runs["run_id"]]
+    told = {"method", "optimizer"} & set(report.grouping.settings)
+    if not told and runs["variant"][constructive].nunique() > 1:
+        runs["variant"] = runs["variant"].mask(constructive, POOLED)
     for name in report.grouping.settings:  # a value that is not given is one too
         if runs[name].isna().any():
             runs[name] = runs[name].map(value_text)
@@ -219,29 +219,30 @@ def legend(figure: Figure, entries: Mapping[str, Line2D], columns: int = 3) -> N
     )
 
 
-def line_style(optimizer: str, direction: str) -> dict[str, Any]:
-    """How matplotlib draws the line of an input optimizer and direction; of a baseline too."""
-    if optimizer == "none":
-        return {"color": BLACK, "linestyle": ROLES["baseline"][1], "marker": "X", "markersize": 6, "linewidth": 1.5}
-    colour, marker = METHODS[optimizer]
+def line_style(variant: str, direction: str) -> dict[str, Any]:
+    """How matplotlib draws the line of a variant and direction; of a baseline too."""
+    _, colour, marker = (variants() | {POOLED: Variant("", SKY, "v")})[variant]
+    if variant == PLAIN:
+        line = ROLES["baseline"][1]
+        return {"color": colour, "linestyle": line, "marker": marker, "markersize": 6, "linewidth": 1.5}
     line, filling = DIRECTIONS[direction]
     shape = {"marker": marker, "fillstyle": filling, "markersize": 5.5}
     return {"color": colour, "linestyle": line, "linewidth": 1.5, **shape}
 
 
-def series_label(optimizer: str, direction: str) -> str:
-    """What the line of an input optimizer and direction is called."""
-    name = "ICP" if optimizer == POOLED else NAMES[optimizer]
+def series_label(variant: str, direction: str) -> str:
+    """What the line of a variant and direction is called."""
+    name = "ICP" if variant == POOLED else variants()[variant].label
     return name if direction in ("", "descend") else f"{name} {direction}"
 
 
 def series(data: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """The rows of each optimizer and direction, in the order of the legend: the baseline, then by optimizer."""
-    found = dict(list(data.groupby(["optimizer", "direction"], sort=False)))
-    for optimizer in ("none", *METHODS):
+    """The rows of each variant and direction, in the order of the legend: as in the catalogue, the baseline first."""
+    found = dict(list(data.groupby(["variant", "direction"], sort=False)))
+    for variant in (*variants(), POOLED):
         for direction in ("", *DIRECTIONS):
-            if (optimizer, direction) in found:
-                yield optimizer, direction, found[optimizer, direction]
+            if (variant, direction) in found:
+                yield variant, direction, found[variant, direction]
 
 
 def error_bars(axes: Axes, x: Values, data: pd.DataFrame, scale: float, style: Mapping[str, Any]) -> None:

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from icpctl import data
 from icpctl.config import RunConfig, choices, declaration
+from icpctl.config.catalogue import PLAIN, variants
 from icpctl.errors import UserError
 from icpctl.methods.icp import perturbation as icp
 from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
 from icpctl.report.figures.style import DPI, styled
-from icpctl.report.groups import NAMES, is_default, short_dataset, value_text
+from icpctl.report.groups import is_default, short_dataset, value_text
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import METHOD
 
@@ -111,21 +112,21 @@ def row_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
 
     A setting that differs between the methods is named where it means something: α is none of Adam-ICP's.
     """
-    active = [config for config in configs if config.optimizer != "none"]
+    active = [config for config in configs if config.method != PLAIN]
     apart = [name for name in RunConfig.model_fields if name in METHOD and name != "direction"]
     apart = [name for name in apart if len({getattr(config, name) for config in active}) > 1]
 
     def parts(config: RunConfig) -> list[str]:
-        parts = [NAMES[config.optimizer]]
+        parts = [variants()[config.variant].label]
         if config.direction != "descend":
             parts.append(config.direction)
-        if config.optimizer != "none":
+        if config.method != PLAIN:
             parts += [f"{name} {value_text(getattr(config, name))}" for name in apart if _means(config, name, active)]
         return parts
 
     def rank(config: RunConfig) -> tuple[Any, ...]:
         return (
-            list(NAMES).index(config.optimizer),
+            list(variants()).index(config.variant),
             choices("direction").index(config.direction),
             *(getattr(config, name) for name in apart),
         )
@@ -231,7 +232,7 @@ def _header(config: RunConfig, seed: int) -> str:
     shared = []
     for name in RunConfig.model_fields:
         if (
-            name in {"model", "dataset", "image_size", "seed", "epochs", "optimizer"} | METHOD
+            name in {"model", "dataset", "image_size", "seed", "epochs", "method", "optimizer"} | METHOD
             or not declaration(name).identity
         ):
             continue

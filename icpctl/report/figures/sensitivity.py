@@ -12,10 +12,11 @@ import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
+from icpctl.config.catalogue import PLAIN, variants
 from icpctl.report.figures.drawing import (
     BLACK,
     INTERVALS,
-    METHODS,
+    POOLED,
     Part,
     Values,
     error_bars,
@@ -52,7 +53,7 @@ def axis_drawings(part: Part) -> list[Drawing]:
 def heat_maps(part: Part) -> list[Drawing]:
     """The difference from the baseline for each pair of settings; the input optimizer counts as one."""
     runs = part.runs[(part.runs["role"] == "method")]
-    axes = [name for name in ("optimizer", *_settings(part)) if runs[name].nunique() > 1]
+    axes = [name for name in ("variant", *_settings(part)) if runs[name].nunique() > 1]
     differences = _differences(part, runs)
     pairs = [
         (a, b, table)
@@ -66,7 +67,7 @@ def heat_maps(part: Part) -> list[Drawing]:
 def _settings(part: Part) -> list[str]:
     """The settings that vary among the runs of the method and its controls, but for optimizer and direction."""
     runs = part.runs[part.constructive]
-    named = [name for name in part.settings if name not in ("optimizer", "direction")]
+    named = [name for name in part.settings if name not in ("method", "optimizer", "direction")]
     return [name for name in named if runs[name].nunique(dropna=False) > 1]
 
 
@@ -75,12 +76,12 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
     runs = part.runs[part.constructive | (part.runs["role"] == "baseline")]
     runs = runs.assign(value=runs[name].mask(~part.constructive, pd.NA) if name in METHOD else runs[name])
     # A line of one value shows nothing: an optimizer that has no such setting, or controls of one value alone.
-    values = runs.groupby(["optimizer", "direction"])["value"].transform("nunique")
-    runs = runs[(values > 1) | (runs["optimizer"] == "none")]
-    lines = runs[runs["optimizer"] != "none"]
+    values = runs.groupby(["variant", "direction"])["value"].transform("nunique")
+    runs = runs[(values > 1) | (runs["variant"] == PLAIN)]
+    lines = runs[runs["variant"] != PLAIN]
     if lines.empty:
         return []
-    table = over_seeds(runs[[part.metric]], runs[["optimizer", "direction", "value"]], runs["seed"])
+    table = over_seeds(runs[[part.metric]], runs[["variant", "direction", "value"]], runs["seed"])
     if table.empty:
         return []
 
@@ -91,8 +92,8 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
     entries: dict[str, Line2D] = {}
     found = list(series(table))
     step = min(0.014 * span, 0.6 * gap / len(found))
-    for number, (optimizer, direction, data) in enumerate(found):
-        style = line_style(optimizer, direction)
+    for number, (variant, direction, data) in enumerate(found):
+        style = line_style(variant, direction)
         if data["value"].isna().all():  # of the baseline, which has no such setting
             low, mean, high = (data[end].iloc[0] * measure.scale for end in ("low", "mean", "high"))
             line = axes.axhline(mean, color=BLACK, linestyle=style["linestyle"], linewidth=style["linewidth"])
@@ -103,7 +104,7 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
             x = places[[shown.index(value) for value in data.index]] + (number - (len(found) - 1) / 2) * step
             error_bars(axes, x, data, measure.scale, style)
             line = Line2D([], [], **style)
-        entries[series_label(optimizer, direction)] = line
+        entries[series_label(variant, direction)] = line
     label_ticks(axes.xaxis, places, _texts(shown, name))
     limit(axes, measure)
     axes.set_ylabel(part.axis_label)
@@ -120,8 +121,8 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
 
 def _balanced(runs: pd.DataFrame, settings: list[str], name: str) -> bool:
     """Whether each value of the setting was run with the same other settings and seeds."""
-    others = [other for other in settings if other not in (name, "optimizer", "direction")]
-    line = ["optimizer", "direction"]
+    others = [other for other in settings if other not in (name, "method", "optimizer", "direction")]
+    line = ["variant", "direction"]
     number = runs.groupby(line)["value"].transform("nunique")
     there = runs.groupby([*line, "seed", *others], dropna=False)["value"].transform("nunique")
     return bool((number == there).all())
@@ -138,7 +139,7 @@ def _differences(part: Part, runs: pd.DataFrame) -> pd.DataFrame:
 def _cells(differences: pd.DataFrame, runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     """The mean of each cell over the seeds. An optimizer that has one value alone of the other setting is left out."""
     table = over_seeds(differences, runs[[a, b]], runs["seed"])
-    return table[table.groupby(a)[b].transform("nunique") > 1] if a == "optimizer" else table
+    return table[table.groupby(a)[b].transform("nunique") > 1] if a == "variant" else table
 
 
 def _fills(table: pd.DataFrame, a: str, b: str) -> bool:
@@ -217,7 +218,7 @@ def _places(values: list[Any]) -> Values:
 
 def _texts(values: list[Any], name: str) -> list[str]:
     """Values for the ticks of an axis."""
-    names = {optimizer: series_label(optimizer, "") for optimizer in METHODS} if name == "optimizer" else {}
+    names = {variant: series_label(variant, "") for variant in (*variants(), POOLED)} if name == "variant" else {}
     return [folded(names.get(value, value_text(value)), 18) for value in values]
 
 

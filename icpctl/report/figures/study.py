@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from icpctl.config.catalogue import PLAIN
 from icpctl.report import Report
 from icpctl.report.figures.drawing import (
     BLACK,
@@ -138,7 +139,7 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
         lines = [_Line(str(row), name, COLOURS[(i + i // 4) % 4], LINES[i % 4]) for i, (row, name) in listed]
         return [("", lines)], "There are baselines alone." + left_out_text(len(rows), MOST_LINES, "baselines")
     # As many of each optimizer, so that none is left out whole; then in the order of the report.
-    turn = leading.groupby("optimizer").cumcount().sort_values(kind="stable")
+    turn = leading.groupby("variant").cumcount().sort_values(kind="stable")
     chosen = leading[leading.index.isin(turn.index[:MOST_PANELS])]
     shown = []
     for row, label, direction in chosen[["label", "direction"]].itertuples():
@@ -161,8 +162,10 @@ def _draw_curve(axes: Axes, data: pd.DataFrame, scale: float, line: _Line) -> Li
 def _compute(part: Part) -> list[Drawing]:
     """The metric against what a run costs: whether a method is above the line of the baselines."""
     runs, measure = part.runs, part.measure
-    plain_settings = [name for name in part.settings if name not in METHOD | {"optimizer", "direction", "epochs"}]
-    keys = runs[["row", "label", "role", "optimizer", "direction", *plain_settings]]
+    plain_settings = [
+        name for name in part.settings if name not in METHOD | {"method", "optimizer", "direction", "epochs"}
+    ]
+    keys = runs[["row", "label", "role", "variant", "direction", *plain_settings]]
     table = over_seeds(runs[[part.metric]], keys, runs["seed"])
     table["passes"] = table["row"].map(runs.groupby("row")["passes"].mean())
     families = list(table.groupby(plain_settings, sort=False, dropna=False)) if plain_settings else [((), table)]
@@ -176,16 +179,16 @@ def _compute(part: Part) -> list[Drawing]:
     for one, (values, family) in zip(axes, shown, strict=True):
         title = ", ".join(f"{name}={value_text(value)}" for name, value in zip(plain_settings, values, strict=True))
         one.set_title(folded(title, 50), fontsize=9)
-        methods = [data for optimizer, _, data in series(family) if optimizer != "none"]
-        data = pd.concat([family[family["optimizer"] == "none"].sort_values("passes"), *methods])
+        methods = [data for variant, _, data in series(family) if variant != PLAIN]
+        data = pd.concat([family[family["variant"] == PLAIN].sort_values("passes"), *methods])
         data["x"] = _side_by_side(data)
-        for optimizer, direction, of_series in series(data):
-            style = line_style(optimizer, direction)
-            if optimizer != "none":
+        for variant, direction, of_series in series(data):
+            style = line_style(variant, direction)
+            if variant != PLAIN:
                 style["linestyle"] = "none"
                 if crowded:
                     of_series = of_series.assign(low=np.nan, high=np.nan)
-            entries[series_label(optimizer, direction)] = Line2D([], [], **style)
+            entries[series_label(variant, direction)] = Line2D([], [], **style)
             error_bars(one, of_series["x"].to_numpy(float), of_series, measure.scale, style)
         drawn.append(data)
     passes = table["passes"].unique()
@@ -214,19 +217,19 @@ def _side_by_side(data: pd.DataFrame) -> Values:
     distinct = np.unique(x)
     span = np.ptp(distinct) or 1.0
     room = min(0.25 * span, 0.7 * np.diff(distinct).min(initial=span))
-    moved = data[data["optimizer"] != "none"].groupby("passes")["passes"]
+    moved = data[data["variant"] != PLAIN].groupby("passes")["passes"]
     place, number = moved.cumcount(), moved.transform("size")
     offset = ((place + 0.5) / number - 0.5) * np.minimum(room, 0.02 * span * number)
     return np.asarray(x + offset.reindex(data.index, fill_value=0.0).to_numpy(float))
 
 
 def _diagnostics(part: Part) -> list[Drawing]:
-    """What the method did, epoch by epoch: a line for each input optimizer and direction."""
+    """What the method did, epoch by epoch: a line for each variant and direction."""
     runs = part.runs[part.constructive]
     if runs.empty:
         return []
     records = part.records(runs)
-    keys = runs[["optimizer", "direction"]]
+    keys = runs[["variant", "direction"]]
     group = keys.groupby(list(keys), sort=False).ngroup()
     tables = {}
     for name, curve in DIAGNOSTICS.items():
@@ -247,19 +250,19 @@ def _diagnostics(part: Part) -> list[Drawing]:
         if is_wide(values):
             one.set_yscale("log")
         there: list[str] = []
-        for optimizer, direction, data in series(tables[name]):
-            there += [optimizer] * (optimizer not in there)
+        for variant, direction, data in series(tables[name]):
+            there += [variant] * (variant not in there)
             number = len(there) - 1
             # Two that do the same show both: the later is narrower, and has its markers elsewhere.
             apart = {
                 "linewidth": 3.0 - 0.8 * number,
                 "markevery": (number % len(data), max(3, len(data) // 4)),
             }
-            line = _line(one, data, line_style(optimizer, direction) | apart)
-            entries[series_label(optimizer, direction)] = line
+            line = _line(one, data, line_style(variant, direction) | apart)
+            entries[series_label(variant, direction)] = line
         if name == SHIFT:
-            for optimizer, direction, data in series(tables[SMALLEST]):
-                _line(one, data, line_style(optimizer, direction) | {"marker": None, "linewidth": 0.7})
+            for variant, direction, data in series(tables[SMALLEST]):
+                _line(one, data, line_style(variant, direction) | {"marker": None, "linewidth": 0.7})
         if name == CHANGE:
             one.axhline(0, color=BLACK, linewidth=0.8)
         if name == NOISE:
