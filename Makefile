@@ -33,6 +33,7 @@ lint: $(VENV)/installed-test ## ruff and mypy alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
 docs: $(VENV)/installed ## write docs/cli.md anew from the declarations
 	$(BIN)/python docs/generate.py

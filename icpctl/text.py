@@ -1,8 +1,9 @@
-"""Tables on their way to other programs: nothing in them is obeyed there."""
+"""Values and tables as text; nothing in them is obeyed by the program that reads them."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +11,17 @@ from icpctl.terminal import printable
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 """How a cell begins that a spreadsheet computes."""
+
+
+def value_text(value: Any) -> str:
+    """A value of a table or of a setting, for people."""
+    if isinstance(value, tuple):
+        return printable("+".join(value))
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return printable(f"{value:.12g}" if isinstance(value, float) else str(value))
 
 
 def csv_cell(text: str) -> str:

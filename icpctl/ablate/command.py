@@ -25,8 +25,8 @@ from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
-from icpctl.report.groups import value_text
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
+from icpctl.text import value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""

@@ -11,8 +11,8 @@ import pandas as pd
 from icpctl.ablate.study import Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.files import write_atomic
-from icpctl.report.groups import references
 from icpctl.runs.folder import read_record
+from icpctl.runs.references import references
 from icpctl.runs.table import METHOD, runs_table
 from icpctl.text import csv_text
 

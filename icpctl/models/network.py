@@ -94,6 +94,11 @@ def peak_memory(device: torch.device) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
+def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars brought to the host in one go."""
+    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Network:
     """A model on its device, with the mean and standard deviation, (3, 1, 1) in [0, 1], of what it was trained on."""

@@ -18,7 +18,8 @@ from icpctl.errors import UserError
 from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, write
 from icpctl.report.export import Kind, export
-from icpctl.report.tables import Format, render, terminal
+from icpctl.report.formats import Format, render
+from icpctl.report.terminal import terminal
 from icpctl.runs.folder import REPORT, run_folders
 from icpctl.terminal import printable
 

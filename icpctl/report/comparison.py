@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icpctl.report.groups import AGAINST, Grouping, twin_places
+from icpctl.report.groups import Grouping, twin_places
 from icpctl.report.measures import EFFECT, falls, interval_half, measure_of, p_text
 from icpctl.report.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
 from icpctl.runs.folder import FloatArray
+from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, metric_columns, records
 
 VERDICTS = ("better", "worse", "cannot tell", "equal", "no test")

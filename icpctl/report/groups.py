@@ -13,37 +13,16 @@ import pandas as pd
 
 from icpctl.config import RunConfig, choices, declaration
 from icpctl.config.catalogue import METHODS, PLAIN, variants
-from icpctl.config.cost import compute_matched
 from icpctl.errors import UserError, unknown
+from icpctl.runs.references import references
 from icpctl.runs.table import METHOD, of_version
-from icpctl.terminal import printable
-
-AGAINST = {
-    "baseline": "the baseline",
-    "compute-matched": "the baseline of equal compute",
-    "ascend": "its ascending control",
-    "random": "its control in a random direction",
-}
-"""What a run is compared with, in words."""
+from icpctl.text import value_text
 
 TOLD_BY_OPTIMIZER = {PLAIN, "icp"}
 """Methods that the column of the input optimizer tells apart, so that none of the method is needed."""
 
 SIGNS = {"steps": "T", "icp_lr": "η", "beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "alpha": "α", "eps": "ε"}
 """The paper's signs, for names that have to be short."""
-
-
-def references(config: RunConfig) -> dict[str, RunConfig]:
-    """What a run is compared with, on the same seed: its twins by the keys of `AGAINST`; of a control also the run of
-    the method, as `descend`. A baseline has none.
-    """
-    if config.method == PLAIN:
-        return {}
-    found = {"baseline": config.baseline(), "compute-matched": compute_matched(config)}
-    if not config.uses("direction"):
-        return found
-    others = ("ascend", "random") if config.direction == "descend" else ("descend",)
-    return found | {direction: config.altered(direction=direction) for direction in others}
 
 
 @dataclass(frozen=True)
@@ -235,17 +214,6 @@ def check_settings(names: Sequence[str], where: str) -> list[str]:
         if name not in known:
             raise UserError(f"{where}: {unknown('hyper-parameter', name, known)}")
     return list(dict.fromkeys(found))
-
-
-def value_text(value: Any) -> str:
-    """A value of a table or of a setting, for people."""
-    if isinstance(value, tuple):
-        return printable("+".join(value))
-    if value is None or pd.isna(value):
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return printable(f"{value:.12g}" if isinstance(value, float) else str(value))
 
 
 def _rank(config: RunConfig, name: str) -> tuple[Any, ...]:

@@ -9,9 +9,7 @@ from typing import Any
 import pandas as pd
 
 from icpctl.report import Report
-from icpctl.report.groups import AGAINST
-from icpctl.report.measures import MARK, Measure, interval_half, measure_of
-from icpctl.report.tables import (
+from icpctl.report.cells import (
     INTERVAL,
     SHORT,
     compared,
@@ -23,6 +21,8 @@ from icpctl.report.tables import (
     summary_cells,
     texts,
 )
+from icpctl.report.measures import MARK, Measure, interval_half, measure_of
+from icpctl.runs.references import AGAINST
 
 LONG = 40
 """Rows of a table that still fit a page."""

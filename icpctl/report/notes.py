@@ -10,9 +10,11 @@ import pandas as pd
 
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import PLAIN
-from icpctl.report.groups import AGAINST, Grouping, shared, twin_places, value_text, varied
+from icpctl.report.groups import Grouping, shared, twin_places, varied
 from icpctl.report.measures import feature_letters
 from icpctl.runs.folder import RunRecord
+from icpctl.runs.references import AGAINST
+from icpctl.text import value_text
 
 
 def outcomes(runs: pd.DataFrame, diverged: Collection[str], notes: list[str]) -> tuple[pd.Series, pd.Series]:

@@ -16,10 +16,7 @@ from markupsafe import Markup
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from icpctl.report import Report
-from icpctl.report.figures.style import Drawing, encode
-from icpctl.report.groups import AGAINST, value_text
-from icpctl.report.measures import measure_of
-from icpctl.report.tables import (
+from icpctl.report.cells import (
     Columns,
     at_best_epoch,
     compared,
@@ -29,8 +26,11 @@ from icpctl.report.tables import (
     summary_cells,
     who,
 )
+from icpctl.report.figures.style import Drawing, encode
+from icpctl.report.measures import measure_of
+from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
-from icpctl.text import csv_text
+from icpctl.text import csv_text, value_text
 
 PAGE = "report.html"
 OPEN = 12

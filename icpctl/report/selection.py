@@ -10,7 +10,7 @@ from icpctl.config import RunConfig, declaration
 from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, unknown
-from icpctl.report.groups import references
+from icpctl.runs.references import references
 from icpctl.runs.table import METHOD
 
 Condition = Callable[[RunConfig], bool]

@@ -15,8 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from icpctl.data.device import DeviceSplit
-from icpctl.models.network import Network
-from icpctl.training.meter import to_floats
+from icpctl.models.network import Network, to_floats
 
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error, as in Guo et al., arXiv 1706.04599."""

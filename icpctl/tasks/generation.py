@@ -22,11 +22,10 @@ from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
 from icpctl.methods.icp import perturbation as icp
 from icpctl.methods.icp.perturbation import at_least_float32
-from icpctl.models.network import Network, evaluation_batch
+from icpctl.models.network import Network, evaluation_batch, to_floats
 from icpctl.models.vae import VAE, VAEOutput
 from icpctl.seeds import derived_seed
 from icpctl.tasks import fidelity
-from icpctl.training.meter import to_floats
 
 SAMPLE_BATCH = 500  # latents that are drawn from one seed, so that fewer samples are the first of more
 

@@ -55,8 +55,3 @@ class Meter:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
         records = state["records"] if "records" in state else state["outputs"]  # their name before there was a VAE
         self.records, self.first_bad = [part(record) for record in records], state["first_bad"]
-
-
-def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
-    """Scalars brought to the host in one go."""
-    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))

@@ -8,7 +8,8 @@ from reports import configs
 from icpctl.config import RunConfig, resolve
 from icpctl.config.cost import compute_matched
 from icpctl.errors import UserError
-from icpctl.report.groups import Grouping, check_settings, group, references
+from icpctl.report.groups import Grouping, check_settings, group
+from icpctl.runs.references import references
 
 
 def grouped(runs: list[RunConfig], *by: str) -> Grouping:

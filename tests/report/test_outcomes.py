@@ -20,8 +20,8 @@ from reports import write_run
 from icpctl.config import RunConfig, resolve
 from icpctl.report import Report, build, write
 from icpctl.report.figures.study import study_figures
+from icpctl.report.formats import render
 from icpctl.report.measures import measure_of
-from icpctl.report.tables import render
 from icpctl.text import csv_text
 
 

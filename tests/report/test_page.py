@@ -26,10 +26,10 @@ from reports import ODD, configs, write_everything, write_run
 
 from icpctl.config import resolve
 from icpctl.report import Report, build
+from icpctl.report.cells import compared
 from icpctl.report.figures.style import Drawing, styled
 from icpctl.report.groups import short_dataset
 from icpctl.report.page import OPEN, page
-from icpctl.report.tables import compared
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -18,7 +18,7 @@ from icpctl.config import RunConfig, resolve
 from icpctl.config.cost import compute_matched, passes
 from icpctl.errors import UserError
 from icpctl.report import Report, build, write
-from icpctl.report.tables import scorecard
+from icpctl.report.cells import scorecard
 from icpctl.runs.folder import RunFolder
 
 Curve = list[float]

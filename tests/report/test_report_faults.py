@@ -18,9 +18,10 @@ from rich.console import Console
 from icpctl.config import RunConfig, resolve
 from icpctl.errors import UserError
 from icpctl.report import Report, build
+from icpctl.report.cells import at_best_epoch, sentences
 from icpctl.report.command import Request, write_report
+from icpctl.report.formats import render
 from icpctl.report.measures import falls, measure_of, p_text
-from icpctl.report.tables import at_best_epoch, render, sentences
 from icpctl.runs.folder import RunFolder
 
 

@@ -17,10 +17,13 @@ from rich.console import Console
 
 from icpctl.config import RunConfig, resolve
 from icpctl.report import Report, build
-from icpctl.report.groups import AGAINST, short_dataset
+from icpctl.report.cells import compared
+from icpctl.report.formats import Format, render
+from icpctl.report.groups import short_dataset
 from icpctl.report.latex import _latex_text
 from icpctl.report.measures import measure_of
-from icpctl.report.tables import Format, compared, render, terminal
+from icpctl.report.terminal import terminal
+from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
 
 TEX = shutil.which("pdflatex")

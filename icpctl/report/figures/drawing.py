@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from icpctl.config.catalogue import PLAIN, Variant, variants
 from icpctl.report import Report
 from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
-from icpctl.report.groups import short_dataset, value_text
+from icpctl.report.groups import short_dataset
 from icpctl.report.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.report.statistics import describe
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import metric_columns
+from icpctl.text import value_text
 
 Values = NDArray[np.float64]
 

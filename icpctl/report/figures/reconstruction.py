@@ -28,9 +28,10 @@ from icpctl.methods.icp import perturbation as icp
 from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
 from icpctl.report.figures.style import DPI, styled
-from icpctl.report.groups import is_default, short_dataset, value_text
+from icpctl.report.groups import is_default, short_dataset
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import METHOD
+from icpctl.text import value_text
 
 IMAGES = 4  # of the test split
 NOISES = (1, 2, 3, 4)  # the seeds of ε

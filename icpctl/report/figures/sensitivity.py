@@ -34,9 +34,10 @@ from icpctl.report.figures.drawing import (
     series_label,
 )
 from icpctl.report.figures.style import Drawing
-from icpctl.report.groups import SIGNS, value_text
+from icpctl.report.groups import SIGNS
 from icpctl.report.measures import Measure
 from icpctl.runs.table import METHOD
+from icpctl.text import value_text
 
 MOST_PAIRS = 6
 MOST_NUMBERED = 12

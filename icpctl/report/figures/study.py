@@ -40,10 +40,10 @@ from icpctl.report.figures.drawing import (
 )
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
-from icpctl.report.groups import value_text
 from icpctl.report.measures import measure_of
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import METHOD
+from icpctl.text import value_text
 
 __all__ = ["Drawing", "study_figures"]
 

@@ -1,0 +1,39 @@
+"""The report as text, in each of the formats that --format can name."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal, assert_never
+
+from icpctl.report import Report
+from icpctl.report.latex import latex
+from icpctl.report.markdown import escaped, markdown
+from icpctl.text import csv_text
+
+Format = Literal["csv", "markdown", "latex", "json"]
+
+
+def render(report: Report, format: Format) -> str:
+    """The report as text: csv, the summary as it is; json, all of it; markdown and latex (booktabs) for people."""
+    match format:
+        case "csv":
+            return csv_text(report.summary)
+        case "json":
+            return _json(report)
+        case "markdown":
+            parts = [part for task in report.metrics for part in markdown(report, task)]
+            notes = "".join(f"- {escaped(note)}\n" for note in report.notes)
+            return "\n".join([*parts, escaped(report.common), "", *(["Notes:", "", notes] if notes else [])])
+        case "latex":
+            return "\n".join(latex(report, task) for task in report.metrics) or f"% {report.common}\n"
+        case _:
+            assert_never(format)
+
+
+def _json(report: Report) -> str:
+    tables = {"runs": report.runs, "summary": report.summary, "comparisons": report.comparisons}
+    content = {"metrics": dict(report.metrics), "settings": report.common, "notes": report.notes}
+    content |= {
+        name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,70 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from icpctl.report import Report
+from icpctl.report.cells import (
+    MOST_ROWS,
+    at_best_epoch,
+    compared,
+    comparison_cells,
+    explanation,
+    scorecard,
+    sentences,
+    setting_columns,
+    summary_cells,
+    texts,
+    who,
+)
+from icpctl.report.measures import (
+    Measure,
+    measure_of,
+)
+from icpctl.runs.references import AGAINST
+
+
+def markdown(report: Report, task: str) -> Iterator[str]:
+    cells, above = summary_cells(report, task)
+    yield f"{escaped(above)}\n" if above else ""
+    yield _pipe_table(
+        texts(cells, report, task), [name for name in cells if name not in ("group", *setting_columns(report))]
+    )
+    yield f"\n{explanation(report, task)}\n"
+    table = compared(report, task)
+    if len(table):
+        yield _pipe_table(*_differences(table, measure_of(report.metrics[task])))
+        card = scorecard(table)
+        people = card.astype(str).rename(index=AGAINST).rename_axis(f"{who(table)} compared with").reset_index()
+        yield "\n" + _pipe_table(people, list(people.columns[1:])) + "\n"
+        yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(table, MOST_ROWS))
+        if len(changed := at_best_epoch(report, task)):
+            yield "At the best epoch these say something else:\n"
+            yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(changed, MOST_ROWS))
+
+
+def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:
+    """Each comparison as a row of text; and the headings of numbers."""
+    cells = comparison_cells(table)
+    people = pd.DataFrame({heading: [text for text, _ in column] for heading, column in cells.items()})
+    people = people.rename(columns={"difference": f"difference in {measure.name}"})
+    return people, [str(heading) for heading in people if heading not in ("group", "minus", "says")]
+
+
+def _pipe_table(people: pd.DataFrame, numbers: Sequence[str]) -> str:
+    align = ["right" if heading in numbers else "left" for heading in people]
+    people = people.map(escaped).rename(columns=escaped)
+    return people.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def escaped(text: str) -> str:
+    """A text for Markdown, whatever is in it."""
+    return text.translate(_MARKDOWN)
+
+
+_MARKDOWN = str.maketrans(
+    {**{character: f"\\{character}" for character in "\\`*[]|$~"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)

@@ -1,0 +1,189 @@
+"""The report in the terminal: tables that fit its width, and sentences."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from icpctl.report import Report
+from icpctl.report.cells import (
+    INTERVAL,
+    MOST_ROWS,
+    SHORT,
+    at_best_epoch,
+    compared,
+    difference_text,
+    effect_text,
+    explanation,
+    heading_of,
+    interval_text,
+    needed_text,
+    scorecard,
+    sentences,
+    setting_columns,
+    summary_cells,
+    texts,
+    who,
+)
+from icpctl.report.measures import (
+    Measure,
+    measure_of,
+    p_text,
+)
+from icpctl.runs.references import AGAINST
+from icpctl.runs.table import records
+
+SENTENCES = 8
+"""Comparisons of which the terminal shows all the sentences; of more it shows those that claim something."""
+GAP = 2
+
+
+def terminal(report: Report, width: int) -> Iterator[RenderableType]:
+    """What is printed, `width` columns wide: of each task its groups, its comparisons and what they say."""
+    for task in report.metrics:
+        yield rich_table(report, task, width)
+        yield Text(explanation(report, task), "dim")
+        table = compared(report, task)
+        if len(table):
+            measure = measure_of(report.metrics[task])
+            unit = f", {'points' if measure.unit == '%' else measure.unit}" if measure.unit else ""
+            yield Text(f"\nDifferences in {measure.name}{unit}, paired by seed", "bold")
+            yield rich_comparisons(table, measure, width)
+            yield Text(
+                "p: two-sided paired t test, corrected over all comparisons of the metric (Holm). d: mean difference in standard "
+                "deviations of the differences. Needs: so many seeds would show a difference as large as this.",
+                "dim",
+            )
+            yield Text(f"\nWhat the comparisons of {who(table)} say", "bold")
+            yield rich_scorecard(scorecard(table))
+            yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
+            changed = at_best_epoch(report, task)
+            if len(changed):
+                yield Text("\nAt the best epoch these say something else", "bold")
+                yield from (Text(f"• {sentence}") for sentence in sentences(changed, SENTENCES))
+            yield Text("")
+    yield Text(report.common)
+
+
+def rich_scorecard(card: pd.DataFrame) -> Table:
+    """How many comparisons say what."""
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+    table.add_column("with", min_width=len(max(AGAINST.values(), key=len)))
+    for verdict in card:
+        table.add_column(str(verdict), justify="right")
+    for against, row in card.iterrows():
+        table.add_row(AGAINST[str(against)], *map(str, row))
+    return table
+
+
+def rich_table(report: Report, task: str, width: int) -> Table:
+    """The groups of a task. What all rows share stands above; the settings are in the groups' names.
+
+    Where the room is short, headings and deviations are broken, and at last columns are left out, which is said.
+    """
+    cells, above = summary_cells(report, task)
+    people = texts({name: cells[name] for name in cells if name not in setting_columns(report)}, report, task)
+    chosen = heading_of(report, task, report.metrics[task])
+    rows = len(people)
+    people = people.head(MOST_ROWS)
+
+    def too_wide() -> bool:
+        cells = [*people.itertuples(index=False), people.columns]
+        widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*cells, strict=True)]
+        return sum(widths) + GAP * (len(widths) - 1) > width
+
+    if too_wide():
+        people["group"] = people["group"].map(_fold)
+    if folded := too_wide():
+        people = people.map(lambda text: text.replace(" ± ", "\n± ").replace(" to ", "\nto "))
+    if too_wide():
+        people = people.rename(columns=lambda heading: heading.replace(" ", "\n"))
+    left_out: list[str] = []
+    for words in ("images/s", "KID", "time", "95", "passes", "macro"):
+        if too_wide():
+            plain = {heading: heading.replace("\n", " ") for heading in map(str, people)}
+            dropped = [each for each, text in plain.items() if text.startswith(words) and text != chosen]
+            short = words in ("images/s", "KID", "time")
+            left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
+            people = people.drop(columns=dropped)
+    captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
+    if rows > len(people):
+        captions.append(f"{rows - len(people)} more rows are in summary.csv and report.html; --where and --by choose.")
+    table = Table(
+        title=Text(above, "bold"),
+        title_justify="left",
+        caption=Text(" ".join(captions)) if captions else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_lines=folded,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),  # and one of the box
+    )
+    for heading in map(str, people):
+        table.add_column(Text(heading), justify="left" if heading == "group" else "right", overflow="fold")
+    for row in people.itertuples(index=False):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> RenderableType:
+    """Each group's name, and below it a line for each comparison; where the room is short, without the effect size."""
+    shown = table.head(MOST_ROWS)
+    heading = ["minus", "", INTERVAL, "p", "d", "says", "needs"]
+    cells = {group_id: _comparison_cells(rows, measure) for group_id, rows in shown.groupby("group_id", sort=False)}
+    lines = [heading, *(line for rows in cells.values() for line in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left_out = []
+    for name in ("d", "needs", INTERVAL):
+        if 2 + sum(widths) + GAP * (len(widths) - 1) > width:
+            left_out.append(name)
+            place = heading.index(name)
+            for line in (*lines, widths):
+                del line[place]  # type: ignore[attr-defined]
+
+    def block(rows: Sequence[list[str]]) -> Padding:
+        grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        for across, name in zip(widths, heading, strict=True):
+            grid.add_column(width=across, justify="left" if name in ("minus", "says") else "right", no_wrap=True)
+        for row in rows:
+            style = {"better": "green", "worse": "red"}.get(row[heading.index("says")], "")
+            grid.add_row(*(Text(cell, style) for cell in row))
+        return Padding(grid, (0, 0, 0, 2))
+
+    parts: list[RenderableType] = [block([heading])]
+    labels = shown.drop_duplicates("group_id").set_index("group_id")["label"]
+    for group_id, rows in cells.items():
+        parts += [Text(labels[group_id]), block(rows)]
+    if left_out:
+        parts.append(Text(f"No room for {', '.join(left_out)}: comparisons.csv has it."))
+    if more := len(table) - len(shown):
+        parts.append(Text(f"{more} more comparisons are in comparisons.csv and report.html; --where and --by choose."))
+    return Group(*parts)
+
+
+def _comparison_cells(rows: pd.DataFrame, measure: Measure) -> list[list[str]]:
+    return [
+        [
+            f"− {SHORT[row['against']]}",
+            difference_text(row, measure),
+            interval_text(row, measure, signed=True),
+            p_text(row["p_holm"]),
+            effect_text(row),
+            row["verdict"],
+            needed_text(row),
+        ]
+        for row in records(rows)
+    ]
+
+
+def _fold(label: str, width: int = 26) -> str:
+    """Broken after commas alone, where it can be."""
+    return "\n".join(textwrap.wrap(label.replace(", ", ",\0").replace(" ", "\u00a0").replace("\0", " "), width))
