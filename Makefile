@@ -29,14 +29,14 @@ test: $(VENV)/installed-test lint ## lint, types and tests
 real: $(VENV)/installed-test ## the tests on real CIFAR-100, some minutes; needs ICPCTL_DATA_DIR
 	$(BIN)/python -m pytest -n 0 tests/real
 
-lint: $(VENV)/installed-test ## ruff and mypy alone
+lint: $(VENV)/installed-test ## ruff, mypy and the import contract alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/installed ## write docs/cli.md anew from the declarations
 	$(BIN)/python docs/generate.py
 
 clean: ## remove the virtual environment and caches; results/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis *.egg-info

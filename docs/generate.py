@@ -22,7 +22,7 @@ from icpctl.cli.options import POSITIONAL
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
 
 FILE = Path(__file__).with_name("cli.md")
-COMMANDS = ("", "train", "eval", "ablate", "report")
+COMMANDS = ("", "train", "eval", "ablate", "report", "list")
 WIDTH = 100
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "PYTHONUTF8": "1"}
 COLOURING = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH")  # these go before NO_COLOR in Typer

@@ -1,1 +1,1 @@
-"""The command line: four commands and their options."""
+"""The command line: commands and their options."""

@@ -1,4 +1,4 @@
-"""The four commands: they parse, build a RunConfig, call the same functions as Python does, and print.
+"""The commands: they parse, build a RunConfig, call the same functions as Python does, and print.
 
 A command's options are made when it is called, and torch is imported by the commands that need it, so that help and the
 errors of the command line come at once.
@@ -21,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from icpctl.cli.listing import Kind, entries
 from icpctl.errors import UserError, unknown
 from icpctl.terminal import Stream, Terminal, forget_odd_sizes, guard_streams, printable
 
@@ -94,7 +95,7 @@ def _complain(kind: str, message: str) -> None:
 
 
 def _complain_of_usage(error: Any) -> None:
-    message = error.format_message()
+    message = " ".join(error.format_message().replace("Value error, ", "").split())
     if message:  # else the help was asked for, and printed, by giving nothing
         command = error.ctx.command_path if error.ctx else "icpctl"
         _complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
@@ -451,6 +452,21 @@ def report(
             watch_report(request, console, _complain, should_stop)
     else:
         write_report(request, console, _complain)
+
+
+@_command("list")
+def listing(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    pattern: Annotated[str, typer.Argument(help="Names to show, such as 'vit*'.", show_default="all")] = "",
+) -> None:
+    """List the models, data sets, methods or metrics that there are, with a line each.
+
+    Example: icpctl list models 'vit*'
+    """
+    found = entries(kind, pattern)
+    width = max(len(name) for name, _ in found)
+    for name, line in found:
+        console.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {line}"), soft_wrap=not console.is_terminal)
 
 
 @contextmanager

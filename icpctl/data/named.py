@@ -18,7 +18,15 @@ from icpctl.data.photos import photos
 from icpctl.data.source import Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
-NAMED = ("cifar10", "cifar100", "cub", "digits", "fashion-mnist", "photos")
+NAMED = {
+    "cifar10": "CIFAR-10: 50,000 training and 10,000 test images of 10 classes, 32 pixels",
+    "cifar100": "CIFAR-100: 50,000 training and 10,000 test images of 100 classes, 32 pixels",
+    "cub": "CUB-200-2011: 5,994 training and 5,794 test photographs of birds of 200 classes",
+    "digits": "scikit-learn's digits: 1,437 training and 360 test images of 10 classes, 8 pixels; no download",
+    "fashion-mnist": "Fashion-MNIST: 60,000 training and 10,000 test images of 10 classes, 28 pixels",
+    "photos": "patches of scikit-image's photographs: 1,067 for training and 260 to test, 15 classes, 64 pixels; no download",
+}
+"""The names, and what each data set is."""
 
 MOST_BYTES = 2**30
 """That an unpacked file of Fashion-MNIST may have; the largest has 47 MB."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import nn
 
-from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES
+from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES, default_layers
 from icpctl.errors import UserError, unknown
 from icpctl.models.cifar_resnet import CifarResNet
 from icpctl.models.vae import VAE, VAEOutput
@@ -58,6 +59,16 @@ def build(
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
+
+
+def listed() -> Iterator[tuple[str, str]]:
+    """Every model's name, and what it is."""
+    for name, depth in CIFAR_RESNETS.items():
+        yield name, f"ResNet of {depth} layers for CIFAR (He et al., arXiv 1512.03385, section 4.2)"
+    yield "vae", "convolutional variational autoencoder, for generation"
+    for name in _torchvision_names():
+        stages = len(default_layers(name))
+        yield name, f"torchvision classifier, {stages} stages" if stages else "torchvision classifier; needs --layers"
 
 
 @cache

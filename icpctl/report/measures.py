@@ -33,6 +33,8 @@ class Measure:
     decimals: int = 2
     falls: bool = False
     """Whether less is better."""
+    meaning: str = ""
+    """One line, for a list of all metrics."""
 
     @property
     def heading(self) -> str:
@@ -74,25 +76,35 @@ class Measure:
         return f"{self.value(number, signed=True, beside=beside)} {unit}".strip()
 
 
-_MEASURES = {
-    "accuracy": Measure("accuracy", "%"),
-    "accuracy_top5": Measure("top-5 accuracy", "%"),
-    "f1_macro": Measure("macro F1", "%"),
-    "precision_macro": Measure("macro precision", "%"),
-    "recall_macro": Measure("macro recall", "%"),
-    "ece": Measure("calibration error", "%", falls=True),
-    "loss": Measure("loss", decimals=4, falls=True),
-    "ssim": Measure("SSIM", decimals=4),
-    "psnr": Measure("PSNR", "dB"),
-    "reconstruction_loss": Measure("reconstruction loss", decimals=4, falls=True),
-    "kl": Measure("KL", "nats", falls=True),
-    "fid_reconstruction": Measure("FID rec.", falls=True),
-    "fid_prior": Measure("FID prior", falls=True),
-    "kid_reconstruction": Measure("KID rec.", decimals=4, falls=True),
-    "kid_prior": Measure("KID prior", decimals=4, falls=True),
-    "seconds": Measure("time", "s", decimals=0, falls=True),
-    "passes": Measure("passes", decimals=0, falls=True),
-    "images_per_second": Measure("images/s", decimals=0),
+MEASURES = {
+    "accuracy": Measure("accuracy", "%", meaning="Share of images whose most probable class is the right one"),
+    "accuracy_top5": Measure(
+        "top-5 accuracy", "%", meaning="Share of images whose right class is among the five most probable"
+    ),
+    "f1_macro": Measure("macro F1", "%", meaning="F1 of each class, mean over the classes"),
+    "precision_macro": Measure("macro precision", "%", meaning="Precision of each class, mean over the classes"),
+    "recall_macro": Measure("macro recall", "%", meaning="Recall of each class, mean over the classes"),
+    "ece": Measure("calibration error", "%", falls=True, meaning="Expected calibration error, 15 bins of equal width"),
+    "loss": Measure("loss", decimals=4, falls=True, meaning="Mean task loss: cross-entropy, or the VAE's objective"),
+    "ssim": Measure("SSIM", decimals=4, meaning="Structural similarity of a reconstruction and its image"),
+    "psnr": Measure("PSNR", "dB", meaning="Peak signal-to-noise ratio of a reconstruction, in dB"),
+    "reconstruction_loss": Measure(
+        "reconstruction loss", decimals=4, falls=True, meaning="Mean squared error of a reconstruction"
+    ),
+    "kl": Measure("KL", "nats", falls=True, meaning="KL divergence of the latent from the prior, in nats an image"),
+    "fid_reconstruction": Measure(
+        "FID rec.", falls=True, meaning="Fréchet inception distance of reconstructions from the images"
+    ),
+    "fid_prior": Measure("FID prior", falls=True, meaning="Fréchet inception distance of drawn images from the images"),
+    "kid_reconstruction": Measure(
+        "KID rec.", decimals=4, falls=True, meaning="Kernel inception distance of reconstructions from the images"
+    ),
+    "kid_prior": Measure(
+        "KID prior", decimals=4, falls=True, meaning="Kernel inception distance of drawn images from the images"
+    ),
+    "seconds": Measure("time", "s", decimals=0, falls=True, meaning="Seconds of all epochs"),
+    "passes": Measure("passes", decimals=0, falls=True, meaning="Passes of a training image through the network"),
+    "images_per_second": Measure("images/s", decimals=0, meaning="Training images a second, mean over the epochs"),
 }
 
 EFFECT = Measure("effect size", decimals=1)
@@ -114,7 +126,7 @@ def measure_of(metric: str, letters: dict[str, str] | None = None) -> Measure:
     """
     base = metric.removesuffix("_best")
     kind = _BY.fullmatch(base)
-    measure = _MEASURES.get(kind[1] if kind else base, Measure(printable(base), decimals=4))
+    measure = MEASURES.get(kind[1] if kind else base, Measure(printable(base), decimals=4))
     if kind:
         letter = (letters or {}).get(kind[2], printable(kind[2]))
         measure = replace(measure, name=f"{measure.name} ({letter})")

@@ -1,0 +1,66 @@
+"""What there is to choose from: models, data sets, methods and metrics, with a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from icpctl.errors import UserError
+
+Kind = Literal["models", "datasets", "methods", "metrics"]
+Entry = tuple[str, str]
+"""A name, and what it is."""
+
+
+def entries(kind: Kind, pattern: str = "") -> list[Entry]:
+    """The entries of a kind whose name, or what follows its last "/", matches a shell pattern, whatever its case.
+
+    A pattern without `*`, `?` or `[` is looked for anywhere in the name.
+
+    Raises:
+        UserError: none matches.
+    """
+    wanted = pattern.lower()
+    if not any(character in wanted for character in "*?["):
+        wanted = f"*{wanted}*"
+    listed = list(_ALL[kind]())
+    found = [
+        entry for entry in listed if any(fnmatchcase(name.lower(), wanted) for name in (entry[0], _last(entry[0])))
+    ]
+    if not found:
+        raise UserError(f"No name among the {kind} matches '{pattern}'. `icpctl list {kind}` shows all {len(listed)}.")
+    return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _models() -> Iterable[Entry]:
+    from icpctl.models import listed
+
+    return listed()
+
+
+def _datasets() -> Iterable[Entry]:
+    from icpctl.data import DATASETS
+
+    return DATASETS.items()
+
+
+def _methods() -> Iterable[Entry]:
+    from icpctl.config.catalogue import METHODS
+
+    return ((name, row.summary) for name, row in METHODS.items())
+
+
+def _metrics() -> Iterable[Entry]:
+    from icpctl.report.measures import MEASURES
+
+    return (
+        (name, measure.meaning + (", less is better" if measure.falls else "")) for name, measure in MEASURES.items()
+    )
+
+
+_ALL = {"models": _models, "datasets": _datasets, "methods": _methods, "metrics": _metrics}

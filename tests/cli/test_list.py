@@ -1,0 +1,42 @@
+"""`icpctl list` shows what there is."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from icpctl.cli import app as cli
+from icpctl.cli.listing import entries
+from icpctl.config.catalogue import METHODS
+from icpctl.data import DATASETS, check_name
+from icpctl.errors import UserError
+
+
+def printed(*arguments: str) -> list[list[str]]:
+    result = CliRunner().invoke(cli.app, ["list", *arguments])
+    assert result.exit_code == 0, result.exception
+    return [line.split("  ", 1) for line in result.output.splitlines()]
+
+
+def test_every_kind_has_a_line_for_each_name() -> None:
+    assert [name for name, _ in printed("methods")] == list(METHODS)
+    assert [name for name, _ in printed("datasets")] == list(DATASETS)
+    assert {"resnet20", "vae", "resnet18", "vit_b_16"} <= {name for name, _ in printed("models")}
+    assert {"accuracy", "f1_macro", "ssim", "fid_prior"} <= {name for name, _ in printed("metrics")}
+    for kind in ("methods", "datasets", "models", "metrics"):
+        assert all(line for _, line in printed(kind)), kind
+    for name, _ in printed("datasets"):
+        check_name(name)
+
+
+def test_a_pattern_chooses() -> None:
+    assert {name for name, _ in printed("models", "VIT*")} == {
+        f"vit_{kind}" for kind in ["b_16", "b_32", "l_16", "l_32", "h_14"]
+    }
+    assert [name for name, _ in printed("datasets", "cifar10?")] == ["cifar100"]
+    assert [name for name, _ in printed("metrics", "kid")] == ["kid_reconstruction", "kid_prior"]  # anywhere in a name
+
+
+def test_nothing_that_matches_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"No name among the models matches 'restnet'\. `icpctl list models`"):
+        entries("models", "restnet")
