@@ -1,10 +1,12 @@
-"""Defaults that depend on other settings: recipes, image sizes, and the stages of the models.
+"""Defaults that depend on other settings: recipes, image sizes, stages; and what models and data sets declare.
 
 This module imports neither torch nor the data.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -27,12 +29,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_grad_norm": 0.0,
     },
 }
-# What a VAE takes instead: it learns to draw what it is shown, so the images stay as they are.
-VAE_RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"augmentation": "none"},
-    "strong": {"augmentation": "none", "model_optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0},
-}
-
 # The modules whose outputs are a model's stages F_1 … F_L, by the beginning of the model's name.
 # A family that is not listed needs --layers.
 STAGES = {
@@ -76,6 +72,55 @@ VAE_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # pixels
 VAE_BOTTLENECK = 4  # pixels: the side down to which the VAE's encoder halves its images
 
 
+@dataclass(frozen=True)
+class ModelRow:
+    """What a model declares beside its stages."""
+
+    task: str = "classification"
+    sizes: tuple[int, ...] = ()
+    """The sides of images that it takes, in pixels; empty: any."""
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
+    """The side by default for a data set; "" is for all others."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What differs from the recipes."""
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """What a data set declares."""
+
+    image_size: int | None = None
+    """The side by default, in pixels; none: as the images are."""
+    boxes: bool = False
+    """Whether its images have bounding boxes."""
+
+
+MODELS = {
+    "vae": ModelRow(
+        task="generation",
+        sizes=VAE_SIZES,
+        image_sizes={"digits": 16, "cifar10": 32, "cifar100": 32, "fashion-mnist": 32, "": 64},
+        recipes={  # it learns to draw what it is shown, so the images stay as they are
+            "paper": {"augmentation": "none"},
+            "strong": {"augmentation": "none", "model_optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0},
+        },
+    )
+}
+"""The models that declare something."""
+DATASETS = {"cub": DatasetRow(image_size=64, boxes=True)}
+"""The data sets that declare something."""
+
+
+def model_row(model: str) -> ModelRow:
+    """What a model declares."""
+    return MODELS.get(model, ModelRow())
+
+
+def dataset_row(dataset: str) -> DatasetRow:
+    """What a data set declares."""
+    return DATASETS.get(dataset, DatasetRow())
+
+
 def vae_stages(image_size: int) -> int:
     """How many stages the VAE's encoder has, and its decoder."""
     return (image_size // VAE_BOTTLENECK).bit_length() - 1
@@ -83,9 +128,8 @@ def vae_stages(image_size: int) -> int:
 
 def default_image_size(model: str, dataset: str) -> int | None:
     """The side to which images are resized where --image-size does not say otherwise; None leaves them as they are."""
-    if model == "vae":
-        return {"digits": 16, "cifar10": 32, "cifar100": 32, "fashion-mnist": 32}.get(dataset, 64)
-    return 64 if dataset == "cub" else None
+    sizes = model_row(model).image_sizes
+    return sizes.get(dataset, sizes[""]) if sizes else dataset_row(dataset).image_size
 
 
 def default_layers(model: str, image_size: int | None = None) -> tuple[str, ...]:
@@ -101,12 +145,17 @@ def default_layers(model: str, image_size: int | None = None) -> tuple[str, ...]
 
 def recipe_default(name: str, recipe: str, model: str) -> Any:
     """What a recipe says of a hyper-parameter."""
-    of_vae = VAE_RECIPES[recipe] if model == "vae" else {}
-    return of_vae.get(name, RECIPES[recipe][name])
+    return model_row(model).recipes.get(recipe, {}).get(name, RECIPES[recipe][name])
 
 
 def recipe_text(name: str) -> str:
     """The same in words, for every recipe and model."""
-    classifiers, vae = ([str(recipe_default(name, recipe, m)) for recipe in RECIPES] for m in ("", "vae"))
-    text = "; strong: ".join(classifiers)
-    return text if vae == classifiers else f"{text}; vae: " + "; strong: ".join(dict.fromkeys(vae))
+
+    def by_recipe(model: str) -> list[str]:
+        return [str(recipe_default(name, recipe, model)) for recipe in RECIPES]
+
+    text = "; strong: ".join(by_recipe(""))
+    for model in MODELS:
+        if by_recipe(model) != by_recipe(""):
+            text += f"; {model}: " + "; strong: ".join(dict.fromkeys(by_recipe(model)))
+    return text

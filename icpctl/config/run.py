@@ -35,10 +35,11 @@ from pydantic_core import PydanticCustomError
 
 from icpctl.config.catalogue import METHODS, PLAIN
 from icpctl.config.recipes import (
-    VAE_BOTTLENECK,
-    VAE_SIZES,
+    DATASETS,
+    dataset_row,
     default_image_size,
     default_layers,
+    model_row,
     recipe_default,
     recipe_text,
 )
@@ -355,12 +356,14 @@ class RunConfig(BaseModel):
         for name in ("fid_weights", "fid_features"):  # found again from another working directory
             if path := getattr(self, name):
                 object.__setattr__(self, name, expanded(path).absolute())
-        if self.crop == "box" and self.dataset != "cub":
-            raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only cub has them")
-        if self.task == "generation" and (self.image_size is None or self.image_size not in VAE_SIZES):
+        if self.crop == "box" and not dataset_row(self.dataset).boxes:
+            with_boxes = ", ".join(name for name, row in DATASETS.items() if row.boxes)
+            raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
+        sizes = model_row(self.model).sizes
+        if sizes and self.image_size not in sizes:
             raise ValueError(
-                f"image_size is {self.image_size}, but the VAE halves the side down to {VAE_BOTTLENECK}: give one of "
-                f"{', '.join(map(str, VAE_SIZES))}"
+                f"image_size is {self.image_size}, but {self.model} takes images of {', '.join(map(str, sizes))} pixels: "
+                "give one of these"
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
@@ -384,7 +387,7 @@ class RunConfig(BaseModel):
     @property
     def task(self) -> str:
         """classification or generation: what the model is for."""
-        return "generation" if self.model == "vae" else "classification"
+        return model_row(self.model).task
 
     @property
     def selection(self) -> str:
