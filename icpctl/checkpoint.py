@@ -103,6 +103,7 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
             except OSError:  # a file system without hard links
                 link = write_beside(previous, path.read_bytes(), durable=True)
             link.replace(previous)
+            link.unlink(missing_ok=True)  # of two names of one file, the system keeps both
         except OSError as error:
             raise not_writable(previous, error) from error
     write_atomic(path, buffer.getvalue())

@@ -22,7 +22,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,10 +70,16 @@ _STATUS: TypeAdapter[_Status] = TypeAdapter(_Status)
 
 
 class RunFolder:
-    """The folder of one run under the results folder; made when the run starts."""
+    """The folder of one run under the results folder; made when the run starts.
 
-    def __init__(self, output: Path, config: RunConfig) -> None:
-        self.config, self.run_id = config, config.run_id
+    Args:
+        output: the results folder.
+        config: the run.
+        check: called before anything of the run is written; raises if this process may not.
+    """
+
+    def __init__(self, output: Path, config: RunConfig, check: Callable[[], None] = lambda: None) -> None:
+        self.config, self.run_id, self.check = config, config.run_id, check
         self.path = output / config.run_id
         self.metrics_file = self.path / METRICS_FILE
         self.checkpoints = self.path / "checkpoints"
@@ -137,6 +143,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write config.json: the run id, the configuration, facts of it, and where and when each part of it was run."""
+        self.check()
         before = _sessions(read_json(self.path / "config.json"))
         content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **facts}
         content["sessions"] = [*before, session]
@@ -144,6 +151,7 @@ class RunFolder:
 
     def write_status(self, state: str, **details: Any) -> None:
         """Write status.json; `state` is running, finished, failed or interrupted."""
+        self.check()
         write_atomic(self.path / "status.json", json.dumps({"state": state, **details}, indent=2).encode() + b"\n")
 
     def status(self) -> dict[str, Any]:
@@ -180,6 +188,7 @@ class RunFolder:
         Raises:
             UserError: they could not be written.
         """
+        self.check()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for split, values in metrics.items():
@@ -214,6 +223,7 @@ class RunFolder:
         metrics, problems = self.read_metrics()
         kept = metrics[metrics["epoch"] < epoch]
         self._check_rows(kept, epoch, self._missing(kept, epoch) if rows is None else rows - len(kept), problems)
+        self.check()
         lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
         write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
         return len(kept), problems

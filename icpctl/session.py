@@ -205,7 +205,12 @@ class Session:
             "rows": self.rows,
         }
         content |= self.trainer.state()
-        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content))
+
+        def write() -> None:
+            self.folder.check()
+            checkpoint.save(self.folder.checkpoints, name, content)
+
+        self.processes.lead(write)
 
     def _check_finite(self) -> None:
         bad = self.meter.first_bad
