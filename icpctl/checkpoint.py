@@ -75,6 +75,8 @@ class _Entries(TypedDict):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     rows: NotRequired[Count]
     """Of metrics.csv before this epoch; not in checkpoints of version 0.1."""
+    notes: NotRequired[list[str]]
+    """What the report says of the run, as far as it is known by now."""
     model: dict[str, Tensor]
     optimizer: _Optimizer
     icp_state: dict[str, Any]
