@@ -96,6 +96,11 @@ def not_writable(path: Path, error: OSError) -> UserError:
             )
         case errno.EMFILE | errno.ENFILE:
             return UserError(f"Cannot write {path}: too many files are open. Raise the limit, with ulimit -n.")
+        case errno.EFBIG:
+            return UserError(
+                f"Cannot write {path}: the file would be too large. Raise the limit, with ulimit -f, or take a results folder on "
+                "another file system, with --output."
+            )
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Make that folder writable, or take another results folder, with --output."
     )
