@@ -11,7 +11,7 @@ import os
 import uuid
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -87,8 +87,14 @@ _ENTRIES: TypeAdapter[_Entries] = TypeAdapter(_Entries)
 Checkpoint = dict[str, Any]
 
 
-def save(folder: Path, name: str, content: Checkpoint) -> None:
+def save(folder: Path, name: str, content: Checkpoint, check: Callable[[], None] = lambda: None) -> None:
     """Write `name`.pt; a `last` that is there already stays as `previous`.
+
+    Args:
+        folder: of the checkpoints of a run.
+        name: last or best.
+        content: see `_Entries`.
+        check: called at the last moment before a file is replaced; raises if this process may not.
 
     Raises:
         UserError: it could not be written; the old files are as they were.
@@ -104,11 +110,14 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
                 os.link(path, link)
             except OSError:  # a file system without hard links
                 link = write_beside(previous, path.read_bytes(), durable=True)
-            link.replace(previous)
-            link.unlink(missing_ok=True)  # of two names of one file, the system keeps both
+            try:
+                check()
+                link.replace(previous)
+            finally:
+                link.unlink(missing_ok=True)  # of two names of one file, the system keeps both
         except OSError as error:
             raise not_writable(previous, error) from error
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), check)
 
 
 def _without_the_rest(tensor: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class RunFolder:
     Args:
         output: the results folder.
         config: the run.
-        check: called before anything of the run is written; raises if this process may not.
+        check: called at the last moment before anything of the run is written; raises if this process may not.
     """
 
     def __init__(self, output: Path, config: RunConfig, check: Callable[[], None] = lambda: None) -> None:
@@ -143,16 +143,16 @@ class RunFolder:
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write config.json: the run id, the configuration, facts of it, and where and when each part of it was run."""
-        self.check()
         before = _sessions(read_json(self.path / "config.json"))
         content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **facts}
         content["sessions"] = [*before, session]
-        write_atomic(self.path / "config.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.path / "config.json", text.encode(), self.check)
 
     def write_status(self, state: str, **details: Any) -> None:
         """Write status.json; `state` is running, finished, failed or interrupted."""
-        self.check()
-        write_atomic(self.path / "status.json", json.dumps({"state": state, **details}, indent=2).encode() + b"\n")
+        text = json.dumps({"state": state, **details}, indent=2) + "\n"
+        write_atomic(self.path / "status.json", text.encode(), self.check)
 
     def status(self) -> dict[str, Any]:
         """What status.json says; empty where there is none that can be read."""
@@ -188,13 +188,13 @@ class RunFolder:
         Raises:
             UserError: they could not be written.
         """
-        self.check()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for split, values in metrics.items():
             writer.writerows(
                 (self.run_id, epoch, split, metric, repr(float(value))) for metric, value in values.items()
             )
+        self.check()
         try:
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
                 if file.tell() == 0:
@@ -223,9 +223,8 @@ class RunFolder:
         metrics, problems = self.read_metrics()
         kept = metrics[metrics["epoch"] < epoch]
         self._check_rows(kept, epoch, self._missing(kept, epoch) if rows is None else rows - len(kept), problems)
-        self.check()
         lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
-        write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
+        write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode(), self.check)
         return len(kept), problems
 
     def check_metrics(self, rows: int) -> None:

@@ -206,12 +206,7 @@ class Session:
             "notes": self.notes,
         }
         content |= self.trainer.state()
-
-        def write() -> None:
-            self.folder.check()
-            checkpoint.save(self.folder.checkpoints, name, content)
-
-        self.processes.lead(write)
+        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content, self.folder.check))
 
     def _check_finite(self) -> None:
         bad = self.meter.first_bad

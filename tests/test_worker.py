@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,26 @@ def test_who_has_lost_the_claim_by_the_end_of_an_epoch_writes_nothing_more(
     assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
     assert kept
     assert {file: file.read_bytes() for file in folder.path.rglob("*.*") if file.is_file()} == kept
+
+
+def test_who_falls_asleep_within_a_save_does_not_end_it(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(Path(job.output), CONFIG)
+    fsync, kept = os.fsync, list[bytes]()
+
+    def sleeps(descriptor: int) -> None:
+        fsync(descriptor)
+        if (last := folder.checkpoints / "last.pt").exists() and not kept:
+            kept.append(last.read_bytes())
+            (folder.path / CLAIM_FILE).write_text(
+                json.dumps(read_json(folder.path / CLAIM_FILE) | {"owner": "another"})
+            )
+            monkeypatch.setattr(claim_module, "HEARTBEAT", -1.0)
+
+    monkeypatch.setattr(os, "fsync", sleeps)
+    assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
+    assert (folder.checkpoints / "last.pt").read_bytes() == kept[0]
+    assert folder.status()["state"] == "running"
+    assert not list(folder.checkpoints.glob("*.tmp"))
 
 
 def test_a_stop_saves(job: Job) -> None:
