@@ -109,7 +109,8 @@ def test_who_falls_asleep_within_a_save_does_not_end_it(job: Job, monkeypatch: p
 
     def sleeps(descriptor: int) -> None:
         fsync(descriptor)
-        if (last := folder.checkpoints / "last.pt").exists() and not kept:
+        last = folder.checkpoints / "last.pt"
+        if last.exists() and list(folder.checkpoints.glob("*.tmp")) and not kept:  # it is about to be replaced
             kept.append(last.read_bytes())
             (folder.path / CLAIM_FILE).write_text(
                 json.dumps(read_json(folder.path / CLAIM_FILE) | {"owner": "another"})
