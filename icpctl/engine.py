@@ -179,6 +179,7 @@ def train_stack(
     *,
     displays: Sequence[Display] = (),
     should_stop: Callable[[RunConfig], bool] = lambda config: False,
+    checks: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     fingerprints: Mapping[str, str] = MappingProxyType({}),
 ) -> list[BaseException | None]:
     """Train several runs at once, which take their steps together (`icpctl.stack`), or go on with them.
@@ -188,6 +189,7 @@ def train_stack(
         output: the results folder.
         displays: one for each run; none shows nothing.
         should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
+        checks: by the ids of runs, called before anything of them is written; raise if this process may not.
         fingerprints: of the data that runs have to be trained on, by their ids; none: whatever is there.
 
     Returns:
@@ -199,7 +201,7 @@ def train_stack(
     sessions: list[Session] = []
     with ExitStack() as locks:
         for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
-            folder = RunFolder(Path(output), config)
+            folder = RunFolder(Path(output), config, checks.get(config.run_id, lambda: None))
             try:
                 check(config)
                 if is_finished(folder):

@@ -101,8 +101,10 @@ def take_steps(sessions: Sequence[AnySession]) -> dict[AnySession, BaseException
                 continue
             for session, result in zip(ready, results, strict=True):
                 go_on(session, partial(at_work[session].send, result))
-        for end in ended:
-            raise end
+        if ended:
+            for session in list(asked):
+                go_on(session, partial(at_work[session].throw, ended[0]))
+            raise ended[0]
     finally:
         for steps in at_work.values():
             steps.close()

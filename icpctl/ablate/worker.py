@@ -175,6 +175,7 @@ def _train(
                 output,
                 displays=list(displays.values()),
                 should_stop=asked_to_stop,
+                checks={run_id: run.claim.check for run_id, run in taken.items()},
                 fingerprints=fingerprints,
             )
         except Exception as error:  # that stopped all of them
@@ -194,7 +195,10 @@ def _stopped(run: _Taken, error: BaseException) -> Outcome:
         return Outcome("elsewhere")
     if isinstance(error, OtherDataError):
         return _refused(str(error))
-    return _failed(run.folder, run.config, error)
+    with suppress(ClaimLostError):
+        run.claim.check()
+        return _failed(run.folder, run.config, error)
+    return Outcome("elsewhere")
 
 
 def _refused(why: str) -> Outcome:
