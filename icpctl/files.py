@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,15 @@ LARGEST_JSON = 2**26
 """Bytes of a JSON file beyond which it cannot be one of icpctl."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, check: Callable[[], None] = lambda: None) -> None:
     """Write a whole file or leave the old one: a temporary file beside it, flushed to the disk, then renamed.
 
     A symbolic link at `path` is replaced by the file; what it points to stays as it is.
+
+    Args:
+        path: the file.
+        content: of it.
+        check: called at the last moment before the old one is replaced; raises if this process may not.
 
     Raises:
         UserError: it cannot be written.
@@ -37,6 +42,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         temporary = write_beside(path, content, durable=True)
         try:
+            check()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -96,6 +102,11 @@ def not_writable(path: Path, error: OSError) -> UserError:
             )
         case errno.EMFILE | errno.ENFILE:
             return UserError(f"Cannot write {path}: too many files are open. Raise the limit, with ulimit -n.")
+        case errno.EFBIG:
+            return UserError(
+                f"Cannot write {path}: the file would be too large. Raise the limit, with ulimit -f, or take a results folder on "
+                "another file system, with --output."
+            )
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Make that folder writable, or take another results folder, with --output."
     )

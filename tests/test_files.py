@@ -23,7 +23,10 @@ def test_who_reads_a_file_while_it_is_replaced_sees_the_old_one(tmp_path: Path) 
     assert file.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "Cannot write")])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "disk is full"), (errno.EFBIG, "too large.*ulimit -f"), (errno.EIO, "Cannot write")],
+)
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:

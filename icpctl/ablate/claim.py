@@ -128,15 +128,23 @@ class Claim:
             self._beat()
 
     def _beat(self) -> None:
-        found = read_claim(self.path.parent)
-        if found.get("owner", self.owner) != self.owner:
+        looked = time.time()
+        owner = read_claim(self.path.parent).get("owner")
+        # A file that cannot be read for a moment is no sign of another owner. After a long sleep it is: one may have come
+        # and gone.
+        if owner != self.owner and (owner or looked - self._beaten > DEAD_AFTER):
             self._lost = True
             return
-        # A file that cannot be read for a moment is no sign of another owner; and a full disk stops the run by itself.
-        with suppress(OSError):
+        if owner:
+            self._beaten = looked
+        with suppress(OSError):  # a full disk stops the run by itself
             os.utime(self.path)
-            write_beside(self.path, self._text().encode()).replace(self.path)
-        self._beaten = time.time()
+            temporary = write_beside(self.path, self._text().encode())
+            if time.time() - looked < DEAD_AFTER / 2:
+                temporary.replace(self.path)
+                self._beaten = looked
+            else:  # this process slept since it looked
+                temporary.unlink()
 
     def __enter__(self) -> Self:
         return self

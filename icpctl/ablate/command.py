@@ -161,6 +161,7 @@ def execute(
             scheduler.run(executor, definition.execution.retries, progress, should_stop, definition.execution.stack)
     except BaseException:
         executor.close()
+        scheduler.let_go()
         with suppress(UserError, OSError):  # what ended the study matters more
             write_study_table(output)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,17 @@ class Scheduler:
         for run in self.runs.values():
             if run.state == "failed" and run.folder.is_finished():
                 run.state = "finished"  # by another study, in the meantime
+
+    def let_go(self) -> None:
+        """Have no status.json say that a run is at work when its process was ended by force; of all runs that nobody trains."""
+        for run in self.runs.values():
+            status = run.folder.status()
+            if status.get("state") != "running" or run.is_taken():
+                continue
+            with suppress(UserError, OSError):  # its folder cannot be written
+                if claim := Claim.take(run.folder.path):
+                    with claim:
+                        run.folder.write_status(**status | {"state": "interrupted"})
 
     def _any(self, *states: State) -> bool:
         return any(run.state in states for run in self.runs.values())

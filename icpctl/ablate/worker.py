@@ -173,17 +173,27 @@ def _train(
         configs = [taken[run_id].config for run_id in displays]
         stopped: list[BaseException | None] = [None] * len(configs)
         try:
+            checks = {run_id: run.claim.check for run_id, run in taken.items()}
             if len(configs) == 1:
                 (config,), (display,) = configs, displays.values()
-                should = partial(asked_to_stop, config)
-                expected = fingerprints.get(config.run_id, "")
-                engine.train(config, output, display=display, should_stop=should, fingerprint=expected)
-            elif configs:
-                shown = list(displays.values())
-                stopped = train_stack(
-                    configs, output, displays=shown, should_stop=asked_to_stop, fingerprints=fingerprints
+                engine.train(
+                    config,
+                    output,
+                    display=display,
+                    should_stop=partial(asked_to_stop, config),
+                    before_write=checks[config.run_id],
+                    fingerprint=fingerprints.get(config.run_id, ""),
                 )
-        except (Exception, engine.Interrupted) as error:  # that stopped all of them
+            elif configs:
+                stopped = train_stack(
+                    configs,
+                    output,
+                    displays=list(displays.values()),
+                    should_stop=asked_to_stop,
+                    checks=checks,
+                    fingerprints=fingerprints,
+                )
+        except (Exception, engine.Interrupted, ClaimLostError) as error:  # that stopped all of them
             stopped = [error] * len(configs)
     return outcomes | {
         config.run_id: Outcome("finished") if error is None else _stopped(taken[config.run_id], error)
@@ -200,7 +210,10 @@ def _stopped(run: _Taken, error: BaseException) -> Outcome:
         return Outcome("elsewhere")
     if isinstance(error, OtherDataError):
         return _refused(str(error))
-    return _failed(run.folder, run.config, error)
+    with suppress(ClaimLostError):
+        run.claim.check()
+        return _failed(run.folder, run.config, error)
+    return Outcome("elsewhere")
 
 
 def _refused(why: str) -> Outcome:

@@ -472,14 +472,16 @@ def listing(
 @contextmanager
 def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[Callable[[], bool]]:
     """Ctrl-C, SIGTERM, a terminal or a pipe that is closed let the batch end, save, and leave with 130, 143, 129 or 141;
-    a second signal leaves at once.
+    a second signal leaves at once. More of them do not disturb what is left to do then: a word in status.json, say.
     """
     received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        if received and number != signal.SIGHUP:  # that comes by itself with another one
-            sys.exit(128 + number)
+        if received and number == signal.SIGHUP:  # that comes by itself with another one
+            return
         received.append(number)
+        if len(received) == 2:
+            sys.exit(128 + number)
 
     heeded = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup

@@ -5,6 +5,7 @@ Numbers in the tables of this package are fractions in [0, 1]; those for people 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def build(
     """
     by = check_settings(by, f"--by {','.join(by)}")
     folders = (
-        [folders] if isinstance(folders, Path) else list({folder.resolve(): folder for folder in folders}.values())
+        [folders]
+        if isinstance(folders, Path)
+        else list({os.path.realpath(folder): folder for folder in folders}.values())
     )
     records, notes = _read(folders, only)
     if not records:

@@ -11,7 +11,7 @@ import os
 import uuid
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -75,6 +75,8 @@ class _Entries(TypedDict):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     rows: NotRequired[Count]
     """Of metrics.csv before this epoch; not in checkpoints of version 0.1."""
+    notes: NotRequired[list[str]]
+    """What the report says of the run, as far as it is known by now."""
     model: dict[str, Tensor]
     optimizer: _Optimizer
     icp_state: dict[str, Any]
@@ -85,8 +87,14 @@ _ENTRIES: TypeAdapter[_Entries] = TypeAdapter(_Entries)
 Checkpoint = dict[str, Any]
 
 
-def save(folder: Path, name: str, content: Checkpoint) -> None:
+def save(folder: Path, name: str, content: Checkpoint, check: Callable[[], None] = lambda: None) -> None:
     """Write `name`.pt; a `last` that is there already stays as `previous`.
+
+    Args:
+        folder: of the checkpoints of a run.
+        name: last or best.
+        content: see `_Entries`.
+        check: called at the last moment before a file is replaced; raises if this process may not.
 
     Raises:
         UserError: it could not be written; the old files are as they were.
@@ -102,10 +110,14 @@ def save(folder: Path, name: str, content: Checkpoint) -> None:
                 os.link(path, link)
             except OSError:  # a file system without hard links
                 link = write_beside(previous, path.read_bytes(), durable=True)
-            link.replace(previous)
+            try:
+                check()
+                link.replace(previous)
+            finally:
+                link.unlink(missing_ok=True)  # of two names of one file, the system keeps both
         except OSError as error:
             raise not_writable(previous, error) from error
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), check)
 
 
 def _without_the_rest(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,10 +70,16 @@ _STATUS: TypeAdapter[_Status] = TypeAdapter(_Status)
 
 
 class RunFolder:
-    """The folder of one run under the results folder; made when the run starts."""
+    """The folder of one run under the results folder; made when the run starts.
 
-    def __init__(self, output: Path, config: RunConfig) -> None:
-        self.config, self.run_id = config, config.run_id
+    Args:
+        output: the results folder.
+        config: the run.
+        check: called at the last moment before anything of the run is written; raises if this process may not.
+    """
+
+    def __init__(self, output: Path, config: RunConfig, check: Callable[[], None] = lambda: None) -> None:
+        self.config, self.run_id, self.check = config, config.run_id, check
         self.path = output / config.run_id
         self.metrics_file = self.path / METRICS_FILE
         self.checkpoints = self.path / "checkpoints"
@@ -140,11 +146,13 @@ class RunFolder:
         before = _sessions(read_json(self.path / "config.json"))
         content = {"run_id": self.run_id, "config": config.model_dump(mode="json"), **facts}
         content["sessions"] = [*before, session]
-        write_atomic(self.path / "config.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.path / "config.json", text.encode(), self.check)
 
     def write_status(self, state: str, **details: Any) -> None:
         """Write status.json; `state` is running, finished, failed or interrupted."""
-        write_atomic(self.path / "status.json", json.dumps({"state": state, **details}, indent=2).encode() + b"\n")
+        text = json.dumps({"state": state, **details}, indent=2) + "\n"
+        write_atomic(self.path / "status.json", text.encode(), self.check)
 
     def status(self) -> dict[str, Any]:
         """What status.json says; empty where there is none that can be read."""
@@ -186,6 +194,7 @@ class RunFolder:
             writer.writerows(
                 (self.run_id, epoch, split, metric, repr(float(value))) for metric, value in values.items()
             )
+        self.check()
         try:
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
                 if file.tell() == 0:
@@ -215,7 +224,7 @@ class RunFolder:
         kept = metrics[metrics["epoch"] < epoch]
         self._check_rows(kept, epoch, self._missing(kept, epoch) if rows is None else rows - len(kept), problems)
         lines = [",".join(COLUMNS), *(f"{r},{e},{s},{m},{v!r}" for r, e, s, m, v in kept.itertuples(index=False))]
-        write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode())
+        write_atomic(self.metrics_file, ("\n".join(lines) + "\n").encode(), self.check)
         return len(kept), problems
 
     def check_metrics(self, rows: int) -> None:

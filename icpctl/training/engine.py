@@ -125,6 +125,7 @@ def train(
     overwrite: bool = False,
     display: Display | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    before_write: Callable[[], None] = lambda: None,
     fingerprint: str = "",
 ) -> Run:
     """Train one run, or go on with it where it was left.
@@ -137,6 +138,7 @@ def train(
         overwrite: start anew, also if the run is finished.
         display: sees the run go by; none shows nothing.
         should_stop: asked after every batch; at True the state is saved and `Interrupted` raised.
+        before_write: called before anything of the run is written; raises if this process may not.
         fingerprint: of the data that the run has to be trained on; empty: whatever is there.
 
     Returns:
@@ -151,7 +153,7 @@ def train(
     with processes(config) as (shared, device):
         display = display if display is not None and shared.first else Display()
         config = shared.whole_batch(config, display.say)
-        folder = RunFolder(Path(output), config)
+        folder = RunFolder(Path(output), config, before_write)
         if not overwrite and shared.lead(lambda: is_finished(folder)):
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)

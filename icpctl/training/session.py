@@ -199,7 +199,7 @@ class Session:
                 "start the run anew with --overwrite."
             )
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
-        self.seconds = saved["seconds"]
+        self.seconds, self.notes = saved["seconds"], list(saved.get("notes", []))
         try:
             groups = self.trainer.optimizer.state_dict()["param_groups"]
             self.trainer.restore(saved | {"model": checkpoint.weights_of(saved, self.trainer.model)})
@@ -234,9 +234,10 @@ class Session:
             "meter": self.meter.state(),
             "seconds": self.seconds,
             "rows": self.rows,
+            "notes": self.notes,
         }
         content |= self.trainer.state()
-        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content))
+        self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content, self.folder.check))
 
     def _check_finite(self) -> None:
         bad = self.meter.first_bad
@@ -295,7 +296,7 @@ class Session:
         for fault in self.trainer.method.diagnose(values, settled=self.epoch > 0):
             if fault.kind not in self.warned:
                 self.warned.add(fault.kind)
-                self.notes += [fault.note] if fault.note else []
+                self.notes += [fault.note] if fault.note and fault.note not in self.notes else []
                 self.display.warn(fault.message)
 
     def _facts(self) -> dict[str, Any]:

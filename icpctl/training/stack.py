@@ -49,6 +49,7 @@ def train_stack(
     *,
     displays: Sequence[Display] = (),
     should_stop: Callable[[RunConfig], bool] = lambda config: False,
+    checks: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     fingerprints: Mapping[str, str] = MappingProxyType({}),
 ) -> list[BaseException | None]:
     """Train several runs at once, or go on with them; the arguments are those of `icpctl.train` for each run.
@@ -58,6 +59,7 @@ def train_stack(
         output: the results folder.
         displays: one for each run; none shows nothing.
         should_stop: asked of each run after every batch; at True its state is saved, and `Interrupted` stops it.
+        checks: by the ids of runs, called before anything of them is written; raise if this process may not.
         fingerprints: of the data of each run, by its id.
 
     Returns:
@@ -69,7 +71,7 @@ def train_stack(
     sessions: list[Session] = []
     with ExitStack() as locks:
         for config, display in zip(configs, displays or [Display() for _ in configs], strict=True):
-            folder = RunFolder(Path(output), config)
+            folder = RunFolder(Path(output), config, checks.get(config.run_id, lambda: None))
             try:
                 check(config)
                 if is_finished(folder):
@@ -122,9 +124,8 @@ def train_members(sessions: Sequence[Session]) -> dict[Session, BaseException]:
         try:
             return work()
         except BaseException as error:
-            stopped[session] = error
             members.remove(session)
-            _leave(session, error)
+            stopped[session] = _leave(session, error)
             if type(error) in (KeyboardInterrupt, SystemExit):  # of the whole process
                 raise
             return None
@@ -142,8 +143,7 @@ def train_members(sessions: Sequence[Session]) -> dict[Session, BaseException]:
             attempt(session, session.finish)
     except BaseException as error:
         for session in members:
-            stopped[session] = error
-            _leave(session, error)
+            stopped[session] = _leave(session, error)
         if type(error) in (KeyboardInterrupt, SystemExit):
             raise
     return stopped
@@ -168,13 +168,16 @@ def _train_epoch(members: list[Session], attempt: Callable[[Session, Callable[[]
         attempt(session, session.finish_epoch)
 
 
-def _leave(session: Session, error: BaseException) -> None:
+def _leave(session: Session, error: BaseException) -> BaseException:
     """Write down what stopped a run, and let go of its images, which the others may need room for."""
     try:
         session.record(error)
+    except BaseException as another:  # that it may not be written any more, say
+        error = another
     finally:
         session.close()
         traceback.clear_frames(error.__traceback__)
+    return error
 
 
 class Stack:

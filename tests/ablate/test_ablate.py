@@ -160,6 +160,25 @@ def test_a_signal_saves_what_is_at_work(number: signal.Signals, status: int, tmp
     assert not at_work(results)
 
 
+def test_a_second_signal_leaves_no_run_that_says_it_is_at_work(tmp_path: Path) -> None:
+    process = begin(*SMALL[:-1], "200", "--grid", "optimizer=adam", "--jobs", "1", cwd=tmp_path)
+    results = tmp_path / "results"
+    until_at_work(process, results)
+    while not list(results.glob("*/status.json")):
+        time.sleep(0.05)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.suspend()  # so that it cannot save before the second signal comes
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 143, complaints
+    assert "Traceback" not in complaints
+    assert [json.loads(file.read_text())["state"] for file in results.glob("*/status.json")] == ["interrupted"]
+    assert not list(results.glob(f"*/{CLAIM_FILE}"))
+    assert not worker.is_running()
+
+
 def test_a_failing_run_says_why_is_tried_again_and_stops_no_other(tmp_path: Path) -> None:
     grid = ["--grid", "lr=1e30,1e-3", "--model-optimizer", "sgd", "--clip-grad-norm", "0", "--retries", "2"]
     result = icpctl_command("ablate", *SMALL, *grid, cwd=tmp_path)

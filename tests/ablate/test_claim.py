@@ -15,6 +15,7 @@ import pytest
 
 from icpctl.ablate import claim as module
 from icpctl.ablate.claim import CLAIM_FILE, DEAD_AFTER, Claim, ClaimLostError, holder
+from icpctl.files import write_beside
 
 HOLD = "import sys, time; from icpctl.ablate.claim import Claim; from pathlib import Path; c = Claim.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
 
@@ -266,3 +267,39 @@ def test_a_claim_that_has_just_taken_the_place_of_a_dead_one_is_not_replaced(tmp
         assert slow._take_over({"owner": "dead"}) is False
         assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == fast.owner
         assert [file.name for file in tmp_path.iterdir()] == [CLAIM_FILE]
+
+
+def test_a_sleeper_whose_successor_has_come_and_gone_has_lost_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        (tmp_path / CLAIM_FILE).unlink()  # the successor has finished the run, and given its claim back
+        claim._beat()
+        claim.check()  # but not within a moment
+        monkeypatch.setattr(time, "time", lambda: claim._beaten + 2 * DEAD_AFTER)
+        with pytest.raises(ClaimLostError):
+            claim.check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_falls_asleep_within_a_heartbeat_does_not_replace_the_claim_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    with claim:
+        now = time.time
+
+        def asleep(path: Path, content: bytes) -> Path:
+            another_machine(tmp_path)
+            monkeypatch.setattr(time, "time", lambda: now() + 2 * DEAD_AFTER)
+            return write_beside(path, content)
+
+        monkeypatch.setattr(module, "write_beside", asleep)
+        claim._beat()
+        assert json.loads((tmp_path / CLAIM_FILE).read_text())["owner"] == "other"
+        with pytest.raises(ClaimLostError):
+            claim.check()
+    assert [path.name for path in tmp_path.iterdir()] == [CLAIM_FILE]

@@ -362,3 +362,18 @@ def test_a_run_that_was_lost_is_tried_again_alone(tmp_path: Path) -> None:
     assert executor.jobs[0] == ids(planned)
     assert sorted(executor.jobs[1:]) == sorted([run_id] for run_id in ids(planned))
     assert [each.state for each in scheduler.runs.values()] == ["finished", "failed", "finished"]
+
+
+def test_no_status_says_at_work_of_a_run_that_nobody_trains(tmp_path: Path, planned: list[PlannedRun]) -> None:
+    """As one whose process was ended by force, at the second signal."""
+    for each, state in zip(planned, ("finished", "running", "running", "running"), strict=True):
+        write_status(tmp_path, each.config.run_id, state=state, epoch=1)
+    _, killed, by_study, by_hand = Scheduler(planned, tmp_path).runs.values()
+    claim = Claim.take(by_study.folder.path)
+    assert claim is not None
+    with claim, by_hand.folder.lock():
+        Scheduler(planned, tmp_path).let_go()
+    states = [each.folder.status()["state"] for each in Scheduler(planned, tmp_path).runs.values()]
+    assert states == ["finished", "interrupted", "running", "running"]
+    assert killed.folder.status() == {"state": "interrupted", "epoch": 1}
+    assert [file.name for file in killed.folder.path.iterdir() if file.suffix == ".json"] == ["status.json"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from icpctl.ablate import claim as claim_module
 from icpctl.ablate.claim import CLAIM_FILE, Claim, ClaimLostError
 from icpctl.ablate.study import Definition, Study
 from icpctl.ablate.worker import LOG_FILE, Job, Outcome, work
 from icpctl.config import RunConfig
+from icpctl.files import read_json
 from icpctl.runs.folder import RunFolder
+from icpctl.tasks.classification import Classification
 from icpctl.training import engine
 
 CONFIG = RunConfig(dataset="digits", train_size=100, epochs=2, optimizer="none")
@@ -71,6 +76,52 @@ def test_who_has_lost_the_claim_writes_nothing_more(job: Job, monkeypatch: pytes
     monkeypatch.setattr(Claim, "check", lost)
     assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
     assert folder.status() == {"state": "running", "by": "another"}
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_who_has_lost_the_claim_by_the_end_of_an_epoch_writes_nothing_more(
+    epochs: int, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process that was stopped while it evaluated, or measured the last figures."""
+    folder = RunFolder(Path(job.output), CONFIG)
+    evaluate = Classification.evaluate_last if epochs == CONFIG.epochs else Classification.evaluate
+    done: list[int] = []
+    kept: dict[Path, bytes] = {}
+
+    def stands_still(task: Classification, *given: Any) -> Any:
+        done.append(1)
+        if len(done) == epochs + 1 or epochs == CONFIG.epochs:
+            claim = folder.path / CLAIM_FILE
+            claim.write_text(json.dumps(read_json(claim) | {"owner": "another"}))
+            kept.update((file, file.read_bytes()) for file in folder.path.rglob("*.*") if file.is_file())
+            monkeypatch.setattr(claim_module, "HEARTBEAT", -1.0)  # it looks before it writes, as after a long sleep
+        return evaluate(task, *given)
+
+    monkeypatch.setattr(Classification, evaluate.__name__, stands_still)
+    assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
+    assert kept
+    assert {file: file.read_bytes() for file in folder.path.rglob("*.*") if file.is_file()} == kept
+
+
+def test_who_falls_asleep_within_a_save_does_not_end_it(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(Path(job.output), CONFIG)
+    fsync, kept = os.fsync, list[bytes]()
+
+    def sleeps(descriptor: int) -> None:
+        fsync(descriptor)
+        last = folder.checkpoints / "last.pt"
+        if last.exists() and list(folder.checkpoints.glob("*.tmp")) and not kept:  # it is about to be replaced
+            kept.append(last.read_bytes())
+            (folder.path / CLAIM_FILE).write_text(
+                json.dumps(read_json(folder.path / CLAIM_FILE) | {"owner": "another"})
+            )
+            monkeypatch.setattr(claim_module, "HEARTBEAT", -1.0)
+
+    monkeypatch.setattr(os, "fsync", sleeps)
+    assert work(job, never) == {CONFIG.run_id: Outcome("elsewhere")}
+    assert (folder.checkpoints / "last.pt").read_bytes() == kept[0]
+    assert folder.status()["state"] == "running"
+    assert not list(folder.checkpoints.glob("*.tmp"))
 
 
 def test_a_stop_saves(job: Job) -> None:

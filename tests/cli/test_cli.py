@@ -237,6 +237,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, sta
     more.communicate()
 
 
+def test_a_second_signal_leaves_at_once_and_more_of_them_disturb_nothing() -> None:
+    code = (
+        "import os, signal, sys; from icpctl.cli.app import _stoppable\n"
+        "with _stoppable():\n"
+        "    try:\n"
+        "        for number in (15, 1, 2): os.kill(os.getpid(), number)\n"
+        "        print('not at once')\n"
+        "    finally:\n"
+        "        for number in (2, 15, 1): os.kill(os.getpid(), number)\n"
+        "        print('status written')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "status written\n", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

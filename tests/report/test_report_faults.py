@@ -256,6 +256,15 @@ def test_a_folder_that_is_a_file_is_called_one(tmp_path: Path) -> None:
         build(tmp_path / "file")
 
 
+def test_links_that_lead_to_themselves_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "self").symlink_to(".")
+    with pytest.raises(UserError, match="There is no results folder"):
+        build([tmp_path / "loop", tmp_path])
+    with pytest.raises(UserError, match="There is no run"):
+        build([tmp_path, tmp_path / "self"])
+
+
 def test_hidden_folders_and_reports_are_no_runs(tmp_path: Path) -> None:
     write_pairs(tmp_path, [0.6])
     for name in (".git", ".ipynb_checkpoints", "report", "figures", "wandb"):

@@ -46,6 +46,15 @@ def test_the_one_before_is_kept_without_hard_links(tmp_path: Path, monkeypatch: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
+def test_a_save_after_one_that_was_killed_half_way_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """Killed when `previous` was the last one already, under a second name, and the new one was not there yet."""
+    save(tmp_path, "last", model=weight(0))
+    os.link(tmp_path / "last.pt", tmp_path / "previous.pt")
+    save(tmp_path, "last", model=weight(1))
+    assert float(checkpoint.load(tmp_path / "previous.pt")["model"]["w"][0]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
 def test_a_truncated_file_falls_back(tmp_path: Path) -> None:
     for i in range(2):
         save(tmp_path, "last", model=weight(i))

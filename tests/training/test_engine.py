@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -169,8 +172,24 @@ def _train_in_child(settings: Mapping[str, Any], folder: Path) -> None:
     icpctl.train(small(**settings), folder)
 
 
-def _start_in_child(settings: Mapping[str, Any], folder: Path) -> Any:
-    process = PROCESSES.Process(target=_train_in_child, args=(settings, folder))
+def _train_until_write(settings: Mapping[str, Any], folder: Path, number: int) -> None:
+    seen = itertools.count(1)
+
+    def kill(event: str, given: tuple[Any, ...]) -> None:
+        """Before a file of the run is opened to be written, renamed, linked or removed."""
+        writes = event in ("os.rename", "os.link", "os.remove") or (
+            event == "open" and isinstance(given[1], str) and set(given[1]) & set("xwa")
+        )
+        if writes and str(folder) in str(given[0]) and next(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    icpctl.train(small(**settings), folder)
+
+
+def _start_in_child(settings: Mapping[str, Any], folder: Path, until_write: int | None = None) -> Any:
+    target, arguments = (_train_in_child, ()) if until_write is None else (_train_until_write, (until_write,))
+    process = PROCESSES.Process(target=target, args=(settings, folder, *arguments))
     process.start()
     return process
 
@@ -184,7 +203,7 @@ def _epochs_recorded(run: Path) -> int:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("model", "times"), [("resnet20", 10), ("vae", 4)])
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times: int, tmp_path: Path) -> None:
-    """SIGKILL at random moments of a run's life, each time in a process of its own."""
+    """SIGKILL at random moments of a run's life, each second time at one of its writes; each in a process of its own."""
     settings = {"model": model, "icp_state": "carry", "epochs": 4}
     name = small(**settings).run_id
     _start_in_child(settings, tmp_path / "undisturbed").join()
@@ -194,12 +213,13 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times
     killed_at_work = 0
     for i in range(times):
         run = tmp_path / str(i) / name
-        process = _start_in_child(settings, run.parent)
-        epochs = moments.choice((0, 0, 1, 2, 3))
-        while process.is_alive() and _epochs_recorded(run) < epochs:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, epoch_seconds))
-        process.kill()
+        process = _start_in_child(settings, run.parent, moments.randint(1, 25) if i % 2 else None)
+        if i % 2 == 0:
+            epochs = moments.choice((0, 0, 1, 2, 3))
+            while process.is_alive() and _epochs_recorded(run) < epochs:
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0, epoch_seconds))
+            process.kill()
         process.join()
         killed_at_work += read_json(run / "status.json").get("state") == "running"  # or before there was one
         process = _start_in_child(settings, run.parent)
@@ -483,3 +503,43 @@ def test_a_tap_without_a_tensor_is_not_blamed_on_the_size(tmp_path: Path) -> Non
             small(model="vit_b_16", layers=layer, image_size=224, train_size=20, batch_size=2, val_fraction=0.0),
             tmp_path,
         )
+
+
+NOTED = {"epochs": 2, "train_size": 60, "optimizer": "sgd", "icp_lr": 1e-6}
+
+
+def at_renames(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Call `act` after each file that a run puts in its place, with how many there have been."""
+    replace, number = os.replace, itertools.count(1)
+
+    def replaced(source: Any, target: Any) -> None:
+        replace(source, target)
+        act(next(number))
+
+    monkeypatch.setattr(os, "replace", replaced)
+
+
+def test_stopped_at_any_write_of_its_end_and_resumed_it_leaves_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best and the last checkpoint, and status.json, with the notes that only an epoch finds."""
+    written: list[int] = []
+    with monkeypatch.context() as patch:
+        at_renames(patch, written.append)
+        whole = icpctl.train(small(**NOTED), tmp_path / "whole").path
+    assert read_json(whole / "status.json")["notes"]
+    for end in written[-3:]:
+
+        def stop(number: int, end: int = end) -> None:
+            if number == end:
+                raise SystemExit
+
+        with monkeypatch.context() as patch:
+            at_renames(patch, stop)
+            with pytest.raises(SystemExit):
+                icpctl.train(small(**NOTED), tmp_path / str(end))
+        run = tmp_path / str(end) / whole.name
+        assert read_json(run / "status.json")["state"] == "interrupted"
+        icpctl.train(small(**NOTED), run.parent)
+        assert_same_run(whole, run)
+        assert (run / "status.json").read_bytes() == (whole / "status.json").read_bytes()

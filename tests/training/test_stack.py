@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,19 @@ def test_runs_that_stopped_at_different_places_catch_up_and_end_together(tmp_pat
     for config in (*configs, third):
         assert RunFolder(tmp_path, config).status()["state"] == "finished"
         assert list(values(config.run_id, tmp_path).index.levels[0]) == [0, 1, 2]
+
+
+def test_the_end_of_the_process_is_the_end_of_every_member(tmp_path: Path) -> None:
+    configs = [digits(0), digits(1), digits(2)]
+
+    def leave(config: RunConfig) -> bool:
+        if config.seed == 1:
+            sys.exit(143)  # as a second signal does
+        return False
+
+    with pytest.raises(SystemExit):
+        train_stack(configs, tmp_path, should_stop=leave)
+    assert [RunFolder(tmp_path, config).status()["state"] for config in configs] == ["interrupted"] * 3
 
 
 def test_a_member_that_fails_costs_its_run_alone(tmp_path: Path) -> None:
