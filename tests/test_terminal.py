@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE, icpctl_command, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
-from test_cli import icpctl_command, refused
 
 import icpctl
 from icpctl.terminal import Terminal, printable
@@ -31,7 +31,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         encoding="utf-8",
         errors="replace",
         env=os.environ | {"TERM": "dumb"} | environment,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
