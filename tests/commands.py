@@ -78,15 +78,24 @@ def begin(*arguments: str, cwd: Path | None = None, fresh: bool = False, **envir
 
 
 class Forked:
-    """A Python command in a forked process; as much of `subprocess.Popen` as tests need."""
+    """A Python command in a forked process; as much of `subprocess.Popen` as tests need.
+
+    `together`: what it says on either stream is the output. `session`: it leads a session, and so a group, of its own.
+    """
 
     def __init__(
-        self, command: Sequence[str], cwd: Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str | Path],
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        together: bool = False,
+        session: bool = False,
     ) -> None:
         read_output, write_output = PROCESSES.Pipe(duplex=False)
         read_errors, write_errors = PROCESSES.Pipe(duplex=False)
         where = os.environ | (environment or {})
-        given = (list(command), str(cwd or Path.cwd()), dict(where), write_output, write_errors)
+        streams = (write_output, write_output if together else write_errors)
+        given = (list(map(str, command)), str(cwd or Path.cwd()), dict(where), streams, session)
         self._process = PROCESSES.Process(target=_run, args=given)
         self._process.start()
         self.stdout, self.stderr = _reader(read_output), _reader(read_errors)
@@ -143,13 +152,17 @@ def _reader(connection: Connection[Any, Any]) -> IO[str]:
     return os.fdopen(os.dup(connection.fileno()), encoding="utf-8")
 
 
-def _run(command: list[str], cwd: str, environment: dict[str, str], output: Connection, errors: Connection) -> None:
+def _run(
+    command: list[str], cwd: str, environment: dict[str, str], streams: tuple[Connection, Connection], session: bool
+) -> None:
+    if session:
+        os.setsid()
     os.chdir(cwd)
     with Path(os.devnull).open() as nothing:
-        for source, target in ((nothing, 0), (output, 1), (errors, 2)):
-            os.dup2(source.fileno(), target)
-    output.close()
-    errors.close()
+        for number, source in enumerate((nothing, *streams)):
+            os.dup2(source.fileno(), number)
+    for stream in streams:
+        stream.close()
     os.environ.clear()
     os.environ.update(environment)
     _become(command)

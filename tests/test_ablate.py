@@ -55,7 +55,6 @@ def until_at_work(process: Command, results: Path, number: int = 1) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.timeout(600)
 def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twins: dict[str, Path]) -> None:
     chance = random.Random(5)
     results = tmp_path / "results"
@@ -76,7 +75,6 @@ def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twi
     assert_equal_to_twins(results, twins)
 
 
-@pytest.mark.timeout(600)
 def test_a_stack_that_is_killed_goes_on(tmp_path: Path) -> None:
     study = [
         *SMALL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import random
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from commands import PROCESSES
 
 import icpctl
 from icpctl import checkpoint, trainer
@@ -22,10 +22,6 @@ from icpctl.display import CostEstimate, Display
 from icpctl.engine import Interrupted
 from icpctl.files import read_json
 from icpctl.results import TIMINGS
-
-# A forkserver that has torch already: a fresh process for every run, killed for real, without ten seconds of imports.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["icpctl.engine", "torchvision", "torchmetrics"])
 
 
 def small(**settings: Any) -> icpctl.RunConfig:
@@ -180,8 +176,9 @@ def _epochs_recorded(run: Path) -> int:
     return len({line.split(",")[1] for line in file.read_text().splitlines()[1:]}) if file.exists() else -1
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("model", "times"), [("resnet20", 10), ("vae", 4)])
+@pytest.mark.parametrize(
+    ("model", "times"), [("resnet20", 3), ("vae", 1), pytest.param("resnet20", 12, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times: int, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run's life, each time in a process of its own."""
     settings = {"model": model, "icp_state": "carry", "epochs": 4}
