@@ -44,7 +44,7 @@ PROCESSES.set_forkserver_preload(
         "torchvision",
     ]
 )
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds that a command may take on a machine that has much else to do."""
 
 
@@ -159,8 +159,8 @@ def _run(
         os.setsid()
     os.chdir(cwd)
     with Path(os.devnull).open() as nothing:
-        for number, source in enumerate((nothing, *streams)):
-            os.dup2(source.fileno(), number)
+        for number, source in enumerate((nothing.fileno(), *(stream.fileno() for stream in streams))):
+            os.dup2(source, number)
     for stream in streams:
         stream.close()
     os.environ.clear()

@@ -15,7 +15,7 @@ import commands
 import pandas as pd
 import psutil
 import pytest
-from commands import PATIENCE, Command, icpctl_command, refused
+from commands import PATIENCE, Command, Forked, icpctl_command, refused
 from filelock import FileLock
 from studies import assert_equal_to_twins
 
@@ -252,17 +252,13 @@ def test_a_worker_without_the_data_ends_the_study(tmp_path: Path) -> None:
         "def gone(*a):\n shutil.rmtree('photos'); return build(*a)\n"
         "executors.build = gone; from icpctl.cli import main; sys.argv[0] = 'icpctl'; main()"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "ablate", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    assert f"On {os.uname().nodename}: " in " ".join(result.stderr.split())
-    assert "photos" in result.stderr
+    (tmp_path / "script.py").write_text(code)
+    process = Forked([sys.executable, tmp_path / "script.py", "ablate", *arguments], tmp_path)
+    _, complaints = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, complaints
+    assert "Traceback" not in complaints
+    assert f"On {os.uname().nodename}: " in " ".join(complaints.split())
+    assert "photos" in complaints
 
 
 def test_with_everything_finished_a_dry_run_needs_no_torch(tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_of_the_whole_group_is_saved(stop: int, tmp_path: Path) -> None:
     options = "--epochs 10000 --optimizer none --train-size 170 --data-memory 1e-6 --device cpu --batch-size 32"
-    command = ["-m", "icpctl", "train", "resnet20", "digits", *options.split(), "-o", tmp_path]
+    command = ["-m", "icpctl", "train", "resnet20", "digits", *options.split(), "-o", str(tmp_path)]
     process = Forked([sys.executable, *command], together=True, session=True)
     workers = _at_work(process, tmp_path)
     for worker in workers:  # by themselves, they go on
