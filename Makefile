@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test real lint docs clean
+.PHONY: help demo test test-all real lint docs clean
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "icpctl needs Python 3.11.4 or newer: make PYTHON=python3.12 …")'
@@ -23,8 +23,11 @@ $(VENV)/installed-test: $(VENV)/installed
 demo: $(VENV)/installed ## baseline against AdEMAMix-ICP on digits, a few minutes on a CPU
 	$(BIN)/icpctl ablate resnet20 digits --epochs 12 --grid optimizer=ademamix --output results/demo
 
-test: $(VENV)/installed-test lint ## lint, types and tests
+test: $(VENV)/installed-test lint ## lint, types and tests, some minutes
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-test lint ## the same and the tests marked slow, which are more of the same
+	$(BIN)/python -m pytest -m 'slow or not slow'
 
 real: $(VENV)/installed-test ## the tests on real CIFAR-100, some minutes; needs ICPCTL_DATA_DIR
 	$(BIN)/python -m pytest -n 0 tests/real

@@ -42,7 +42,7 @@ class Opened:
 @contextmanager
 def opened(browser: Browser, address: Path | str, **options: Any) -> Iterator[Opened]:
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(120_000)
     opened = Opened(context.new_page())
     opened.page.on("request", lambda request: opened.requests.append(request.url))
     opened.page.on("console", lambda message: opened.messages.append(f"{message.type}: {message.text}"))

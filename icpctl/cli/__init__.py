@@ -1,1 +1,5 @@
-"""The command line: commands and their options."""
+"""The command line: the commands and their options."""
+
+from icpctl.cli.app import main
+
+__all__ = ["main"]

@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pandas as pd
 import psutil
 import pytest
+from commands import PATIENCE, Command, Forked, icpctl_command, refused
 from filelock import FileLock
 from studies import assert_equal_to_twins
-from test_cli import icpctl_command, refused
 
 import icpctl
 from icpctl import data
@@ -38,24 +39,22 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {run.config.run_id: icpctl.train(run.config, folder).path for run in runs}
 
 
-def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "icpctl", "ablate", *arguments]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def begin(*arguments: str, cwd: Path) -> Command:
+    return commands.begin("ablate", *arguments, cwd=cwd)
 
 
 def at_work(results: Path) -> list[Path]:
     return [file.parent for file in results.glob(f"*/{CLAIM_FILE}") if holder(file.parent) is not None]
 
 
-def until_at_work(process: subprocess.Popen[str], results: Path, number: int = 1) -> None:
-    deadline = time.monotonic() + 60
+def until_at_work(process: Command, results: Path, number: int = 1) -> None:
+    deadline = time.monotonic() + PATIENCE
     while len(at_work(results)) < number:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-@pytest.mark.timeout(600)
 def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twins: dict[str, Path]) -> None:
     chance = random.Random(5)
     results = tmp_path / "results"
@@ -71,12 +70,11 @@ def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twi
             process.kill()
             process.communicate()
             process = begin("--resume", "results", cwd=tmp_path)
-    _, complaints = process.communicate(timeout=300)
+    _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaints
     assert_equal_to_twins(results, twins)
 
 
-@pytest.mark.timeout(600)
 def test_a_stack_that_is_killed_goes_on(tmp_path: Path) -> None:
     study = [
         *SMALL,
@@ -119,7 +117,7 @@ def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twin
     results = tmp_path / "results"
     processes = [begin(*SMALL, *TWELVE, "--jobs", "1", cwd=tmp_path) for _ in range(2)]
     for process in processes:
-        output, complaints = process.communicate(timeout=300)
+        output, complaints = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, complaints
         assert "difference" in output
     assert_equal_to_twins(results, twins)
@@ -152,7 +150,7 @@ def test_a_signal_saves_what_is_at_work(number: signal.Signals, status: int, tmp
     while not all((run / "checkpoints" / "last.pt").exists() for run in at_work(results)):
         time.sleep(0.05)
     process.send_signal(number)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, complaints
     assert "Saved. `icpctl ablate --resume results` goes on from here." in complaints
     assert [json.loads(file.read_text())["state"] for file in results.glob("*/status.json")] == ["interrupted"] * 2
@@ -223,7 +221,7 @@ def test_a_run_that_is_being_trained_by_hand_is_waited_for(tmp_path: Path) -> No
         process = begin(*SMALL, "--grid", "steps=1", cwd=tmp_path)
         assert process.stdout is not None
         assert any(f"{config.run_id}: in the hands of another process" in line for line in process.stdout)
-    output, complaints = process.communicate(timeout=120)
+    output, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaints
     assert f"{config.run_id}: finished" in output
 
@@ -273,13 +271,13 @@ def test_a_worker_without_the_data_ends_the_study(tmp_path: Path) -> None:
         "def gone(*a):\n shutil.rmtree('photos'); return build(*a)\n"
         "executors.build = gone; from icpctl.cli.app import main; sys.argv[0] = 'icpctl'; main()"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "ablate", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    assert f"On {os.uname().nodename}: " in " ".join(result.stderr.split())
-    assert "photos" in result.stderr
+    (tmp_path / "script.py").write_text(code)
+    process = Forked([sys.executable, tmp_path / "script.py", "ablate", *arguments], tmp_path)
+    _, complaints = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, complaints
+    assert "Traceback" not in complaints
+    assert f"On {os.uname().nodename}: " in " ".join(complaints.split())
+    assert "photos" in complaints
 
 
 def test_with_everything_finished_a_dry_run_needs_no_torch(tmp_path: Path) -> None:
@@ -292,7 +290,7 @@ def test_with_everything_finished_a_dry_run_needs_no_torch(tmp_path: Path) -> No
     code = "import sys; from icpctl.cli.app import app\ntry:\n app()\nfinally:\n print('torch' in sys.modules)"
     arguments = ["ablate", *SMALL, "--grid", "steps=1..40", "--seeds", "10", "--dry-run"]
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
     )
     *_, summary, blank, needed = result.stdout.splitlines() + [""] * (result.returncode != 0)
     assert needed == "False"

@@ -67,7 +67,7 @@ def configs(number: int, device: str = "auto") -> list[RunConfig]:
 
 def ended(executor: Local, number: int = 1) -> list[tuple[str, Outcome]]:
     done: list[tuple[str, Outcome]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while len(done) < number:
         assert time.monotonic() < deadline
         done += executor.wait(0.1)

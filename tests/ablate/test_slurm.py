@@ -24,7 +24,6 @@ from icpctl.errors import UserError
 from icpctl.runs.folder import read_runs
 
 pytest.importorskip("submitit")
-pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(params=["local", "slurm"])

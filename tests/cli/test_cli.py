@@ -1,43 +1,23 @@
-"""The command line as a user meets it: real processes, what they print, and how they leave."""
+"""The command line as a user meets it: what it prints, and how it leaves."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from commands import PATIENCE, Command, begin, icpctl_command, refused
 from PIL import Image
 
 import icpctl
 from icpctl.runs import checkpoint
 
 SMALL = ["resnet20", "digits", "--train-size", "160", "--val-fraction", "0.2", "--epochs", "2", "--steps", "2"]
-
-
-def icpctl_command(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "icpctl", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"COLUMNS": "100", "TERM": "dumb"} | environment,
-        timeout=120,
-    )
-
-
-def refused(*arguments: str, cwd: Path | None = None, **environment: str) -> str:
-    """The message of a command that has to fail as errors do: one paragraph, status 2, no traceback."""
-    result = icpctl_command(*arguments, cwd=cwd, **environment)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def write_photos(folder: Path) -> None:
@@ -50,7 +30,7 @@ def write_photos(folder: Path) -> None:
 
 
 def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
-    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
+    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path, fresh=True)
     assert trained.returncode == 0, trained.stderr
     (run,) = (tmp_path / "results").iterdir()
     assert "epoch 2/2" in trained.stdout
@@ -68,12 +48,12 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
     single = icpctl_command("eval", f"results/{run.name}/checkpoints/best.pt", "--split", "val", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
 
-    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
+    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path, fresh=True)
     assert ablated.returncode == 0, ablated.stderr
     assert ablated.stdout.count(": running") == ablated.stdout.count(": finished") == 2  # steps=2 was there
     assert "Differences in accuracy" in ablated.stdout
 
-    reported = icpctl_command("report", "results/", cwd=tmp_path)
+    reported = icpctl_command("report", "results/", cwd=tmp_path, fresh=True)
     assert reported.returncode == 0, reported.stderr
     assert (tmp_path / "results" / "runs.csv").read_text().count("\n") == 4
     for format in ("csv", "markdown", "latex", "json"):
@@ -189,7 +169,9 @@ def test_a_configuration_file_of_the_same_names_and_the_command_line_wins(tmp_pa
 
 
 def test_no_data_and_no_network_says_where_it_looked(tmp_path: Path) -> None:
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    proxies: dict[str, Any] = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     message = refused("train", "--epochs", "1", "--data-dir", "data", cwd=tmp_path, **proxies)
     assert "cifar100" in message
     assert "data" in message
@@ -212,18 +194,16 @@ def test_a_results_folder_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    def started() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "icpctl", "train", *SMALL, "--epochs", "60"]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["train", *SMALL, "--epochs", "60"]
 
-    def until(process: subprocess.Popen[str], text: str) -> str:
+    def until(process: Command, text: str) -> str:
         assert process.stdout is not None
         return next(line for line in process.stdout if text in line)
 
-    process = started()
+    process = begin(*command, cwd=tmp_path, fresh=number == signal.SIGINT)
     until(process, "epoch 2/60")
     process.send_signal(number)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, complaints
     assert "Saved" in complaints
     (run,) = (tmp_path / "results").iterdir()
@@ -231,7 +211,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, sta
     saved = checkpoint.load(run / "checkpoints" / "last.pt")
     assert saved["epoch"] >= 2
 
-    more = started()
+    more = begin(*command, cwd=tmp_path)
     assert f"epoch {saved['epoch'] + 1}" in until(more, "Resuming")
     more.kill()
     more.communicate()

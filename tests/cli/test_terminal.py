@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE, icpctl_command, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
-from test_cli import icpctl_command, refused
 
 import icpctl
 from icpctl.terminal import Terminal, printable
@@ -31,7 +31,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         encoding="utf-8",
         errors="replace",
         env=os.environ | {"TERM": "dumb"} | environment,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -91,7 +91,7 @@ def test_an_unknown_command_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_any_encoding_of_the_output_will_do(results: Path, encoding: str) -> None:
-    for format in ("table", "json", "markdown"):
+    for format in ("table", "json", "markdown") if encoding == "ascii" else ("table",):
         shown = shell(f"icpctl report {results} --format {format}", PYTHONIOENCODING=encoding)
         assert (shown.returncode, "Traceback" in shown.stderr) == (0, False)
         if format == "json":

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from commands import PATIENCE, Forked
 from torch import Tensor
 
 import icpctl
@@ -321,38 +322,43 @@ icpctl.train(config, sys.argv[1])
 """
 
 
-def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-
-
 def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(epochs=1))
-    process = start([str(tmp_path / "script.py"), str(tmp_path / "results")])
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    assert output == "begun\n"
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "results")]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout == "begun\n"
 
 
-def _at_work(process: subprocess.Popen[str], results: Path) -> list[psutil.Process]:
+def _at_work(process: Forked, results: Path) -> list[psutil.Process]:
     """Its descendants, once an epoch is recorded."""
-    deadline = time.monotonic() + 200
-    while not any(file.read_text().count("\n") > 2 for file in results.glob("*/metrics.csv")):
+    _until_recorded(1, process, results)
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _epochs_recorded(results: Path) -> int:
+    lines = [line for file in results.glob("*/metrics.csv") for line in file.read_text().splitlines()[1:]]
+    return len({line.split(",")[1] for line in lines if line.count(",") > 1})
+
+
+def _until_recorded(epochs: int, process: Forked, results: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while _epochs_recorded(results) < epochs:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return psutil.Process(process.pid).children(recursive=True)
 
 
 def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(epochs=10_000))
-    process = start([str(tmp_path / "script.py"), str(tmp_path / "results")])
+    process = Forked([sys.executable, tmp_path / "script.py", tmp_path / "results"], together=True)
     workers = _at_work(process, tmp_path / "results")
     assert workers
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=3)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
 
 
@@ -360,20 +366,19 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
 def test_a_stop_of_the_whole_group_is_saved(stop: int, tmp_path: Path) -> None:
     options = "--epochs 10000 --optimizer none --train-size 170 --data-memory 1e-6 --device cpu --batch-size 32"
     command = ["-m", "icpctl", "train", "resnet20", "digits", *options.split(), "-o", str(tmp_path)]
-    process = start(command, start_new_session=True)
+    process = Forked([sys.executable, *command], together=True, session=True)
     workers = _at_work(process, tmp_path)
     for worker in workers:  # by themselves, they go on
         worker.send_signal(stop)
-    time.sleep(1)
-    assert process.poll() is None
+    _until_recorded(_epochs_recorded(tmp_path) + 2, process, tmp_path)
     os.killpg(process.pid, stop)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + stop, output
     assert "Saved." in output
     assert "Traceback" not in output
     (status,) = tmp_path.glob("*/status.json")
     assert json.loads(status.read_text())["state"] == "interrupted"
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import PATIENCE, Command, begin, icpctl_command
 from reports import configs, write_run
 
 from icpctl.ablate.study import Definition, Study
@@ -19,13 +17,12 @@ from icpctl.config import resolve
 FILES = {"runs.csv", "summary.csv", "comparisons.csv", "report.html"}
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "icpctl", "report", *map(str, arguments)]
-
-
 def report(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "80", "TERM": "dumb"}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return icpctl_command("report", *map(str, arguments), cwd=cwd, COLUMNS="80")
+
+
+def watch(folder: Path) -> Command:
+    return begin("report", str(folder), "--watch")
 
 
 @pytest.fixture
@@ -118,54 +115,49 @@ def test_what_is_wrong_is_one_paragraph_and_status_2(results: Path, arguments: l
     assert files(results) == {"report.txt"}  # nothing half-written
 
 
+def until_said(process: Command, text: str) -> None:
+    assert process.stderr is not None
+    assert any(text in line for line in process.stderr)
+    assert process.poll() is None
+
+
 def test_watching_draws_anew_until_all_runs_are_at_their_end(tmp_path: Path) -> None:
     config = resolve({"epochs": 2})
     write_run(tmp_path, config.baseline(), [0.5, 0.6])
     folder = write_run(tmp_path, config, [0.5], state="running")
-    watching = subprocess.Popen(command(tmp_path, "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    page = tmp_path / "report.html"
-    while not page.exists():
-        assert watching.poll() is None
-        time.sleep(0.1)
-    time.sleep(1)
-    assert watching.poll() is None
-    first = page.read_text()
+    watching = watch(tmp_path)
+    until_said(watching, "1 of 2 runs are at their end")
+    first = (tmp_path / "report.html").read_text()
     folder.append_metrics(1, {"test": {"accuracy": 0.75}})
     folder.write_status("finished")
-    output, errors = watching.communicate(timeout=60)
+    output, errors = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 0, errors
     assert "75.00" in output
-    assert page.read_text() != first
+    assert (tmp_path / "report.html").read_text() != first
 
 
 def test_watching_waits_for_the_runs_of_a_study_that_have_not_begun(tmp_path: Path) -> None:
     study = Study({"epochs": 2}, {"steps": ["1", "2"]})
     Definition([study]).keep(tmp_path)
     first, *others = [run.config for run in study.runs()]
-    watching = subprocess.Popen(command(tmp_path, "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
-    assert watching.poll() is None  # nothing is there yet
+    watching = watch(tmp_path)
+    until_said(watching, "0 of 3 runs are at their end")
+    assert not (tmp_path / "report.html").exists()
     write_run(tmp_path, first, [0.5, 0.6])
-    while not (tmp_path / "report.html").exists():
-        assert watching.poll() is None
-        time.sleep(0.1)
-    time.sleep(2)
-    assert watching.poll() is None
+    until_said(watching, "1 of 3 runs are at their end")
+    assert (tmp_path / "report.html").exists()
     for config in others:
         write_run(tmp_path, config, [0.5, 0.6])
-    _, errors = watching.communicate(timeout=60)
+    _, errors = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 0, errors
-    assert "1 of 3 runs are at their end" in errors
     assert "3 of 3 runs are at their end" in errors
 
 
 def test_watching_ends_when_it_is_asked_to(tmp_path: Path) -> None:
     write_run(tmp_path, resolve({"epochs": 2}), [0.5], state="running")
-    watching = subprocess.Popen(command(tmp_path, "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "report.html").exists():
-        assert watching.poll() is None
-        time.sleep(0.1)
+    watching = watch(tmp_path)
+    until_said(watching, "0 of 1 runs are at their end")
     watching.terminate()
-    _, errors = watching.communicate(timeout=30)
+    _, errors = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 143
     assert "Traceback" not in errors

@@ -230,7 +230,7 @@ def pipe_of_metrics(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [spoil_status, spoil_config, half_a_character, pipe, pipe_of_metrics])
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)  # a pipe that is waited for is waited for without end
 def test_a_spoilt_run_is_named_and_the_others_are_reported(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     write_pairs(tmp_path / "runs", [0.6, 0.7, 0.65])
     spoil(RunFolder(tmp_path / "runs", adam(2)).path)

@@ -59,7 +59,7 @@ def typeset(folder: Path, body: str, options: str = "") -> tuple[str, str]:
     text = f"\\documentclass{{article}}\n{options}{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
     (folder / "paper.tex").write_text(text, encoding="utf-8")
     command = [str(TEX), "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=600)
     log = done.stdout.decode(errors="replace")
     assert done.returncode == 0, log[-2000:]
     if shutil.which("pdftotext") is None:

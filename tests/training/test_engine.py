@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from commands import PROCESSES
 
 import icpctl
 from icpctl.files import read_json
@@ -26,10 +26,6 @@ from icpctl.runs.folder import TIMINGS
 from icpctl.training import trainer
 from icpctl.training.display import CostEstimate, Display
 from icpctl.training.engine import Interrupted
-
-# A forkserver that has torch already: a fresh process for every run, killed for real, without ten seconds of imports.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["icpctl.training.engine", "torchvision", "torchmetrics"])
 
 
 def small(**settings: Any) -> icpctl.RunConfig:
@@ -200,8 +196,9 @@ def _epochs_recorded(run: Path) -> int:
     return len({line.split(",")[1] for line in file.read_text().splitlines()[1:]}) if file.exists() else -1
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("model", "times"), [("resnet20", 10), ("vae", 4)])
+@pytest.mark.parametrize(
+    ("model", "times"), [("resnet20", 3), ("vae", 1), pytest.param("resnet20", 12, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times: int, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run's life, each second time at one of its writes; each in a process of its own."""
     settings = {"model": model, "icp_state": "carry", "epochs": 4}

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import PATIENCE, Command, Forked
+from doubled import float64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
@@ -22,7 +23,6 @@ from typer.testing import CliRunner
 import icpctl
 from icpctl.cli import app as cli
 from icpctl.models import CifarResNet
-from icpctl.models.network import Network, build_model
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import TIMINGS
 from icpctl.training import distributed as parallel
@@ -50,13 +50,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "carry": {"icp_state": "carry"},
     "51 images": {"train_size": 51, "val_fraction": 0, "batch_size": 64},
 }
-
-
-def float64(patch: Callable[[object, str, object], None] = setattr) -> None:
-    """In float32 a network like this one makes 1e-3 of 1e-7 in five steps, in one process too."""
-    build, normalise = build_model, Network.normalise
-    patch(trainer, "build_model", lambda *arguments: build(*arguments).double())
-    patch(Network, "normalise", lambda self, images: normalise(self, images).double())
 
 
 # ── what the processes run
@@ -157,10 +150,12 @@ def step_all(folder: Path) -> None:
 # ── what is expected of them
 
 
-def torchrun(*arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TORCHRUN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def torchrun(*arguments: str | Path, fresh: bool = False) -> Command:
+    """`fresh`: where it counts that processes take as long to end as they do."""
+    command = [*TORCHRUN, *map(str, arguments)]
+    if not fresh:
+        return Forked(command, together=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def command(folder: Path) -> list[str]:
@@ -193,7 +188,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(Interrupted):  # in one process, in the second epoch
             icpctl.train(small(**RUNS["resumed"]), folder, should_stop=lambda: next(asked) >= 5)
     process = torchrun(__file__, folder)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return folder
 
@@ -255,7 +250,7 @@ def test_a_stopped_run_goes_on_in_one_process(tmp_path: Path, monkeypatch: pytes
     while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
         time.sleep(0.01)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert output.count("2 processes of 16 images train one run of --batch-size 32.") == 1
     assert output.count("Saved.") == 1
     assert json.loads((metrics.parent / "status.json").read_text())["state"] == "interrupted"
@@ -266,7 +261,7 @@ def test_a_stopped_run_goes_on_in_one_process(tmp_path: Path, monkeypatch: pytes
 
 def test_the_first_process_alone_says_why_a_run_is_refused(tmp_path: Path) -> None:
     process = torchrun("-m", "icpctl", *command(tmp_path), "--icp-state", "carry")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert output.count("--icp-state carry keeps a state") == 1
     assert "exitcode  : 2" in output
     assert not list(tmp_path.iterdir())
@@ -277,8 +272,8 @@ def test_the_first_process_alone_says_why_a_run_is_refused(tmp_path: Path) -> No
     [("killed", "run ended. The"), ("failed", "run ended: Out of memory on cpu with --batch-size 32")],
 )
 def test_a_process_that_ends_does_not_leave_the_other_hanging(how: str, reason: str, tmp_path: Path) -> None:
-    process = torchrun(__file__, tmp_path, how)
-    output, _ = process.communicate(timeout=60)
+    process = torchrun(__file__, tmp_path, how, fresh=True)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert output.count("\nError:") == 1
     assert reason in output
     assert "icpctl/training/distributed.py" not in output  # no traceback of ours

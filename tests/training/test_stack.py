@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from doubled import float64
 from measure import random_images
 from torch import Tensor
 
@@ -191,6 +192,8 @@ def values(run_id: str, output: Path) -> Any:
 
 
 def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64: what the rounding of float32 grows to in fifteen steps at this learning rate is not bounded by much."""
+    float64(monkeypatch.setattr)
     configs = [digits(0), digits(1), digits(0, icp_lr=1e-2)]
     assert train_stack(configs, tmp_path / "stack") == [None] * 3
     for config in configs:
@@ -199,7 +202,7 @@ def test_whole_runs_have_the_metrics_of_single_ones(tmp_path: Path, monkeypatch:
         assert together.index.equals(alone.index)
         for name in ("loss", "task_loss", "feature_loss", "delta_l2"):
             expected = alone.xs(name, level="metric").to_numpy()
-            assert together.xs(name, level="metric").to_numpy() == pytest.approx(expected, rel=0.05)
+            assert together.xs(name, level="metric").to_numpy() == pytest.approx(expected, rel=1e-6)
         sizes = [
             (tmp_path / name / config.run_id / "checkpoints/last.pt").stat().st_size for name in ("stack", "single")
         ]
@@ -268,7 +271,8 @@ def test_models_that_cannot_be_stacked_are_trained_alone(tmp_path: Path) -> None
             said.append(message)
 
     configs = [
-        digits(seed, model="alexnet", image_size=64, optimizer="none", epochs=1, train_size=100) for seed in (0, 1)
+        digits(seed, model="alexnet", image_size=64, optimizer="none", epochs=1, train_size=30, val_fraction=0.0)
+        for seed in (0, 1)
     ]
     assert train_stack(configs, tmp_path, displays=[Listening(), Listening()]) == [None, None]
     assert len(said) == 2
