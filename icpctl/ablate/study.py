@@ -25,8 +25,6 @@ STUDY_FILE = "study.toml"
 LARGEST = 100_000
 """Combinations that a study may have; more are a slip of the pen."""
 
-TOML_WORDS = {dict: "a table", str: "a text", list: "a list", int: "a number", bool: "true or false"}
-
 Role = Literal["baseline", "method", "control", "compute-matched"]
 
 
@@ -40,6 +38,43 @@ class PlannedRun:
 
     config: RunConfig
     role: Role
+
+
+Value = str | bool | int | float
+
+
+class _StudyTable(BaseModel):
+    """The keys of a study in a TOML file; a description says what a key can be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    settings: dict[str, Any] = Field({}, description="a table")
+    grid: dict[str, Value | list[Value]] = Field({}, description="a table of values and lists of values")
+    where: str | list[str] = Field([], description="a text or a list of texts")
+    seeds: int | str | list[Any] = Field(1, description="a number, a text or a list")
+    controls: bool = Field(False, description="true or false")
+    compute_matched: bool = Field(False, description="true or false")
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any], where: str) -> Self:
+        """The keys of a table.
+
+        Raises:
+            UserError: a fault in it, with the place.
+        """
+        named = {key.replace("-", "_"): value for key, value in table.items()}
+        try:
+            return cls.model_validate(named)
+        except ValidationError as error:
+            key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
+        if key in cls.model_fields:
+            meant = cls.model_fields[key].description
+            raise UserError(f"{where}: {key} cannot be {abbreviated(named[key])}. It is {meant}.")
+        if key in RunConfig.model_fields:
+            raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
+        if key == "execution":
+            raise UserError(f"{where}: [execution] stands once in the file, beside the studies.")
+        raise UserError(f"{where}: {unknown('key', key, cls.model_fields)}")
 
 
 @dataclass(frozen=True)
@@ -69,44 +104,26 @@ class Study:
         Raises:
             UserError: a fault in it, with the place.
         """
-        known: dict[str, tuple[type, ...]] = {"settings": (dict,), "grid": (dict,), "where": (str, list)}
-        known |= {"seeds": (int, str, list), "controls": (bool,), "compute_matched": (bool,)}
-        given: dict[str, Any] = {}
-        for key, value in table.items():
-            name = key.replace("-", "_")
-            if name in RunConfig.model_fields:
-                raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
-            if name == "execution":
-                raise UserError(f"{where}: [execution] stands once in the file, beside the studies.")
-            if name not in known:
-                raise UserError(f"{where}: {unknown('key', name, known)}")
-            kind = known[name]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
-                words = " or ".join(TOML_WORDS[each] for each in kind)
-                raise UserError(f"{where}: {key} cannot be {abbreviated(value)}. It is {words}.")
-            given[name] = value
+        given = _StudyTable.read(table, where)
         grid: dict[str, list[str]] = {}
-        for key, listed in given.get("grid", {}).items():
+        for key, listed in given.grid.items():
             pieces = listed if isinstance(listed, list) else abbreviated(listed, longest=10**6).split(",")
             name, values = grid_values(key, pieces, f"{where}, [grid] {key}")
             if name in grid:
                 raise UserError(f"{where}, [grid]: {name} is given twice, as {name} and as {name.replace('_', '-')}.")
             grid[name] = values
-        if "seed" in grid and "seeds" in given:
+        if "seed" in grid and "seeds" in given.model_fields_set:
             raise UserError(f"{where}: seeds and seed under [grid] both say which seeds to run. Give one of them.")
-        settings = typed_settings(given.get("settings", {}), f"{where}, [settings]")
-        if not given.keys() & {"grid", "seeds", "controls", "compute_matched"}:
+        settings = typed_settings(given.settings, f"{where}, [settings]")
+        if not given.model_fields_set & {"grid", "seeds", "controls", "compute_matched"}:
             raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
-        conditions = [given["where"]] if isinstance(given.get("where"), str) else given.get("where", [])
-        if not all(isinstance(condition, str) for condition in conditions):
-            raise UserError(f'{where}: a condition under where is no text. Write it in quotes, as in "steps < 5".')
         return cls(
             settings,
             grid,
-            tuple(conditions),
-            parse_seeds(given.get("seeds", 1), settings.pop("seed", None), f"{where}, seeds"),
-            given.get("controls", False),
-            given.get("compute_matched", False),
+            (given.where,) if isinstance(given.where, str) else tuple(given.where),
+            parse_seeds(given.seeds, settings.pop("seed", None), f"{where}, seeds"),
+            given.controls,
+            given.compute_matched,
         )
 
     def to_table(self) -> dict[str, Any]:
