@@ -138,3 +138,27 @@ def test_metrics_of_a_run_are_in_the_readme(tmp_path: Path) -> None:
         "status.json",
         "checkpoints",
     }
+
+
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_tree_of_the_design_has_every_module() -> None:
+    tree = blocks("text", ROOT / "docs" / "design.md")[0]
+    for path in (ROOT / "icpctl").rglob("*.py"):
+        named = path.parent.name + "/" if path.parent.name in ("executors", "figures") else path.name
+        assert named in tree or path.name in ("__init__.py", "__main__.py"), path
+
+
+def test_the_imports_of_the_design_are_those_of_the_code() -> None:
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("icpctl")
+    packages = ["cli", "report", "ablate", "training", "tasks", "models", "methods", "runs", "data", "config"]
+    rows = []
+    for package in packages:
+        modules = {f"icpctl.{package}", *graph.find_descendants(f"icpctl.{package}")}
+        imported: set[str] = set().union(*map(graph.find_modules_directly_imported_by, modules))
+        rooms = {name.split(".")[1] for name in imported if name.count(".")}
+        below = [other for other in packages if other in rooms - {package}]
+        rows.append(f"| {package} | {', '.join(below) or '–'} |")
+    assert "\n".join(rows) in DESIGN, "The table has to be:\n" + "\n".join(rows)
