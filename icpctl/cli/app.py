@@ -52,7 +52,10 @@ errors = Terminal(stderr=True, quiet=OTHER_PROCESS)
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Click's, which some releases of Typer have in themselves."""
 
-GRID_HELP = "Values of a hyper-parameter: 1,3,5, 1..5, 1e-4..1e-2:log5 or 0..1:lin3; repeat for a product."
+GRID_HELP = (
+    "Values of a hyper-parameter: 1,3,5; 1..5 for every whole number from 1 to 5; 1e-4..1e-2:log5 or 0..1:lin3 where numbers "
+    "have to be counted. Repeat for a product."
+)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
@@ -384,7 +387,7 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="The runs to report: model=resnet20,seed=0..4 or 'steps * icp_lr < 0.02'. Their baselines stay.",
+            help="The runs to report: model=resnet20,seed=0..4, icp-lr=1e-4..1e-2 for every value between, or 'steps * icp_lr < 0.02'. Their baselines stay.",
             rich_help_panel="Selection",
         ),
     ] = None,
