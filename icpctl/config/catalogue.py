@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from icpctl.config import RunConfig
@@ -43,8 +43,6 @@ class MethodRow:
     groups: tuple[str, ...] = ()
     """The groups of settings that mean something with it; those of other methods are put at their defaults."""
     tasks: tuple[str, ...] = ("classification", "generation")
-    companion: Literal["none", "view", "class"] = "none"
-    """What comes with an image: nothing, another view of the same image, or another image of its class."""
     captured: bool = True
     """Whether its step can be a CUDA graph."""
     stacked: bool = True

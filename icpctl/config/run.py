@@ -340,6 +340,10 @@ class RunConfig(BaseModel):
             object.__setattr__(self, name, value)
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
+        if self.task not in METHODS[self.method].tasks:
+            raise ValueError(
+                f"method is {self.method}, which cannot train {self.model}: it is for {METHODS[self.method].tasks[0]}"
+            )
         if self.method != "icp":
             object.__setattr__(self, "optimizer", "none")
             object.__setattr__(self, "steps", 0)

@@ -32,8 +32,6 @@ class Batch:
     """Of the epoch, counted from 0."""
     weight: float | Tensor = 1.0
     """The task weight of the epoch; a tensor in a captured step, for which it is an input."""
-    companion: Tensor | None = None
-    """(B, …), as the method's row of the catalogue asks for."""
     whole: Callable[[Tensor], Tensor] = lambda part: part
     """Maps a tensor (B, …) of this process's part to that of the whole batch."""
 

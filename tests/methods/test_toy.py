@@ -45,6 +45,7 @@ def row() -> Iterator[MethodRow]:
         {"toy": Variant("doubled loss", "#009E73", "^")},
         "toy:Doubled",
         passes=lambda config: 7,
+        tasks=("classification",),
     )
     yield METHODS["toy"]
     del METHODS["toy"], sys.modules["toy"]
@@ -70,6 +71,11 @@ def test_it_costs_what_its_row_says() -> None:
     assert "toy" in config.run_id
     assert config.run_id != config.baseline().run_id
     assert RunConfig.model_validate({**SETTINGS, "icp_lr": 0.5}).run_id == config.run_id  # a setting of another method
+
+
+def test_it_is_refused_for_another_task() -> None:
+    with pytest.raises(icpctl.UserError, match="method is toy, which cannot train vae: it is for classification"):
+        RunConfig(model="vae", method="toy")
 
 
 def test_it_is_trained_and_reported(tmp_path: Path) -> None:
