@@ -152,7 +152,7 @@ def test_classes_in_another_order_are_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
-    more = {"id": [1, 2], "file": ["a", "b"], "mask": [png(8), png(9)]}
+    more: dict[str, Any] = {"id": [1, 2], "file": ["a", "b"], "mask": [png(8), png(9)]}
     name = save(tmp_path / "a", train=table(labels=[0, 1], **more), test=table("test", **more))
     load(name)  # of the types Image and ClassLabel there are one each
     assert load(name, columns="mask,id").classes == ("1", "2")
@@ -311,7 +311,12 @@ def test_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_dataset(*args: str) -> Any:
         calls.append((*args, datasets.config.HF_HUB_OFFLINE))
-        return {"train": table(), "test": table("test")}
+        return {"train": table(), "test": in_files}
+
+    pictures = [{"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(2)]
+    for i, picture in enumerate(pictures):
+        Path(str(picture["path"])).write_bytes(png(400 + i))
+    in_files = table("test").remove_columns("picture").add_column("picture", pictures, feature=datasets.Image())
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
@@ -335,7 +340,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
 
 
 def test_train_and_eval(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    more = {"id": [0, 1] * 8}
+    more: dict[str, Any] = {"id": [0, 1] * 8}
     name = save(tmp_path / "data", train=plain("train", [0, 1] * 8, **more), test=plain("test", [1, 0], id=[0, 1]))
     capfd.readouterr()
     settings = {"dataset": name, "columns": "picture,kind", "optimizer": "none", "epochs": 1, "batch_size": 4}
