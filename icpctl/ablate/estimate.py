@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from icpctl import data
 from icpctl.config import RunConfig, declaration
 from icpctl.config.catalogue import PLAIN
 from icpctl.config.cost import plain_epochs, step_passes
 from icpctl.data.device import DeviceSplit
 from icpctl.models.network import choose_device, set_precision
+from icpctl.runs.fingerprints import load_data
 from icpctl.training.trainer import Trainer
 
 MEASURED_SECONDS = 1.0
@@ -68,7 +68,7 @@ def _measure(config: RunConfig) -> Pace:
     method = {"method": "icp", "optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
     config = config.altered(**method, epochs=2, warmup_epochs=1)
     set_precision(config.precision)
-    images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
+    images = load_data(config)
     trainer = Trainer(config, images, choose_device(config.device))
     trainer.check()
     began = time.perf_counter()

@@ -210,6 +210,7 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="Another data set, for a classifier with the same classes.")
     ] = None,
+    columns: Annotated[str | None, typer.Option(help=_help("columns"))] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="The images to evaluate on.")] = "test",
     checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run's folder.")] = "last",
     samples: Annotated[
@@ -236,6 +237,7 @@ def evaluate(
     metrics = evaluate_checkpoint(
         path,
         dataset,
+        columns=columns,
         split=split,
         which=checkpoint,
         samples=samples,

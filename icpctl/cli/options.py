@@ -84,4 +84,4 @@ def _models(incomplete: str) -> list[str]:
 def _datasets(incomplete: str) -> list[str]:
     from icpctl.data import DATASETS
 
-    return _starting_with((*DATASETS, "folder:"))(incomplete)
+    return _starting_with((*DATASETS, "folder:", "hf:"))(incomplete)

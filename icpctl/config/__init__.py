@@ -3,6 +3,7 @@
 from icpctl.config.run import (
     FOLDER,
     GROUPS,
+    HUGGING_FACE,
     RECORDED,
     SELECTION,
     Declared,
@@ -13,16 +14,19 @@ from icpctl.config.run import (
     earlier_settings,
     expanded,
     fault_in_words,
+    is_path,
     located,
     option,
     resolve,
     settings_of_methods,
+    short_name,
     truth_for_number,
 )
 
 __all__ = [
     "FOLDER",
     "GROUPS",
+    "HUGGING_FACE",
     "RECORDED",
     "SELECTION",
     "Declared",
@@ -33,9 +37,11 @@ __all__ = [
     "earlier_settings",
     "expanded",
     "fault_in_words",
+    "is_path",
     "located",
     "option",
     "resolve",
     "settings_of_methods",
+    "short_name",
     "truth_for_number",
 ]

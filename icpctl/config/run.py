@@ -57,6 +57,9 @@ GROUPS = {
 FOLDER = "folder:"
 """Begins the name of a data set of class folders; its path follows."""
 
+HUGGING_FACE = "hf:"
+"""Begins the name of a data set of the Hugging Face hub, or of a path to one on the disk; see `is_path`."""
+
 RECORDED = "recorded"
 """The context in which a configuration is read as a run recorded it: nothing is resolved, and a missing setting has the value
 that runs had before the setting existed."""
@@ -145,9 +148,14 @@ class RunConfig(BaseModel):
     )
     dataset: str = _field(
         "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, cub, photos, or folder:PATH with train/ and test/ class folders.",
+        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
+        "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
         "run",
     )
+    columns: str | None = _field(
+        None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
+        pattern="^[^,]+,[^,]+$",
+    )  # fmt: skip
     method: Annotated[str, AfterValidator(_known_method)] = _field(
         "icp", "The method; plain: the baseline, without perturbation and distillation.", "run", listed=METHODS,
     )  # fmt: skip
@@ -363,6 +371,8 @@ class RunConfig(BaseModel):
         if self.crop == "box" and not dataset_row(self.dataset).boxes:
             with_boxes = ", ".join(name for name, row in DATASETS.items() if row.boxes)
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
+        if self.columns and not self.dataset.startswith(HUGGING_FACE):
+            raise ValueError(f"columns is given, but {self.dataset} has no columns: only the data sets hf:… have them")
         sizes = model_row(self.model).sizes
         if sizes and self.image_size not in sizes:
             raise ValueError(
@@ -411,8 +421,7 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Readable, and derived from the configuration: the same configuration is the same run."""
         steps = f"-T{self.steps}" if self.steps else ""
-        kind, _, path = self.dataset.partition(":")
-        dataset = re.sub(r"[^A-Za-z0-9]+", "-", f"{kind}-{Path(path).name}" if path else kind)
+        dataset = re.sub(r"[^A-Za-z0-9]+", "-", short_name(self.dataset))
         method = self.optimizer if self.method in _BY_OPTIMIZER else self.method
         return f"{self.model}-{dataset}-{method}{steps}-s{self.seed}-{self._digest()}"
 
@@ -505,12 +514,23 @@ def earlier_settings() -> dict[str, str]:
     return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
 
 
+def is_path(dataset: str) -> bool:
+    """Whether a data set's name has a path: `folder:PATH`, or `hf:PATH` where PATH begins with /, . or ~."""
+    return dataset.startswith((FOLDER, *(HUGGING_FACE + start for start in "/.~")))
+
+
+def short_name(dataset: str) -> str:
+    """The name of a data set, without the way to it where it has a path."""
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{Path(path).name}" if path and is_path(dataset) else dataset.removesuffix(":")
+
+
 def located(dataset: object) -> object:
-    """A data set's name; `folder:PATH` with the absolute path, so that it is one name from every working directory."""
-    path = dataset.removeprefix(FOLDER).strip() if isinstance(dataset, str) else ""
-    if not path or path == dataset:
+    """A data set's name; one with a path has the absolute one, so that it is one name from every working directory."""
+    kind, _, path = (part.strip() for part in str(dataset).partition(":"))
+    if not path or not is_path(f"{kind}:{path}"):
         return dataset
-    return FOLDER + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
+    return f"{kind}:" + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
 
 
 def settings_of_methods() -> list[str]:

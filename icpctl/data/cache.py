@@ -28,7 +28,7 @@ from PIL import Image
 
 from icpctl.data.folders import decode
 from icpctl.data.pixels import PEAK
-from icpctl.data.source import Raw, RawSplit, Source, Stamp, stamp
+from icpctl.data.source import Encoded, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
 FORMAT = 2
@@ -172,6 +172,7 @@ def _open(name: str, folder: Path, key: str, notes: tuple[str, ...]) -> ImageDat
             raise ValueError(f"{folder}: other content than was written")
         with suppress(OSError):  # a cache that cannot be written is compared each time
             _write_verified(folder, stamps)
+    notes = (*meta.get("notes", ()), *notes)  # a decode by version 0.1 has none
     return ImageData(name, train, test, tuple(meta["classes"]), meta["fingerprint"], notes)
 
 
@@ -240,6 +241,7 @@ def _decode_into(
         if source.stamps() != stamps:
             return False
         meta = {"key": key, "classes": raw.classes, "fingerprint": _fingerprint(raw.classes, *splits)}
+        meta["notes"] = raw.notes
         (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         _write_verified(scratch, _stamps(scratch))
         _remove(folder)  # a damaged decode
@@ -295,8 +297,8 @@ def _decode_split(split: RawSplit, train: RawSplit, image_size: int | None, out:
             out[index] = np.asarray(image).transpose(2, 0, 1)
 
     first = split.images[0]
-    small = not isinstance(first, Path) or first.stat().st_size < SMALL_FILE
-    with ThreadPoolExecutor(max_workers=1 if small else None) as pool:
+    size = len(first.content) if isinstance(first, Encoded) else first.stat().st_size if isinstance(first, Path) else 0
+    with ThreadPoolExecutor(max_workers=1 if size < SMALL_FILE else None) as pool:
         for _ in pool.map(decode_batch, range(0, len(out), BATCH)):
             pass  # in order, so that the first bad image is the one reported
     if peaks and max(peaks) < DIM:

@@ -24,13 +24,17 @@ def no_downloads() -> Iterator[None]:
         _forbidden.reset(before)
 
 
+def may_download() -> bool:
+    return not _forbidden.get()
+
+
 def alone(data_dir: Path, name: str, *targets: Path) -> FileLock:
     """Held while downloading to `targets`, since two runs that start together must not write the same file.
 
     Raises:
         UserError: nothing is to be downloaded now, or at the place of a file is something else.
     """
-    if _forbidden.get():
+    if not may_download():
         raise UserError(f"the data set {name} is not there, and nothing is downloaded for a report")
     for target in targets:
         if target.exists() and not target.is_file():

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from icpctl.data.pixels import UnsupportedPixelsError, read_rgb
-from icpctl.data.source import Box, Item, Raw, RawSplit, Source, Stamp, stamp
+from icpctl.data.source import Box, Encoded, Item, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -48,7 +49,7 @@ def class_folders(root: Path) -> Source:
     if train.keys() != test.keys():
         raise UserError(
             f"The classes of '{root}' differ between its two splits:"
-            f"{_lacking('test', train.keys() - test.keys())}{_lacking('train', test.keys() - train.keys())} "
+            f"{lacking('test', train.keys() - test.keys())}{lacking('train', test.keys() - train.keys())} "
             "Give train/ and test/ the same class folders."
         )
     listings = [files for listing in (train, test) for files in listing.values()]
@@ -75,7 +76,7 @@ def decode(item: Item, image_size: int | None, box: Box | None = None) -> Image.
         UserError: the file is damaged or unreadable, its pixels have no known range, or the box is not in the image;
             names the image.
     """
-    if isinstance(item, Path):
+    if not isinstance(item, np.ndarray):
         try:
             image = read_rgb(item)
         except UnsupportedPixelsError as problem:
@@ -214,7 +215,7 @@ def _unused(root: Path) -> list[str]:
     """A sentence on the folders beside train and test, such as a validation split."""
     names = [e.name for e in _entries(root) if not e.name.startswith(".") and e.is_dir()]
     others = [f"'{name}'" for name in names if name not in ("train", "test")]
-    return [f"Only train and test are used, not {_some(others)} beside them."] if others else []
+    return [f"Only train and test are used, not {some(others)} beside them."] if others else []
 
 
 def _told(left_out: Counter[str]) -> list[str]:
@@ -222,11 +223,11 @@ def _told(left_out: Counter[str]) -> list[str]:
     if not left_out:
         return []
     count = left_out.total()
-    kinds = _some([f"{kind}: {number}" for kind, number in left_out.most_common()])
+    kinds = some([f"{kind}: {number}" for kind, number in left_out.most_common()])
     return [f"Left out as no {'images' if count > 1 else 'image'} of a class: {count} ({kinds})."]
 
 
-def _some(words: list[str]) -> str:
+def some(words: list[str]) -> str:
     return ", ".join(words[:MOST_NAMED]) + (f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else "")
 
 
@@ -235,9 +236,9 @@ def _raw_split(listing: Listing) -> RawSplit:
     return RawSplit([path for path, _ in labelled], [label for _, label in labelled])
 
 
-def _lacking(split: str, names: Iterable[str]) -> str:
+def lacking(split: str, names: Iterable[str]) -> str:
     quoted = [f"'{name}'" for name in sorted(names)]
-    return f" {split}/ lacks {_some(quoted)}." if quoted else ""
+    return f" {split}/ lacks {some(quoted)}." if quoted else ""
 
 
 def not_utf8(what: str, path: str) -> UserError:
@@ -246,7 +247,7 @@ def not_utf8(what: str, path: str) -> UserError:
     return UserError(f"The path of the {what} '{shown}' is not UTF-8. Rename it.")
 
 
-def unreadable(path: Path, problem: Exception) -> UserError:
+def unreadable(path: Path | Encoded, problem: Exception) -> UserError:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
     return UserError(
         f"Cannot read the image '{path}': {reason or type(problem).__name__}. Repair it, make it readable, convert "

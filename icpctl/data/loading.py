@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from icpctl.config import choices, expanded
+from icpctl.config import FOLDER, HUGGING_FACE, choices, expanded, is_path
 from icpctl.data.cache import ImageData, decoded, user_cache
 from icpctl.data.folders import class_folders, not_utf8
+from icpctl.data.huggingface import check_hub_name, hugging_face
 from icpctl.data.named import NAMED, find
 from icpctl.errors import UserError, unknown
 
 DATASETS = NAMED
-"""The data sets that need no path; `folder:PATH` is the other form of a name."""
+"""The data sets that need no path; `folder:PATH`, `hf:OWNER/NAME` and `hf:PATH` are the other forms of a name."""
 
 CROPS = choices("crop")
 """What is cut out of an image before the resize: nothing, or the square around the object's bounding box."""
 
-_FOLDER = "folder:"
-
 
 def check_name(name: str) -> None:
-    """Raise UserError unless `name` is one of `DATASETS` or `folder:PATH`; does not look at the disk."""
-    if name.startswith(_FOLDER):
-        path = name.removeprefix(_FOLDER)
+    """Raise UserError unless `name` is one of `DATASETS` or has one of the other forms; does not look at the disk."""
+    if name.startswith(HUGGING_FACE) and not is_path(name):
+        check_hub_name(name)
+    elif is_path(name):
+        path = name.partition(":")[2]
         if not path.strip():
             raise UserError(
                 "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/ in PATH."
@@ -34,10 +35,10 @@ def check_name(name: str) -> None:
             raise not_utf8("data folder", path) from problem
         if "\0" in path:
             raise UserError(
-                "The path of the data folder has a NUL character. Write folder:PATH with the path of a folder."
+                f"The path of the data set has a NUL character. Write {name.partition(':')[0]}:PATH with a path that there is."
             )
     elif name not in DATASETS:
-        raise unknown("data set", name, (*DATASETS, "folder:PATH"))
+        raise unknown("data set", name, (*DATASETS, "folder:PATH", "hf:OWNER/NAME"))
 
 
 def default_data_dir() -> Path:
@@ -47,16 +48,24 @@ def default_data_dir() -> Path:
     return user_cache() / "data"
 
 
-def load(name: str, data_dir: Path | None = None, image_size: int | None = None, crop: str = "none") -> ImageData:
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    crop: str = "none",
+    columns: str | None = None,
+) -> ImageData:
     """The data set `name`, downloaded and decoded on the first call, memory-mapped from the cache on later ones.
 
     Args:
-        name: one of `DATASETS`, or `folder:PATH` with the images of each class in PATH/train/CLASS, PATH/test/CLASS.
+        name: one of `DATASETS`; or `folder:PATH` with the images of each class in PATH/train/CLASS, PATH/test/CLASS; or
+            `hf:OWNER/NAME` of the Hugging Face hub, or `hf:PATH` (see `icpctl.data.huggingface`).
         data_dir: where named data sets are looked for first and downloaded to (None: `default_data_dir()`).
         image_size: side N in pixels; every image is resized to shorter side N and centre-cropped to N×N. With None
             the images keep their size, which has to be the same for all.
         crop: one of `CROPS`. "box" cuts the square around the bounding box out of each image, before the resize;
             its side is the longer one of the box, or the image's shorter side if that is less.
+        columns: "IMAGE,LABEL" of a data set `hf:…`, where their types do not tell.
 
     Raises:
         UserError: unknown name or crop, data missing and not to be downloaded, damaged file, images of different
@@ -69,8 +78,12 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None,
         raise unknown("crop", crop, CROPS)
     if crop == "box" and name != "cub":  # said before anything is downloaded
         raise _no_boxes(f"data set {name}")
-    if name.startswith(_FOLDER):
-        source = class_folders(expanded(Path(name.removeprefix(_FOLDER))))
+    if columns and not name.startswith(HUGGING_FACE):
+        raise UserError(f"The data set {name} has no columns. Leave out --columns.")
+    if name.startswith(HUGGING_FACE):
+        source = hugging_face(name, columns)
+    elif name.startswith(FOLDER):
+        source = class_folders(expanded(Path(name.removeprefix(FOLDER))))
     else:
         source = find(name, expanded(data_dir or default_data_dir()))
     if crop == "box" and not source.boxes:

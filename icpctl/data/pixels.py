@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from icpctl.data.source import Encoded
+
 PEAK = "peak of a 16-bit image"
 """Key of `Image.info`: the 8-bit level of the brightest pixel of an image that had more bits."""
 
@@ -37,7 +39,7 @@ class UnsupportedPixelsError(ValueError):
     """Pixels without a range that is known, so that there is no right way to scale them to 8 bits."""
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path | Encoded) -> Image.Image:
     """The image in a file (the first, if there are several), upright and RGB.
 
     Grey is repeated over the channels. Grey of 9 to 16 bits is scaled from the whole range of its bits. Transparent
@@ -111,7 +113,7 @@ def _rgb(image: Image.Image, bits: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _hidden(image: Image.Image, raw_mode: str, path: Path) -> NDArray[np.bool_]:
+def _hidden(image: Image.Image, raw_mode: str, path: Path | Encoded) -> NDArray[np.bool_]:
     """(H, W): which pixels of a PNG have the colour that its tRNS chunk says is transparent.
 
     Pillow compares the colour, in the file's bits, with the pixels in 8 bits.
@@ -119,7 +121,10 @@ def _hidden(image: Image.Image, raw_mode: str, path: Path) -> NDArray[np.bool_]:
     bits = PNG_BITS[raw_mode]
     key = np.atleast_1d(np.array(image.info["transparency"], np.int64)) & (2**bits - 1)
     if raw_mode == "RGB;16B":
-        with Image.open(path) as again:  # the other byte of each value, of which Pillow gives the higher one alone
+        with (
+            path.open("rb") as file,
+            Image.open(file) as again,
+        ):  # the other byte of each value, of which Pillow gives the higher one alone
             again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]
             low = np.asarray(again)
         values = np.asarray(image).astype(np.int64) << 8 | low

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Item = Path | NDArray[np.uint8]
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image file that is kept in a table."""
+
+    place: str
+    """Its row, for messages."""
+    content: bytes
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO:
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.place
+
+
+Item = Path | Encoded | NDArray[np.uint8]
 """One undecoded image: a file, or its pixels as (H, W) or (H, W, 3)."""
 
 Stamp = tuple[str, int, int, int, int]
@@ -30,7 +48,7 @@ Box = tuple[float, float, float, float]
 class RawSplit:
     """The undecoded images of one split, their class indices and, if there are any, their boxes, in the same order."""
 
-    images: Sequence[Path] | NDArray[np.uint8]
+    images: Sequence[Path | Encoded] | NDArray[np.uint8]
     labels: Sequence[int] | NDArray[np.int64]
     boxes: Sequence[Box] | None = None
 
@@ -42,6 +60,8 @@ class Raw:
     classes: tuple[str, ...]
     train: RawSplit
     test: RawSplit
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on what only reading shows; kept with the decoded images."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
 
 def _files(report: Report, request: Request, say: Say) -> list[Path]:
     """Write the tables and the page, and the figures if they are asked for."""
-    from icpctl import figures  # matplotlib takes a second
+    from icpctl.report import figures  # matplotlib takes a second
     from icpctl.report.page import PAGE, page
 
     target = request.target

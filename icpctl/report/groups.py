@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from icpctl.config import RunConfig, choices, declaration
+from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.errors import UserError, unknown
 from icpctl.runs.references import references
@@ -263,6 +262,5 @@ def _is_switch(name: str) -> bool:
 
 
 def short_dataset(dataset: str) -> str:
-    """The name of a data set, of a folder without the way to it."""
-    kind, _, path = dataset.partition(":")
-    return value_text(f"{kind}:{Path(path).name}" if path else kind)
+    """The name of a data set, without the way to it where it has a path."""
+    return value_text(short_name(dataset))

@@ -15,9 +15,9 @@ class OtherDataError(UserError):
     """The data set is not the one that a run, or a study, was trained on."""
 
 
-def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str]:
+def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str, str | None]:
     """What `icpctl.data.load` is told of a run's data; equal for runs that have the same."""
-    return config.dataset, config.data_dir, config.image_size, config.crop
+    return config.dataset, config.data_dir, config.image_size, config.crop, config.columns
 
 
 def load_data(config: RunConfig, expected: str = "") -> data.ImageData:

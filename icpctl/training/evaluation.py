@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from icpctl import data, tasks
+from icpctl.config import located
 from icpctl.data.streaming import choose_split
 from icpctl.errors import UserError
 from icpctl.models.network import load_trained, set_precision
+from icpctl.runs.fingerprints import data_source
 
 SPLITS = ("train", "val", "test")
 
@@ -20,6 +22,7 @@ def evaluate(
     path: str | Path,
     dataset: str | None = None,
     *,
+    columns: str | None = None,
     split: str = "test",
     which: str = "last",
     samples: int | None = None,
@@ -36,6 +39,7 @@ def evaluate(
     Args:
         path: a run folder, or a checkpoint file.
         dataset: another data set than the one it was trained on; its images are resized to the size of the training's.
+        columns: IMAGE,LABEL of that data set, of Hugging Face; those of the run if it is the run's own.
         split: test; or train or val (the held-out part) of the run's own data set.
         which: last or best, for a run folder.
         samples: images that a generative model draws for FID and KID; as many as the split has by default.
@@ -71,8 +75,10 @@ def evaluate(
             f"{trained.file} is of the classifier {config.model}: --samples, --fid-weights and --fid-features are for runs of "
             "the VAE. Leave them out."
         )
+    if columns and dataset is None:
+        raise UserError("--columns is about another data set, which --dataset names. Give that too.")
     if dataset is None:
-        images = data.load(config.dataset, config.data_dir, config.image_size, config.crop)
+        images = data.load(*data_source(config))
         if images.fingerprint != trained.fingerprint:
             raise UserError(
                 f"The data set {config.dataset} is not what {trained.file} was trained on: it was changed since. Restore "
@@ -82,8 +88,9 @@ def evaluate(
         if split != "test":
             raise UserError(f"--split {split} is a part of the run's own data set; of {dataset}, take the test split.")
         height, width = trained.image_size
-        crop = config.crop if dataset == config.dataset else "none"
-        images = data.load(dataset, config.data_dir, height if height == width else None, crop)
+        own = located(dataset) == config.dataset
+        crop, columns = (config.crop, columns or config.columns) if own else ("none", columns)
+        images = data.load(dataset, config.data_dir, height if height == width else None, crop, columns)
     task, images = tasks.build(config, images, samples)
     if fid_weights or fid_features:
         task.check()

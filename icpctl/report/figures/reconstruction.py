@@ -11,7 +11,6 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
 from icpctl.report.figures.style import DPI, styled
 from icpctl.report.groups import is_default, short_dataset
+from icpctl.runs.fingerprints import data_source
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import METHOD
 from icpctl.text import value_text
@@ -92,7 +92,7 @@ def reconstruction_figure(runs: Mapping[str, RunRecord]) -> tuple[Figure | None,
         try:
             if len(rows) == MOST_ROWS:
                 raise UserError(f"The figure has room for {MOST_ROWS} rows.")
-            images = load(config.dataset, config.data_dir, config.image_size, config.crop)
+            images = load(*data_source(config))
             if isinstance(images, UserError):
                 raise images
             trained = load_trained(runs[run_id].path, "last", "cpu")
@@ -209,10 +209,10 @@ def draw(header: str, indices: Sequence[int], rows: Sequence[tuple[str, NDArray[
     return figure
 
 
-def _load(name: str, data_dir: Path | None, image_size: int | None, crop: str) -> data.ImageData | UserError:
+def _load(*source: Any) -> data.ImageData | UserError:
     """The data set, or what is wrong with it."""
     try:
-        return data.load(name, data_dir, image_size, crop)
+        return data.load(*source)
     except UserError as error:
         return error
 
