@@ -17,6 +17,7 @@ import psutil
 import pytest
 from commands import PATIENCE, Command, Forked, icpctl_command, refused
 from filelock import FileLock
+from small_runs import write_photos
 from studies import assert_equal_to_twins
 
 import icpctl
@@ -261,9 +262,7 @@ def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
 
 def test_a_worker_without_the_data_ends_the_study(tmp_path: Path) -> None:
     """The data go away between the look at them and the first run, as on a machine that lacks them."""
-    import test_cli
-
-    test_cli.write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "photos")
     arguments = ["resnet20", "folder:photos", "--epochs", "1", "--grid", "steps=1", "--jobs", "1"]
     arguments += ["--val-fraction", "0.25"]
     code = (

@@ -12,21 +12,12 @@ from typing import Any
 import pytest
 import torch
 from commands import PATIENCE, Command, begin, icpctl_command, refused
-from PIL import Image
+from small_runs import write_photos
 
 import icpctl
 from icpctl.runs import checkpoint
 
 SMALL = ["resnet20", "digits", "--train-size", "160", "--val-fraction", "0.2", "--epochs", "2", "--steps", "2"]
-
-
-def write_photos(folder: Path) -> None:
-    """Class folders: four noisy cats and dogs of 16 pixels in each split."""
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(4):
-                Image.effect_noise((16, 16), 50 + i).save(folder / split / name / f"{i}.png")
 
 
 def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:

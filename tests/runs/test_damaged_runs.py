@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import assert_same_run, small
+from small_runs import assert_same_run, small
 
 import icpctl
 from icpctl.runs import checkpoint

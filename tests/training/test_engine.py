@@ -14,48 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from commands import PROCESSES
+from small_runs import assert_same_run, small, weights
 
 import icpctl
 from icpctl.files import read_json
 from icpctl.runs import checkpoint
-from icpctl.runs.folder import TIMINGS
 from icpctl.training import trainer
 from icpctl.training.display import CostEstimate, Display
 from icpctl.training.engine import Interrupted
-
-
-def small(**settings: Any) -> icpctl.RunConfig:
-    """Three epochs of four batches of digits, the last two with the method."""
-    values: dict[str, Any] = {"dataset": "digits", "epochs": 3, "warmup_epochs": 1, "train_size": 160, "steps": 2}
-    return icpctl.RunConfig(**(values | {"val_fraction": 0.2, "model": "resnet20"} | settings))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.load(run / "checkpoints" / "last.pt")
-    model: dict[str, torch.Tensor] = saved["model"]
-    return model
-
-
-def untimed(metrics: pd.DataFrame) -> pd.DataFrame:
-    return metrics[~metrics["metric"].isin(TIMINGS)].reset_index(drop=True)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Equal to the bit: weights, the best epoch's too, and the CSV but for the timings."""
-    for name in ("last", "best"):
-        first = checkpoint.load(one / "checkpoints" / f"{name}.pt")
-        second = checkpoint.load(other / "checkpoints" / f"{name}.pt")
-        assert first["epoch"] == second["epoch"]
-        assert first["best"] == second["best"]
-        for key, value in first["model"].items():
-            assert torch.equal(value, second["model"][key]), f"{name}: {key}"
-    texts = [(path / "metrics.csv").read_text().splitlines() for path in (one, other)]
-    kept = [[line for line in lines if line.split(",")[3] not in TIMINGS] for lines in texts]
-    assert kept[0] == kept[1]
 
 
 class Recorder(Display):
