@@ -12,6 +12,9 @@ PREFIX = "timm/"
 MOST_STAGES = 6
 """A model that lists more modules, such as a vision transformer with each of its blocks, is tapped at four of them."""
 
+CACHE = "attention_bias_cache"
+"""The attribute in which LeViT, TinyViT and EfficientFormer keep tensors that they compute from their weights."""
+
 
 def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, if timm has no such model, or is not installed."""
@@ -35,6 +38,11 @@ def build(name: str, num_classes: int, image_size: int | None) -> nn.Module:
         model: nn.Module = timm.create_model(
             name.removeprefix(PREFIX), pretrained=False, num_classes=num_classes, **options
         )
+        if any(hasattr(module, CACHE) for module in model.modules()):
+            raise UserError(
+                f"{name} keeps its attention biases from one pass in eval mode to the next. The perturbation makes such passes while "
+                "the weights change, so they would be old. Take another model, such as timm/vit_tiny_patch16_224."
+            )
         return model
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -158,13 +157,16 @@ class Trainer:
         """Refuse a classifier of timm or of the user whose outputs are not one tensor of logits, in training or evaluation."""
         if self.config.model.isidentifier():
             return
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the running statistics
         for mode in ("evaluation", "training"):
-            model = copy.deepcopy(self.model).train(mode == "training")  # whose running statistics may change
+            self.model.train(mode == "training")
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 try:
-                    output = model(x)
+                    output = self.model(x)
                 except Exception as error:
                     raise UserError(f"{self.config.model} fails in {mode}: {own.in_words(error)}.") from error
+                for buffer, before in kept:
+                    buffer.copy_(before)
             logits = (len(x), len(self.classes))
             if isinstance(output, Tensor) and output.shape == logits:
                 continue
