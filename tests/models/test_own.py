@@ -146,10 +146,10 @@ def test_a_file_that_fits_the_weights_no_more_is_named(module: str) -> None:
 def test_a_study_of_two_jobs_and_its_report(module: str) -> None:
     options = [f"{name}={value}" for name, value in SETTINGS.items() if name not in ("dataset", "steps")]
     Path("settings.toml").write_text("\n".join(option if "cpu" not in option else 'device="cpu"' for option in options))
-    study = ["ablate", f"{module}:tiny", "digits", "--config", "settings.toml", "--grid", "steps=1,2"]
+    study = ["ablate", f"{module}:tiny", "digits", "--config", "settings.toml", "--grid", "steps=1"]
     command(*study, "--jobs", "2")
     runs = {path.name: read_config(path) for path in Path("results").glob("own*")}
-    assert {(config.method, config.steps) for config in runs.values()} == {("plain", 0), ("icp", 1), ("icp", 2)}
+    assert {(config.method, config.steps) for config in runs.values()} == {("plain", 0), ("icp", 1)}
     assert {config.layers for config in runs.values() if config.steps} == {("first", "second")}
     assert tomllib.loads(Path("results/study.toml").read_text())["study"][0]["settings"]["layers"] == [
         "first",
@@ -158,7 +158,7 @@ def test_a_study_of_two_jobs_and_its_report(module: str) -> None:
     config = models.complete(icpctl.RunConfig(model=f"{module}:tiny", **SETTINGS))
     assert icpctl.train(config).skipped
     Path(f"{module}.py").unlink()  # reading results runs no code of the user
-    assert len(report.build(Path("results")).runs) == 3
+    assert len(report.build(Path("results")).runs) == 2
     assert {run.config.run_id for run in define({}, resume=Path("results")).runs()} == runs.keys()
 
 
