@@ -20,7 +20,7 @@ from icpctl.ablate.claim import holder
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
-from icpctl.config import RunConfig, declaration, option
+from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
@@ -53,7 +53,7 @@ def define(
     if resume is not None:
         options = {"--grid": grid, "--where": where, "--seeds": seeds, "--controls": controls, "--study": study}
         options["--compute-matched"] = compute_matched
-        return _resumed(resume, given, [name for name, value in options.items() if value])
+        return _complete(_resumed(resume, given, [name for name, value in options.items() if value]))
     if study is not None:
         if grid:
             raise UserError(
@@ -72,7 +72,7 @@ def define(
             replace(each, settings={**found, **each.settings, **given}, where=[*each.where, *where], **changes)
             for each in definition.studies
         ]
-        return Definition(studies, definition.execution)
+        return _complete(Definition(studies, definition.execution))
     if not (grid or seeds or controls or compute_matched):
         raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
     values = parse_grid(grid)
@@ -83,9 +83,36 @@ def define(
             f"--grid seed=… and {'--seeds' if seeds else option('seed')} both say which seeds to run. Give one."
         )
     first = given.pop("seed", None)
-    return Definition(
-        [Study({**found, **given}, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)]
-    )
+    given = {**found, **given}
+    study_given = Study(given, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)
+    return _complete(Definition([study_given]))
+
+
+def _complete(definition: Definition) -> Definition:
+    """The definition with what only a model or a file of weights can say, so that study.toml alone tells which runs it means."""
+    return replace(definition, studies=[part for study in definition.studies for part in _complete_study(study)])
+
+
+def _complete_study(study: Study) -> list[Study]:
+    """A study whose settings have the stages of its model and the digest of its weights; one for each model or file that it varies."""
+    for name in ("model", "weights"):
+        values = study.grid.get(name, ())
+        if any(name == "weights" or not value.isidentifier() for value in values):
+            rest = {key: value for key, value in study.grid.items() if key != name}
+            each = [typed_settings({name: value}, f"--grid {name}") for value in values]
+            parts = [replace(study, settings={**study.settings, **one}, grid=rest) for one in each]
+            return [complete for part in parts for complete in _complete_study(part)]
+    names = ("model", "dataset", "image_size", "stem", "weights", "weights_hash")
+    needed = {name: study.settings[name] for name in names if name in study.settings}
+    stages = not str(needed.get("model", "resnet20")).isidentifier() and not {"layers"} & {*study.settings, *study.grid}
+    if not stages and not {"weights", "weights_hash"} & needed.keys():
+        return [study]
+    from icpctl import models
+
+    config = models.complete(resolve(needed))
+    found: dict[str, object] = {"layers": config.layers} if stages else {}
+    found |= {"weights_hash": config.weights_hash} if config.weights_hash else {}
+    return [replace(study, settings={**study.settings, **found})]
 
 
 def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) -> Definition:
@@ -139,6 +166,7 @@ def execute(
     scheduler = Scheduler(definition.runs(), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
     _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
+    _warn_of_other_code(scheduler, console)
     if not configs:
         definition.keep(output)
         _note_threads(write_study_table(output), console)
@@ -169,6 +197,16 @@ def execute(
     _note_threads(write_study_table(output), console)
     _refuse_other_data(scheduler)  # another study may have finished some in the meantime, elsewhere
     return {run_id: run.error if run.state == "failed" else None for run_id, run in scheduler.runs.items()}
+
+
+def _warn_of_other_code(scheduler: Scheduler, console: Console) -> None:
+    """Say that a user's own model is not what runs of the study were trained with."""
+    from icpctl.models import own
+
+    runs = [run for run in scheduler.runs.values() if run.status and own.is_own(run.planned.config.model)]
+    for change in {own.change(run.planned.config.model, run.folder.source()): None for run in runs}:
+        if change:
+            console.print(Text("Warning:", "yellow"), f"{change} The other runs are trained with the new code.")
 
 
 def _note_threads(table: pd.DataFrame, console: Console) -> None:

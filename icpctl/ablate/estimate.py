@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from icpctl import models
 from icpctl.config import RunConfig, declaration
 from icpctl.config.catalogue import PLAIN
 from icpctl.config.cost import plain_epochs, step_passes
@@ -66,7 +67,7 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 def _measure(config: RunConfig) -> Pace:
     method = {"method": "icp", "optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
-    config = config.altered(**method, epochs=2, warmup_epochs=1)
+    config = models.complete(config.altered(**method, epochs=2, warmup_epochs=1))
     set_precision(config.precision)
     images = load_data(config)
     trainer = Trainer(config, images, choose_device(config.device))

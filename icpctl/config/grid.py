@@ -58,7 +58,7 @@ def grid_values(key: str, listed: Iterable[object], where: str) -> tuple[str, li
     name = key.strip().replace("-", "_")
     if name not in RunConfig.model_fields:
         raise UserError(f"{where}: {unknown('hyper-parameter', name, RunConfig.model_fields)}")
-    if not declaration(name).identity:
+    if not declaration(name).identity and name != "weights":  # whose content makes another run
         raise UserError(f"{where}: {name} does not make another run. Set it for all of them with {option(name)}.")
     kind = str(RunConfig.model_fields[name].annotation)
     values: list[str] = []

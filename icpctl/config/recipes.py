@@ -139,6 +139,8 @@ def default_layers(model: str, image_size: int | None = None) -> tuple[str, ...]
     if model == "vae":
         stages = range(vae_stages(image_size or 0))
         return tuple(f"{half}.{stage}" for half in ("encoder", "decoder") for stage in stages)
+    if not model.isidentifier():  # a model of timm, or the user's own, says itself which stages it has
+        return ()
     families = [family for family in STAGES if model.startswith(family)]
     return tuple(STAGES[max(families, key=len)].split(",")) if families else ()
 

@@ -68,6 +68,13 @@ SELECTION = {"classification": "accuracy", "generation": "ssim"}
 """The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""
 
 
+_WORD = "[A-Za-z_][A-Za-z0-9_]*"
+MODEL_NAME = rf"^([A-Za-z0-9_]+|timm/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*|{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*)$"
+"""A built-in name, timm/NAME, or package.module:factory. Part of it names the run's folder, so it has no path in it."""
+LONGEST_IN_ID = 80
+"""Characters of a model's name in the id of a run."""
+
+
 def _split(value: object) -> object:
     """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
     return tuple(part for part in re.split(r"[,+\s]+", value) if part) if isinstance(value, str) else value
@@ -142,10 +149,9 @@ class RunConfig(BaseModel):
     # ── run
     model: str = _field(
         "resnet20",
-        "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, or vae.",
-        "run",
-        pattern="^[A-Za-z0-9_]+$",  # it is part of the name of the run's folder
-    )
+        "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, timm/NAME, vae, or your own package.module:factory.",
+        "run", pattern=MODEL_NAME, max_length=200,
+    )  # fmt: skip
     dataset: str = _field(
         "cifar100",
         "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
@@ -188,6 +194,13 @@ class RunConfig(BaseModel):
         "First layers of a torchvision ResNet; cifar: a 3×3 convolution, no pooling, for 32 pixels.",
         "run",
     )
+    weights: Path | None = _field(
+        None, "Start from the weights in this file: safetensors, or a state dict that torch saved.", "run", identity=False,
+    )  # fmt: skip
+    weights_hash: str | None = _field(
+        None, "First 16 digits of the SHA-256 of --weights, which makes the run what it is; without it, those of the file.", "run",
+        pattern="^[0-9a-f]{16}$",
+    )  # fmt: skip
 
     # ── perturbation (the paper's ICP)
     optimizer: Literal["sgd", "adam", "ademamix", "none"] = _field(
@@ -365,7 +378,7 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "fid_weights and fid_features both say where the features of FID come from: give one of them"
             )
-        for name in ("fid_weights", "fid_features"):  # found again from another working directory
+        for name in ("weights", "fid_weights", "fid_features"):  # found again from another working directory
             if path := getattr(self, name):
                 object.__setattr__(self, name, expanded(path).absolute())
         if self.crop == "box" and not dataset_row(self.dataset).boxes:
@@ -423,7 +436,8 @@ class RunConfig(BaseModel):
         steps = f"-T{self.steps}" if self.steps else ""
         dataset = re.sub(r"[^A-Za-z0-9]+", "-", short_name(self.dataset))
         method = self.optimizer if self.method in _BY_OPTIMIZER else self.method
-        return f"{self.model}-{dataset}-{method}{steps}-s{self.seed}-{self._digest()}"
+        model = re.sub(r"[^A-Za-z0-9_]+", "-", self.model)[:LONGEST_IN_ID]
+        return f"{model}-{dataset}-{method}{steps}-s{self.seed}-{self._digest()}"
 
     @property
     def group_id(self) -> str:

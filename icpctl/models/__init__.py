@@ -1,4 +1,4 @@
-"""Models by name: the CIFAR ResNets, every classifier of torchvision, and the VAE."""
+"""Models by name: the CIFAR ResNets, every classifier of torchvision and of timm, the VAE, and the user's own."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from functools import cache
 import torch
 from torch import nn
 
+from icpctl.config import RunConfig
 from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES, default_layers
 from icpctl.errors import UserError, unknown
+from icpctl.models import own, timm, weights
 from icpctl.models.cifar_resnet import CifarResNet
 from icpctl.models.vae import VAE, VAEOutput
 
-__all__ = ["VAE", "CifarResNet", "VAEOutput", "build", "check_name", "module_paths"]
+__all__ = ["VAE", "CifarResNet", "VAEOutput", "build", "check_name", "complete", "module_paths"]
 
 _STEM_FAMILIES = ("resnet", "resnext", "wide_resnet")
 
 
 def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, if no model has this one."""
+    if own.is_own(name):
+        own.find(name)
+        return
+    if name.startswith(timm.PREFIX):
+        timm.check_name(name)
+        return
     names = [*CIFAR_RESNETS, "vae", *_torchvision_names()]
     if name not in names:
         raise unknown("model", name, names)
@@ -31,17 +39,24 @@ def build(
     """A model with fresh weights, from torch's global random numbers.
 
     Args:
-        name: resnet20, 32, 44, 56 or 110 (for CIFAR), a torchvision classifier, or vae.
+        name: resnet20, 32, 44, 56 or 110 (for CIFAR), a torchvision classifier, timm/NAME, vae, or package.module:factory.
         num_classes: outputs of a classifier, which maps (B, 3, H, W) to (B, num_classes).
         stem: "cifar" gives a torchvision ResNet a 3×3 first convolution without pooling, for images of 32 pixels.
-        image_size, latent_dim: of the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`; 64 by default.
+        image_size, latent_dim: of the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`; 64 by default. Models of
+            timm that are built for one size take the former.
 
     Raises:
-        UserError: an unknown name, a stem for a model that is no torchvision ResNet, or a size that the VAE cannot take.
+        UserError: an unknown name, a stem for a model that is no torchvision ResNet, or a size that the model cannot take; a
+            factory that fails.
     """
     check_name(name)
-    if stem == "cifar" and (name in (*CIFAR_RESNETS, "vae") or not name.startswith(_STEM_FAMILIES)):
+    of_torchvision = name.isidentifier() and name not in (*CIFAR_RESNETS, "vae")
+    if stem == "cifar" and not (of_torchvision and name.startswith(_STEM_FAMILIES)):
         raise UserError(f"--stem cifar is for torchvision's ResNets (resnet18, …); {name} takes its own first layers.")
+    if own.is_own(name):
+        return own.build(name, num_classes)
+    if name.startswith(timm.PREFIX):
+        return timm.build(name, num_classes, image_size)
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], num_classes)
     if name == "vae":
@@ -61,6 +76,26 @@ def build(
     return model
 
 
+def complete(config: RunConfig) -> RunConfig:
+    """A configuration with all that makes the run what it is, so that it has the run's id.
+
+    The stages of timm's and of the user's models are known once they are built, and the content of --weights once it is read.
+
+    Raises:
+        UserError: as `build`; the file of weights is not there, or not the one that `weights_hash` says.
+    """
+    found: dict[str, object] = {}
+    if config.uses("layers") and not config.layers:
+        found["layers"] = _outline(config.model, config.stem, config.image_size)[1]
+    if config.weights:
+        found["weights_hash"] = weights.digest(config.weights)
+        if config.weights_hash not in (None, found["weights_hash"]):
+            raise weights.changed(config.weights, config.weights_hash, str(found["weights_hash"]))
+    elif config.weights_hash:
+        raise UserError(f"--weights-hash {config.weights_hash} says which content --weights has. Give that file, too.")
+    return config.altered(**found) if found else config
+
+
 def listed() -> Iterator[tuple[str, str]]:
     """Every model's name, and what it is."""
     for name, depth in CIFAR_RESNETS.items():
@@ -69,6 +104,8 @@ def listed() -> Iterator[tuple[str, str]]:
     for name in _torchvision_names():
         stages = len(default_layers(name))
         yield name, f"torchvision classifier, {stages} stages" if stages else "torchvision classifier; needs --layers"
+    for name in timm.names():
+        yield name, "timm classifier"
 
 
 @cache
@@ -78,8 +115,21 @@ def module_paths(name: str, stem: str = "imagenet", image_size: int | None = Non
     Raises:
         UserError: as `build`.
     """
+    return _outline(name, stem, image_size)[0]
+
+
+@cache
+def _outline(name: str, stem: str, image_size: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths of all modules of a model, and of its stages."""
     with torch.random.fork_rng(devices=[]):
-        return tuple(path for path, _ in build(name, 10, stem, image_size).named_modules() if path)
+        model = build(name, 10, stem, image_size)
+    if own.is_own(name):
+        stages = own.stages(model)
+    elif name.startswith(timm.PREFIX):
+        stages = timm.stages(model)
+    else:
+        stages = default_layers(name, image_size)
+    return tuple(path for path, _ in model.named_modules() if path), stages
 
 
 @cache

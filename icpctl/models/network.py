@@ -18,6 +18,7 @@ from icpctl import models
 from icpctl.config import RECORDED, RunConfig, resolve
 from icpctl.errors import UserError
 from icpctl.methods.icp import perturbation as icp
+from icpctl.models import own
 from icpctl.runs import checkpoint
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -152,6 +153,8 @@ class Trained:
     """Height and width of the images it was trained on."""
     fingerprint: str
     """Of the data set it was trained on."""
+    code_change: str
+    """How the user's code of the model differs from what it was trained with, in words; empty if it does not."""
 
 
 def load_trained(path: str | Path, which: str = "last", device: str = "auto") -> Trained:
@@ -171,12 +174,12 @@ def load_trained(path: str | Path, which: str = "last", device: str = "auto") ->
     config = resolve(saved["config"], str(file), RECORDED)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
         model = build_model(config, len(saved["classes"]), target)
+    code_change = own.change(config.model, saved.get("source"))
     try:
         model.load_state_dict(checkpoint.weights_of(saved, model))
     except (RuntimeError, ValueError):
-        raise UserError(
-            f"The weights in {file} do not fit the model {config.model} of this version. Train it anew with --overwrite."
-        ) from None
+        fault = f"The weights in {file} do not fit the model {config.model} of this version."
+        raise UserError(" ".join(filter(None, [fault, code_change, "Train it anew with --overwrite."]))) from None
     height, width = saved["image_size"]
     return Trained(
         file,
@@ -185,6 +188,7 @@ def load_trained(path: str | Path, which: str = "last", device: str = "auto") ->
         tuple(saved["classes"]),
         (height, width),
         saved["fingerprint"],
+        code_change,
     )
 
 

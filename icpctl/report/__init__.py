@@ -90,6 +90,7 @@ def build(
         records = {run_id: record for run_id, record in records.items() if run_id in kept}
 
     notes += remarks.of_runs(records.values())
+    notes += remarks.of_code(records.values())
     runs = runs_table(sorted(records.values(), key=lambda record: record.config.run_id))
     diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
     whole, failed = remarks.outcomes(runs, diverged, notes)

@@ -63,6 +63,24 @@ def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     return notes
 
 
+def of_code(records: Iterable[RunRecord]) -> list[str]:
+    """Notes on the users' own models whose code was not the same in all runs."""
+    versions: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        for session in record.sessions:
+            source = session.get("source")
+            if isinstance(source, dict):
+                runs = versions.setdefault(record.config.model, {}).setdefault(str(source.get("sha256"))[:16], [])
+                runs += [record.config.run_id] if record.config.run_id not in runs else []
+    return [
+        f"The runs of {model} were not trained with the same code: the SHA-256 of its file differs ("
+        + "; ".join(f"{sha256}…: {count(len(runs), 'run')}, {some(runs)}" for sha256, runs in found.items())
+        + "). They are averaged and compared all the same."
+        for model, found in versions.items()
+        if len(found) > 1
+    ]
+
+
 def of_runs(records: Iterable[RunRecord]) -> list[str]:
     """What the runs' own notes say, each once: metrics that are missing, or not to be trusted."""
     counts: Counter[str] = Counter()

@@ -158,6 +158,11 @@ class RunFolder:
         """What status.json says; empty where there is none that can be read."""
         return _read_status(self.path)[0]
 
+    def source(self) -> object:
+        """What the last session of the run recorded of the user's code of its model; None where that is nothing."""
+        sessions = _sessions(read_json(self.path / "config.json"))
+        return sessions[-1].get("source") if sessions else None
+
     def trained_on(self) -> str | None:
         """The fingerprint of the data that the run was trained on, finished or up to a checkpoint; None if it was not.
 

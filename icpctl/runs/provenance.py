@@ -17,6 +17,7 @@ PACKAGES = (
     "icpctl",
     "torch",
     "torchvision",
+    "timm",
     "torchmetrics",
     "torch-fidelity",
     "numpy",

@@ -69,9 +69,14 @@ class Processes:
         """The model to train with: gradients are averaged; batch norm is replaced in `model` itself."""
         if self.size == 1:
             return model
-        for module in model.modules():
+        for name, module in model.named_modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = BatchNorm2d  # parameters, buffers, hooks and their names stay
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise UserError(
+                    f"The batch norm {name} of this model is a {type(module).__name__}, whose statistics several processes do not "
+                    "share; they share those of nn.BatchNorm2d. Train it in one process."
+                )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # some releases of torch want the argument by another name
             # The buffers are equal as they are: all come from reduced sums.

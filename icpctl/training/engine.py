@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from icpctl import data, models, tasks
 from icpctl.config import RunConfig, option
 from icpctl.errors import UserError, is_out_of_memory
 from icpctl.files import not_lockable
+from icpctl.models import own
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs.fingerprints import data_source, is_finished, load_data
-from icpctl.runs.folder import RunFolder
+from icpctl.runs.folder import RunFolder, read_config
 from icpctl.runs.metrics import read_metrics
 from icpctl.training.display import Display
 from icpctl.training.distributed import processes
@@ -64,11 +65,14 @@ def check(config: RunConfig) -> None:
     models.check_name(config.model)
     choose_device(config.device)
     modules = models.module_paths(config.model, config.stem, config.image_size)
+    top = ", ".join(name for name in modules if "." not in name)
     if not config.layers and config.uses("layers"):
-        raise UserError(f"There are no stages of {config.model} to tap. Name modules with --layers.")
+        way_out = ", or list their paths in an attribute `stages` of the model" if own.is_own(config.model) else ""
+        raise UserError(
+            f"There are no stages of {config.model} to tap. Name modules with --layers{way_out}. Its top-level modules are {top}."
+        )
     for layer in config.layers:
         if layer not in modules:
-            top = ", ".join(name for name in modules if "." not in name)
             raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
 
 
@@ -149,12 +153,15 @@ def train(
             trained on other data than are there now.
         Interrupted: as asked by `should_stop`.
     """
+    config = models.complete(config)
     check(config)
     with processes(config) as (shared, device):
         display = display if display is not None and shared.first else Display()
         config = shared.whole_batch(config, display.say)
         folder = RunFolder(Path(output), config, before_write)
         if not overwrite and shared.lead(lambda: is_finished(folder)):
+            if change := own.change(config.model, folder.source()):
+                display.warn(f"{change} --overwrite trains it anew.")
             return Run(config, folder.path, skipped=True)
         set_precision(config.precision)
         try:
@@ -165,12 +172,30 @@ def train(
             with sole_writer(folder) if shared.first else nullcontext():
                 if overwrite and shared.first:
                     folder.clear()
+                if shared.first:
+                    warn_of_other_weights(folder, display)
                 Session(config, folder, trainer, display, should_stop).train()
         except Exception as error:
             if (explained := in_words(error, config, device)) is not error:
                 raise explained from error
             raise
         return Run(config, folder.path)
+
+
+def warn_of_other_weights(folder: RunFolder, display: Display) -> None:
+    """Say that a run is begun because the file of its weights has changed: the same command meant another run before."""
+    config = folder.config
+    if not config.weights or folder.status():  # it was begun before
+        return
+    for path in folder.path.parent.glob(f"{config.run_id.rpartition('-')[0]}-*"):
+        with suppress(UserError):  # not a run, or a damaged one
+            other = read_config(path)
+            same = other.weights == config.weights and other.weights_hash != config.weights_hash
+            if same and other.altered(weights_hash=config.weights_hash).run_id == config.run_id:
+                display.warn(
+                    f"{config.weights} has changed since {path} was begun with it, so this is another run. Restore the file "
+                    "to go on with that one."
+                )
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def evaluate(
         raise UserError(f"There is no split '{split}'. It can be one of: {', '.join(SPLITS)}.")
     trained = load_trained(path, which, device)
     config = trained.config
+    if trained.code_change:
+        warn(f"{trained.code_change} The figures are those of its weights in today's code.")
     if data_dir is not None:
         config = config.model_copy(update={"data_dir": data_dir})
     if data_memory is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from icpctl.config import RECORDED, RunConfig, option, resolve
 from icpctl.errors import UserError, is_out_of_memory
+from icpctl.models import own
 from icpctl.models.network import peak_memory
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
@@ -132,6 +133,8 @@ class Session:
 
     def _begin(self) -> None:
         session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
+        if source := own.source(self.config.model):
+            session["source"] = source
         self.folder.write_config(self.config, self._facts(), session)
         self._write_status("running", epoch=self.epoch)
         self.display.start(self.config, self.trainer.batches)
@@ -198,6 +201,9 @@ class Session:
                 f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
                 "start the run anew with --overwrite."
             )
+        if change := own.change(self.config.model, saved.get("source")):
+            self.notes.append(change)
+            self.display.warn(f"{change} The run goes on with the new code. With --overwrite it starts anew.")
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.seconds, self.notes = saved["seconds"], list(saved.get("notes", []))
         try:
@@ -228,6 +234,7 @@ class Session:
             "mean": self.trainer.network.mean,
             "std": self.trainer.network.std,
             "image_size": list(self.trainer.train_set.shape[-2:]),
+            "source": own.source(self.config.model),
             "epoch": self.epoch,
             "batch": self.batch,
             "best": self.best,

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from icpctl import models
 from icpctl.config import RunConfig, declaration
 from icpctl.methods.base import Batch, Loss
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs.fingerprints import is_finished, load_data
 from icpctl.runs.folder import RunFolder
 from icpctl.training.display import Display
-from icpctl.training.engine import check, in_words, sole_writer
+from icpctl.training.engine import check, in_words, sole_writer, warn_of_other_weights
 from icpctl.training.session import Session
 from icpctl.training.trainer import Trainer
 
@@ -65,6 +66,7 @@ def train_stack(
     Returns:
         For each run None, or what stopped it: as `icpctl.train` would raise it. The others go on.
     """
+    configs = [models.complete(config) for config in configs]
     device = choose_device(configs[0].device)
     set_precision(configs[0].precision)
     stopped: dict[str, BaseException] = {}
@@ -78,6 +80,7 @@ def train_stack(
                     continue
                 images = load_data(config, fingerprints.get(config.run_id, ""))
                 locks.enter_context(sole_writer(folder))
+                warn_of_other_weights(folder, display)
                 beside = sessions[0].trainer if sessions else None
                 trainer = Trainer(config, images, device, say=display.say, stack=len(configs), beside=beside)
                 trainer.check()

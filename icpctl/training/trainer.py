@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from icpctl.methods import base as methods
 from icpctl.methods.base import Batch, Loss
 from icpctl.methods.evalmode import eval_mode
 from icpctl.methods.taps import tap
+from icpctl.models import own, weights
 from icpctl.models.network import Network, build_model, keep_freed_memory
 from icpctl.seeds import derived_seed
 from icpctl.training.distributed import ALONE, Processes
@@ -71,6 +72,8 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.classes), device)
+        if config.weights:
+            weights.load(self.model, config.weights, config.weights_hash, len(self.classes), say)
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
         self.method = methods.build(config, self.model, processes.share(self.model), say)
         self.optimizer = _model_optimizer(config, self.method.parameters(), device)
@@ -126,22 +129,52 @@ class Trainer:
             )
         x = self.network.normalise(self.train_set[:2])
         if (problem := self._refusal(x)) is None:
+            self._check_outputs(x)
             return
         side = "×".join(str(n) for n in x.shape[-2:])
-        said = f"{self.config.model} cannot be trained on images of {side} pixels: {str(problem).rstrip('.!')}."
+        reason = own.in_words(problem) if own.is_own(self.config.model) else str(problem).rstrip(".!")
+        said = f"{self.config.model} cannot be trained on images of {side} pixels: {reason}."
         for fitting in SIDES:
             if self._refusal(x.new_zeros(2, 3, fitting, fitting)) is None:
                 raise UserError(f"{said} It takes images of {fitting}: {option('image_size')} {fitting}.") from problem
+        if own.is_own(self.config.model) and self._refusal(x, taps=()):
+            raise UserError(f"{said} No other size helps. It has to take float32 images (B, 3, H, W).") from problem
         raise UserError(f"{said} No other size helps. Tap other modules, with {option('layers')}.") from problem
 
-    def _refusal(self, x: Tensor) -> Exception | None:
+    def _refusal(self, x: Tensor, taps: Sequence[str] | None = None) -> Exception | None:
         """What the model, or a tap of it, has against such inputs."""
+        known = (RuntimeError, AssertionError, ValueError, TypeError)
         try:
-            with torch.no_grad(), eval_mode(self.model), tap(self.model, self.method.taps):
+            with torch.no_grad(), eval_mode(self.model), tap(self.model, self.method.taps if taps is None else taps):
                 self.model(x)
-        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            return error
+        except Exception as error:
+            if isinstance(error, known) or own.is_own(self.config.model):  # the user's code may raise anything
+                return error
+            raise
         return None
+
+    def _check_outputs(self, x: Tensor) -> None:
+        """Refuse a classifier of timm or of the user whose outputs are not one tensor of logits, in training or evaluation."""
+        if self.config.model.isidentifier():
+            return
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the running statistics
+        for mode in ("evaluation", "training"):
+            self.model.train(mode == "training")
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    output = self.model(x)
+                except Exception as error:
+                    raise UserError(f"{self.config.model} fails in {mode}: {own.in_words(error)}.") from error
+                for buffer, before in kept:
+                    buffer.copy_(before)
+            logits = (len(x), len(self.classes))
+            if isinstance(output, Tensor) and output.shape == logits:
+                continue
+            found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UserError(
+                f"{self.config.model} returned {found} in {mode} for {len(x)} images of {len(self.classes)} classes. A classifier "
+                f"returns one tensor of logits, {logits} here."
+            )
 
     def epoch_labels(self, epoch: int) -> Tensor:
         """The labels of all batches of an epoch, in their order."""
