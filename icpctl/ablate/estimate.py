@@ -59,10 +59,11 @@ def seconds(configs: Sequence[RunConfig], threads: int) -> list[float]:
 
 def _kind(config: RunConfig) -> tuple[object, ...]:
     """Equal for runs whose steps cost the same, but for those of the perturbation."""
-    apart = ("seed", "epochs", "lr", "weight_decay", "lr_schedule", "recipe")
+    apart = ("method", "seed", "epochs", "lr", "weight_decay", "lr_schedule", "recipe")
     groups = ("run", "training", "generation", "machine")
     names = [n for n in RunConfig.model_fields if n not in apart and declaration(n).group in groups]
-    return tuple(getattr(config, name) for name in names)
+    method = "icp" if config.method == PLAIN else config.method  # a baseline is measured with the method beside it
+    return method, *(getattr(config, name) for name in names)
 
 
 def _measure(config: RunConfig) -> Pace:

@@ -50,7 +50,7 @@ def test_a_run_that_another_study_has_just_finished_is_not_touched(job: Job, mon
     folder = RunFolder(Path(job.output), CONFIG)
     folder.create()
     folder.write_status("finished", epoch=2)
-    monkeypatch.setattr(engine, "train_stack", lambda *given, **named: pytest.fail("it was trained"))
+    monkeypatch.setattr(engine, "train", lambda *given, **named: pytest.fail("it was trained"))
     assert work(job, never) == {CONFIG.run_id: Outcome("finished")}
 
 
@@ -134,7 +134,7 @@ def test_what_fails_says_why_and_has_its_configuration(job: Job, monkeypatch: py
     def crash(*given: object, **named: object) -> None:
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(engine, "train_stack", crash)
+    monkeypatch.setattr(engine, "train", crash)
     assert work(job, never) == {CONFIG.run_id: Outcome("failed", "RuntimeError: CUDA error", crashed=True)}
     folder = RunFolder(Path(job.output), CONFIG)
     status = folder.status()
