@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -24,41 +22,24 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from icpctl.config.catalogue import METHODS, PLAIN
+from icpctl.config.fields import Declared, field, known_method, of_recipe, split_names
+from icpctl.config.names import HUGGING_FACE, expanded, located, short_name
 from icpctl.config.recipes import (
     DATASETS,
     dataset_row,
     default_image_size,
     default_layers,
     model_row,
-    recipe_default,
-    recipe_text,
 )
 from icpctl.errors import UserError, abbreviated, unknown
-
-GROUPS = {
-    "run": "Run",
-    "perturbation": "Perturbation",
-    "distillation": "Self-distillation",
-    "training": "Training recipe",
-    "generation": "VAE",
-    "machine": "Machine",
-}
-
-FOLDER = "folder:"
-"""Begins the name of a data set of class folders; its path follows."""
-
-HUGGING_FACE = "hf:"
-"""Begins the name of a data set of the Hugging Face hub, or of a path to one on the disk; see `is_path`."""
 
 RECORDED = "recorded"
 """The context in which a configuration is read as a run recorded it: nothing is resolved, and a missing setting has the value
@@ -73,57 +54,6 @@ MODEL_NAME = rf"^([A-Za-z0-9_]+|timm/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*|{_WORD}(\.{
 """A built-in name, timm/NAME, or package.module:factory. Part of it names the run's folder, so it has no path in it."""
 LONGEST_IN_ID = 80
 """Characters of a model's name in the id of a run."""
-
-
-def _split(value: object) -> object:
-    """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
-    return tuple(part for part in re.split(r"[,+\s]+", value) if part) if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What a declaration says beside type, range and default."""
-
-    group: str
-    source: str = ""
-    unit: str = ""
-    default: str = ""  # in words, where the default depends on other settings
-    identity: bool = True  # whether a change of it makes another run
-    stacks: bool = False  # whether runs that differ in it can be trained together
-    listed: Collection[str] = ()  # its values, where they are a list that can grow
-    earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
-
-
-def _field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
-    declared: dict[str, Any] = {
-        name: kwargs.pop(name)
-        for name in ("source", "unit", "identity", "stacks", "earlier", "listed")
-        if name in kwargs
-    }
-    if callable(default):
-        declared["default"] = kwargs.pop("default_text")
-        kwargs["default_factory"] = default
-    else:
-        kwargs["default"] = default
-    extra: Any = {"declared": Declared(group, **declared)}
-    return Field(description=help, json_schema_extra=extra, **kwargs)
-
-
-def _recipe(name: str, help: str, **kwargs: Any) -> Any:
-    """A hyper-parameter whose default comes from --recipe."""
-    return _field(
-        lambda data: recipe_default(name, data["recipe"], data["model"]),
-        help,
-        "training",
-        default_text=recipe_text(name),
-        **kwargs,
-    )
-
-
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise PydanticCustomError("literal_error", "")
-    return name
 
 
 _BY_OPTIMIZER = (PLAIN, "icp")
@@ -147,71 +77,71 @@ class RunConfig(BaseModel):
     )
 
     # ── run
-    model: str = _field(
+    model: str = field(
         "resnet20",
         "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, timm/NAME, vae, or your own package.module:factory.",
         "run", pattern=MODEL_NAME, max_length=200,
     )  # fmt: skip
-    dataset: str = _field(
+    dataset: str = field(
         "cifar100",
         "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
         "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
         "run",
     )
-    columns: str | None = _field(
+    columns: str | None = field(
         None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
         pattern="^[^,]+,[^,]+$",
     )  # fmt: skip
-    method: Annotated[str, AfterValidator(_known_method)] = _field(
+    method: Annotated[str, AfterValidator(known_method)] = field(
         "icp", "The method; plain: the baseline, without perturbation and distillation.", "run", listed=METHODS,
     )  # fmt: skip
-    seed: int = _field(
+    seed: int = field(
         0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
     )
-    epochs: int = _field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
-    train_size: int | None = _field(
+    epochs: int = field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
+    train_size: int | None = field(
         None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
         unit="images", ge=2, lt=2**31,
     )  # fmt: skip
-    val_fraction: float = _field(
+    val_fraction: float = field(
         0.1,
         "Share of the training split held out to choose the best epoch; 0: none, and no best epoch.",
         "run",
         ge=0,
         lt=1,
     )
-    image_size: int | None = _field(
+    image_size: int | None = field(
         lambda data: default_image_size(data["model"], data["dataset"]),
         "Resize the images to this side; the VAE takes powers of two.", "run",
         default_text="as they are; cub: 64; vae: 16 on digits, 32 on cifar and fashion-mnist, else 64",
         unit="pixels", ge=4, le=1024,
     )  # fmt: skip
-    crop: Literal["none", "box"] = _field(
+    crop: Literal["none", "box"] = field(
         "none", "box: the square around the bounding box of each bird; cub alone has them.", "run"
     )
-    stem: Literal["imagenet", "cifar"] = _field(
+    stem: Literal["imagenet", "cifar"] = field(
         "imagenet",
         "First layers of a torchvision ResNet; cifar: a 3×3 convolution, no pooling, for 32 pixels.",
         "run",
     )
-    weights: Path | None = _field(
+    weights: Path | None = field(
         None, "Start from the weights in this file: safetensors, or a state dict that torch saved.", "run", identity=False,
     )  # fmt: skip
-    weights_hash: str | None = _field(
+    weights_hash: str | None = field(
         None, "First 16 digits of the SHA-256 of --weights, which makes the run what it is; without it, those of the file.", "run",
         pattern="^[0-9a-f]{16}$",
     )  # fmt: skip
 
     # ── perturbation (the paper's ICP)
-    optimizer: Literal["sgd", "adam", "ademamix", "none"] = _field(
+    optimizer: Literal["sgd", "adam", "ademamix", "none"] = field(
         "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
         "perturbation", source="P",
     )  # fmt: skip
-    steps: int = _field(
+    steps: int = field(
         lambda data: 5 if data["method"] == "icp" else 0, "Steps of the perturbation, T.", "perturbation",
         default_text="5", source="S", unit="steps", ge=0, le=10_000,
     )  # fmt: skip
-    icp_lr: float = _field(
+    icp_lr: float = field(
         2e-3,
         "Step size of the perturbation, η.",
         "perturbation",
@@ -220,30 +150,30 @@ class RunConfig(BaseModel):
         gt=0,
         stacks=True,
     )
-    icp_reduction: Literal["mean", "sum"] = _field(
+    icp_reduction: Literal["mean", "sum"] = field(
         "mean",
         "Gradient of the batch-mean loss (published; shrinks with the batch) or of each sample's own loss (sum).",
         "perturbation", source="A",
     )  # fmt: skip
-    direction: Literal["descend", "ascend", "random"] = _field(
+    direction: Literal["descend", "ascend", "random"] = field(
         "descend", "descend lowers the loss; ascend (iterative FGSM) and random (same norm) are controls.",
         "perturbation", source="P Fig. 1",
     )  # fmt: skip
-    beta1: float = _field(
+    beta1: float = field(
         0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
     )
-    beta2: float = _field(
+    beta2: float = field(
         0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
     )
-    beta3: float = _field(
+    beta3: float = field(
         0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
     )
-    alpha: float = _field(
+    alpha: float = field(
         5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0, stacks=True
     )
-    eps: float = _field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0, stacks=True)
-    icp_weight_decay: float = _field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0, stacks=True)
-    icp_state: Literal["fresh", "carry"] = _field(
+    eps: float = field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0, stacks=True)
+    icp_weight_decay: float = field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0, stacks=True)
+    icp_state: Literal["fresh", "carry"] = field(
         "fresh",
         "State of the input optimizer: fresh for every batch, or carried over to the next.",
         "perturbation",
@@ -251,91 +181,91 @@ class RunConfig(BaseModel):
     )
 
     # ── self-distillation
-    layers: Annotated[tuple[str, ...], BeforeValidator(_split)] = _field(
+    layers: Annotated[tuple[str, ...], BeforeValidator(split_names)] = field(
         lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
         default_text="the model's stages",
     )  # fmt: skip
-    layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = _field(
+    layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = field(
         "cosine", "Weights w_i of the stages.", "distillation", source="A"
     )
-    warmup_epochs: int = _field(
+    warmup_epochs: int = field(
         lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
         default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
     )  # fmt: skip
-    pass_order: Literal["student-first", "student-last"] = _field(
+    pass_order: Literal["student-first", "student-last"] = field(
         "student-first",
         "student-first: the student's pass, the perturbation, the teacher's pass. student-last: as icpctl 0.1 did it, "
         "perturbation, teacher, student.",
         "distillation", source="A", earlier="student-last",
     )  # fmt: skip
-    teacher_statistics: bool = _field(
+    teacher_statistics: bool = field(
         True,
         "The teacher's pass, too, updates the running batch-norm statistics; --no-teacher-statistics: only the student's.",
         "distillation",
         source="A",
     )
-    extra_task_grad: bool = _field(
+    extra_task_grad: bool = field(
         False, "Add the gradient of the eval-mode task loss to every step, as the released code does by accident.",
         "distillation", source="A",
     )  # fmt: skip
 
     # ── training
-    recipe: Literal["paper", "strong"] = _field(
+    recipe: Literal["paper", "strong"] = field(
         "paper",
         "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
         "training",
     )
-    model_optimizer: Literal["adamw", "sgd"] = _recipe(
+    model_optimizer: Literal["adamw", "sgd"] = of_recipe(
         "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
     )
-    lr: float = _recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
-    weight_decay: float = _recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
-    lr_schedule: Literal["constant", "cosine"] = _recipe(
+    lr: float = of_recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
+    weight_decay: float = of_recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
+    lr_schedule: Literal["constant", "cosine"] = of_recipe(
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
-    batch_size: int = _recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
-    augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = _recipe(
+    batch_size: int = of_recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
+    augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = of_recipe(
         "augmentation",
         "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
         source="A",
     )
-    clip_grad_norm: float = _recipe(
+    clip_grad_norm: float = of_recipe(
         "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0, stacks=True
     )
 
     # ── generation
-    latent_dim: int = _field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
-    beta: float = _field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
-    fid_weights: Path | None = _field(
+    latent_dim: int = field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
+    beta: float = field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
+    fid_weights: Path | None = field(
         None, "File with the Inception weights of FID and KID; without it they are downloaded once.", "generation",
         identity=False,
     )  # fmt: skip
-    fid_features: Path | None = _field(
+    fid_features: Path | None = field(
         None, "A run of a classifier whose features stand in for Inception's; the metrics carry its name.", "generation",
         identity=False,
     )  # fmt: skip
 
     # ── machine
-    precision: Literal["float32", "tf32", "bf16"] = _field(
+    precision: Literal["float32", "tf32", "bf16"] = field(
         "float32",
         "Precision of the network's passes; bf16 drowns the feature shift of small perturbations.",
         "machine",
     )
-    fast: bool = _field(
+    fast: bool = field(
         True,
         "Fold batch norm for the perturbation; CUDA graphs. The same up to rounding, and the same run id.",
         "machine",
         identity=False,
     )
-    device: str = _field(
+    device: str = field(
         "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
     )  # fmt: skip
-    data_dir: Path | None = _field(
+    data_dir: Path | None = field(
         None, "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.", "machine",
         identity=False,
     )  # fmt: skip
-    data_memory: float | None = _field(
+    data_memory: float | None = field(
         None, "GiB of the device's memory that the images may take; more are streamed from the disk; without it, half of what is free.",
         "machine", unit="GiB", identity=False, gt=0,
     )  # fmt: skip
@@ -493,20 +423,6 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def expanded(path: Path) -> Path:
-    """A path, which may begin with the home directory, "~".
-
-    Raises:
-        UserError: the home directory is not known; a character that no path can have.
-    """
-    if "\0" in str(path):
-        raise UserError(f"A path cannot have the character NUL: {path}")
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise UserError(f"The home directory in {path} is not known. Write the path out.") from None
-
-
 def truth_for_number(name: str, value: object) -> str:
     """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
     field = RunConfig.model_fields.get(name)
@@ -526,25 +442,6 @@ def _identity() -> dict[str, Any]:
 def earlier_settings() -> dict[str, str]:
     """The values of hyper-parameters in runs of versions that did not have them yet, where these are not the defaults."""
     return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
-
-
-def is_path(dataset: str) -> bool:
-    """Whether a data set's name has a path: `folder:PATH`, or `hf:PATH` where PATH begins with /, . or ~."""
-    return dataset.startswith((FOLDER, *(HUGGING_FACE + start for start in "/.~")))
-
-
-def short_name(dataset: str) -> str:
-    """The name of a data set, without the way to it where it has a path."""
-    kind, _, path = dataset.partition(":")
-    return f"{kind}:{Path(path).name}" if path and is_path(dataset) else dataset.removesuffix(":")
-
-
-def located(dataset: object) -> object:
-    """A data set's name; one with a path has the absolute one, so that it is one name from every working directory."""
-    kind, _, path = (part.strip() for part in str(dataset).partition(":"))
-    if not path or not is_path(f"{kind}:{path}"):
-        return dataset
-    return f"{kind}:" + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
 
 
 def settings_of_methods() -> list[str]:

@@ -1,0 +1,74 @@
+"""How a hyper-parameter is declared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+from icpctl.config.catalogue import METHODS
+from icpctl.config.recipes import recipe_default, recipe_text
+
+GROUPS = {
+    "run": "Run",
+    "perturbation": "Perturbation",
+    "distillation": "Self-distillation",
+    "training": "Training recipe",
+    "generation": "VAE",
+    "machine": "Machine",
+}
+
+
+def split_names(value: object) -> object:
+    """ "layer1,layer2" as a list; in a grid, where the comma parts the values, "layer1+layer2"."""
+    return tuple(part for part in re.split(r"[,+\s]+", value) if part) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a declaration says beside type, range and default."""
+
+    group: str
+    source: str = ""
+    unit: str = ""
+    default: str = ""  # in words, where the default depends on other settings
+    identity: bool = True  # whether a change of it makes another run
+    stacks: bool = False  # whether runs that differ in it can be trained together
+    listed: Collection[str] = ()  # its values, where they are a list that can grow
+    earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
+
+
+def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
+    declared: dict[str, Any] = {
+        name: kwargs.pop(name)
+        for name in ("source", "unit", "identity", "stacks", "earlier", "listed")
+        if name in kwargs
+    }
+    if callable(default):
+        declared["default"] = kwargs.pop("default_text")
+        kwargs["default_factory"] = default
+    else:
+        kwargs["default"] = default
+    extra: Any = {"declared": Declared(group, **declared)}
+    return Field(description=help, json_schema_extra=extra, **kwargs)
+
+
+def of_recipe(name: str, help: str, **kwargs: Any) -> Any:
+    """A hyper-parameter whose default comes from --recipe."""
+    return field(
+        lambda data: recipe_default(name, data["recipe"], data["model"]),
+        help,
+        "training",
+        default_text=recipe_text(name),
+        **kwargs,
+    )
+
+
+def known_method(name: str) -> str:
+    if name not in METHODS:
+        raise PydanticCustomError("literal_error", "")
+    return name
