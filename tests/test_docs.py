@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CLI: Any = get_command(app)
-COMMANDS = ("train", "eval", "ablate", "report")
+COMMANDS = ("train", "eval", "ablate", "report", "list")
 
 
 def blocks(language: str, page: Path = README) -> list[str]:

@@ -67,7 +67,7 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 
 def _measure(config: RunConfig) -> Pace:
-    method = {"method": "icp", "optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
+    method = {"optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
     config = models.complete(config.altered(**method, epochs=2, warmup_epochs=1))
     set_precision(config.precision)
     images = load_data(config)

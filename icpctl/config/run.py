@@ -319,8 +319,8 @@ class RunConfig(BaseModel):
         sizes = model_row(self.model).sizes
         if sizes and self.image_size not in sizes:
             raise ValueError(
-                f"image_size is {self.image_size}, but {self.model} takes images of {', '.join(map(str, sizes))} pixels: "
-                "give one of these"
+                f"image_size is {self.image_size}, but {self.model} takes images of other sizes: give one of "
+                f"{', '.join(map(str, sizes))}"
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
@@ -397,7 +397,10 @@ class RunConfig(BaseModel):
         Raises:
             UserError: as `RunConfig`.
         """
-        return RunConfig.recorded(self.model_dump() | settings)
+        before = self.model_dump()
+        if "optimizer" in settings:
+            del before["method"]  # the input optimizer says it, as in version 0.1
+        return RunConfig.recorded(before | settings)
 
     @classmethod
     def recorded(cls, values: Mapping[str, object]) -> Self:

@@ -170,7 +170,7 @@ def test_stages_halve_and_double_the_side(size: int) -> None:
 
 @pytest.mark.parametrize("size", [8, 24, 48])
 def test_sizes_that_are_no_powers_of_two_are_refused(size: int) -> None:
-    with pytest.raises(icpctl.UserError, match="vae takes images of 16, 32, 64"):
+    with pytest.raises(icpctl.UserError, match="vae takes images of other sizes: give one of 16, 32, 64"):
         icpctl.RunConfig(model="vae", dataset="digits", image_size=size)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from icpctl.config.catalogue import PLAIN, Variant, variants
 from icpctl.report import Report
 from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
-from icpctl.report.groups import short_dataset
+from icpctl.report.groups import TOLD_BY_OPTIMIZER, short_dataset
 from icpctl.report.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.report.statistics import describe
 from icpctl.runs.folder import RunRecord
@@ -87,8 +87,18 @@ class Part:
     def records(self, runs: pd.DataFrame) -> list[RunRecord]:
         return [self.report.records[run_id] for run_id in runs["run_id"]]
 
+    def named(self, setting: str) -> str:
+        """A setting by its own name; the variant by that of what tells the variants of the part apart."""
+        if setting != "variant":
+            return setting
+        return "optimizer" if set(self.runs["method"]) <= TOLD_BY_OPTIMIZER else "method"
+
     def drawing(self, by: str, title: str, text: str, figure: Figure, data: pd.DataFrame) -> Drawing:
         """A drawing of the part; `by` ends its name."""
+        if "variant" in data:
+            data = data.rename(columns=self.named)
+            if "optimizer" in data:
+                data["optimizer"] = data["optimizer"].replace(PLAIN, "none")  # its value in a baseline
         title = f"{title[0].upper()}{title[1:]}{self.where}"
         return Drawing(f"{slug(by)}{self.suffix}", title, text + self.lacking, figure, data)
 

@@ -158,7 +158,7 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
         name: cells.pivot(index=down, columns=across, values=name).reindex(index=rows, columns=columns).to_numpy(float)
         for name in ("mean", "half")
     }
-    figure, (axes,) = panels(1, 1, 0.8 + max(0.42 * len(rows), 1.2), _setting_label(across))
+    figure, (axes,) = panels(1, 1, 0.8 + max(0.42 * len(rows), 1.2), _setting_label(part.named(across)))
     axes.grid(False)
     most = float(np.nanmax(np.abs(grid["mean"]))) or 1.0
     norm, colours = Normalize(-most, most), matplotlib.colormaps["PuOr_r" if measure.falls else "PuOr"]
@@ -178,7 +178,7 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
     axes.set_yticks(np.arange(len(rows)) + 0.5, _texts(rows, down))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_ylabel(plain(_setting_label(down)))
+    axes.set_ylabel(plain(_setting_label(part.named(down))))
     unit = "points" if measure.unit == "%" else measure.unit
     bar = figure.colorbar(mesh, ax=axes, label=folded(f"difference{f', {unit}' if unit else ''}", 30))
     bar.outline.set_visible(False)
@@ -192,8 +192,9 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
     else:
         text += f" There is no room for the numbers of {len(columns)} columns; the data have them."
     data = table.drop(columns="metric").rename(columns={"mean": "difference"})
-    title = f"Difference from the baseline in {measure.name} by {a} and {b}"
-    return part.drawing(f"{part.metric}-by-{a}-and-{b}", title, text + left_out, figure, data)
+    words = f"by {part.named(a)} and {part.named(b)}"
+    title = f"Difference from the baseline in {measure.name} {words}"
+    return part.drawing(f"{part.metric} {words}", title, text + left_out, figure, data)
 
 
 def _number(mean: float, half: float, measure: Measure, columns: int) -> str:
