@@ -9,8 +9,11 @@ The names are imported when they are first used, so that the command line starts
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from icpctl.moved import MOVED, Finder
 
 if TYPE_CHECKING:
     from icpctl import models
@@ -36,6 +39,8 @@ _HOME = {
     "train": "training.engine",
 }
 
+sys.meta_path.insert(0, Finder())
+
 __all__ = [
     "Run",
     "RunConfig",
@@ -53,8 +58,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("icpctl.models")
+    if name == "models" or name in MOVED:
+        return import_module(f"icpctl.{name}")
     if name in _HOME:
         return getattr(import_module(f"icpctl.{_HOME[name]}"), name)
     raise AttributeError(f"module 'icpctl' has no attribute {name!r}")
