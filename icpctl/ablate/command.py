@@ -28,7 +28,7 @@ from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.text import value_text
 
-IN_RUN_ID = frozenset(["model", "dataset", "optimizer", "steps", "seed"])
+IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
 
 
@@ -119,7 +119,7 @@ def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) 
     if (definition := Definition.kept(folder)) is None:
         raise UserError(f"--resume {folder}: there is no {STUDY_FILE}, so no study was begun there with icpctl ablate.")
     arguments = {"model": "MODEL", "dataset": "DATASET"}
-    identity = [arguments.get(name, option(name)) for name in given if declaration(name).identity]
+    identity = [arguments.get(name, option(name)) for name in given if declaration(name).identity or name == "weights"]
     if changes := [*identity, *options]:
         raise UserError(
             f"--resume {folder} takes the studies as they are, and {', '.join(changes)} would change them. Leave out --resume, and give "

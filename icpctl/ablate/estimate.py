@@ -13,6 +13,7 @@ from icpctl import models
 from icpctl.config import RunConfig, declaration
 from icpctl.config.catalogue import PLAIN
 from icpctl.config.cost import plain_epochs, step_passes
+from icpctl.config.recipes import default_layers
 from icpctl.data.device import DeviceSplit
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs.fingerprints import load_data
@@ -67,8 +68,10 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 
 def _measure(config: RunConfig) -> Pace:
-    method = {"optimizer": "adam", "steps": 5} if config.method == PLAIN else {}
-    config = models.complete(config.altered(**method, epochs=2, warmup_epochs=1))
+    config = config.altered(epochs=2, warmup_epochs=1)
+    if config.method == PLAIN and default_layers(config.model, config.image_size):
+        config = config.altered(optimizer="adam", steps=5)
+    config = models.complete(config)
     set_precision(config.precision)
     images = load_data(config)
     trainer = Trainer(config, images, choose_device(config.device))

@@ -81,8 +81,8 @@ class _StudyTable(BaseModel):
 class Study:
     """The definition of a study; `runs` are the runs that it means.
 
-    Each combination of the grid is a run, with its baseline. Combinations that come to the same run are one: what
-    means nothing in a run (η in a baseline, α with Adam) does not multiply it.
+    Each combination of the grid is a run, with its baseline. Combinations that come to the same run are one: settings
+    that a run ignores (η in a baseline, α with Adam) do not create extra runs.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict)

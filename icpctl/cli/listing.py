@@ -46,7 +46,9 @@ def _models() -> Iterable[Entry]:
 def _datasets() -> Iterable[Entry]:
     from icpctl.data import DATASETS
 
-    return DATASETS.items()
+    yield from DATASETS.items()
+    yield "folder:PATH", "your own images, in PATH/train/CLASS and PATH/test/CLASS"
+    yield "hf:OWNER/NAME", "a data set of the Hugging Face hub, or hf:PATH for one on the disk; needs icpctl[hf]"
 
 
 def _methods() -> Iterable[Entry]:

@@ -1,4 +1,4 @@
-"""The catalogue of methods: one row each. It says all that the rest of the code has to know of a method without torch."""
+"""The catalogue of methods: what the rest of the code needs to know about each. It imports no torch."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class MethodRow:
     groups: tuple[str, ...] = ()
     """The groups of settings that mean something with it; those of other methods are put at their defaults."""
     tasks: tuple[str, ...] = ("classification", "generation")
-    captured: bool = True
-    """Whether its step can be a CUDA graph."""
-    stacked: bool = True
-    """Whether several runs of it can be trained together."""
+    captured: bool = False
+    """Whether its step can be a CUDA graph: it does the same operations each time, on tensors at fixed places."""
+    stacked: bool = False
+    """Whether several runs can be trained together: `torch.vmap` can map its objective, and `update` is that of `Method`."""
 
 
 def _icp_passes(config: RunConfig) -> int:
@@ -63,6 +63,8 @@ METHODS: dict[str, MethodRow] = {
         "Plain training: the task loss alone",
         {PLAIN: Variant("baseline", "#000000", "X")},
         "icpctl.methods.plain:Plain",
+        captured=True,
+        stacked=True,
     ),
     "icp": MethodRow(
         "ICP",
@@ -75,6 +77,8 @@ METHODS: dict[str, MethodRow] = {
         "icpctl.methods.icp.method:ICP",
         passes=_icp_passes,
         groups=("perturbation", "distillation"),
+        captured=True,
+        stacked=True,
     ),
 }
 """In the order of tables and figures; the colours are of the palette of Okabe and Ito."""

@@ -138,7 +138,7 @@ class RunConfig(BaseModel):
         "perturbation", source="P",
     )  # fmt: skip
     steps: int = field(
-        lambda data: 5 if data["method"] == "icp" else 0, "Steps of the perturbation, T.", "perturbation",
+        lambda data: 5 if "perturbation" in METHODS[data["method"]].groups else 0, "Steps of the perturbation, T.", "perturbation",
         default_text="5", source="S", unit="steps", ge=0, le=10_000,
     )  # fmt: skip
     icp_lr: float = field(
@@ -295,7 +295,7 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"method is {self.method}, which cannot train {self.model}: it is for {METHODS[self.method].tasks[0]}"
             )
-        if self.method != "icp":
+        if "perturbation" not in METHODS[self.method].groups:
             object.__setattr__(self, "optimizer", "none")
             object.__setattr__(self, "steps", 0)
         elif self.optimizer == "none":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from icpctl.config import HUGGING_FACE, expanded, is_path
 from icpctl.data.download import may_download
-from icpctl.data.folders import lacking, some
+from icpctl.data.folders import first_names, lacking
 from icpctl.data.source import Encoded, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError, abbreviated
 
@@ -188,7 +188,7 @@ def _raw(tables: dict[str, Table], name: str, columns: str | None) -> Raw:
         test = parts[VALIDATION]
         notes.append(f"The split {TEST} has no labels: {VALIDATION} takes its place.")
     if others := [f"'{split}'" for split in parts if split not in (TRAIN, test.split)]:
-        notes.append(f"Only {TRAIN} and {test.split} are used, not {some(others)} beside them.")
+        notes.append(f"Only {TRAIN} and {test.split} are used, not {first_names(others)} beside them.")
     _columns(test, f"{image},{label}")
     classes, codes = _classes(train, label)
     names, test_codes = _classes(test, label)
@@ -243,7 +243,10 @@ def _parts(tables: dict[str, Table], name: str) -> dict[str, _Part]:
         parts = {str(s): _Part(name, str(s), whole.table, np.flatnonzero(of_rows == s)) for s in np.unique(of_rows)}
     missing = [TRAIN] * (TRAIN not in parts) + [f"{TEST} or {VALIDATION}"] * (not {TEST, VALIDATION} & {*parts})
     if missing:
-        there = some([f"'{part.split}' ({len(part.rows):,} rows)" for part in parts.values()]) or "none that has rows"
+        there = (
+            first_names([f"'{part.split}' ({len(part.rows):,} rows)" for part in parts.values()])
+            or "none that has rows"
+        )
         raise UserError(
             f"The data set {name} lacks the split {' and '.join(missing)}. There is: {there}. Parquet files have their split in their "
             f"name, such as train.parquet and test.parquet. A single table can have it in a column '{SPLIT_COLUMN}'."
@@ -270,7 +273,7 @@ def _column(part: _Part, what: str, given: str, sure: tuple[str, ...], likely: t
         problem = f"no {what} in the column '{given}'" if given in kinds else f"no column '{given}'"
     else:
         problem = f"{'several columns' if found else 'no column'} that can be the {what}"
-    listed = some([f"'{column}' ({kind})" for column, kind in kinds.items()])
+    listed = first_names([f"'{column}' ({kind})" for column, kind in kinds.items()])
     raise UserError(
         f"In {part} there {'are' if found and not given else 'is'} {problem}. The columns are {listed}. Name the two with --columns IMAGE,LABEL."
     )

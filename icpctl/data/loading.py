@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from icpctl.config import FOLDER, HUGGING_FACE, choices, expanded, is_path
+from icpctl.config.recipes import dataset_row
 from icpctl.data.cache import ImageData, decoded, user_cache
 from icpctl.data.folders import class_folders, not_utf8
 from icpctl.data.huggingface import check_hub_name, hugging_face
@@ -76,7 +77,7 @@ def load(
         raise UserError(f"The image size has to be at least 1 pixel, not {image_size}.")
     if crop not in CROPS:
         raise unknown("crop", crop, CROPS)
-    if crop == "box" and name != "cub":  # said before anything is downloaded
+    if crop == "box" and not dataset_row(name).boxes:  # said before anything is downloaded
         raise _no_boxes(f"data set {name}")
     if columns and not name.startswith(HUGGING_FACE):
         raise UserError(f"The data set {name} has no columns. Leave out --columns.")

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import METHODS
 
 Loss = tuple[Tensor, dict[str, Any]]
-"""A scalar with its graph, and a log: `output` and `task_loss` of the student, what else there is to tell; all detached."""
+"""A scalar with its graph, and a log: `output` and `task_loss` of the student, and other scalars to record. All are detached."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Batch:
     """Of the epoch, counted from 0."""
     weight: float | Tensor = 1.0
     """The task weight of the epoch; a tensor in a captured step, for which it is an input."""
-    whole: Callable[[Tensor], Tensor] = lambda part: part
+    gather: Callable[[Tensor], Tensor] = lambda part: part
     """Maps a tensor (B, …) of this process's part to that of the whole batch."""
 
 
@@ -85,7 +86,7 @@ class Method(nn.Module):
         return loss, log
 
     def after(self, batch: Batch, log: dict[str, Any]) -> None:
-        """Once a step, before the weights change: keep what later steps read, and take from the log what is no scalar."""
+        """Once a step, before the weights change: store state for later steps, and remove from the log what is not a scalar."""
 
     def active(self, epoch: int) -> bool:
         """Whether the method is at work in an epoch; else its step is a plain one."""
@@ -103,8 +104,20 @@ class Method(nn.Module):
         """What the next steps depend on beside the weights: tensors by name, saved with every checkpoint."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+    def restore(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+        """Go on from a `state`.
+
+        Args:
+            state: as `state` gave it.
+            shape: of a batch of inputs.
+
+        Raises:
+            ValueError: it is not of such a run.
+        """
+
+    def heads(self) -> dict[str, Tensor]:
+        """The parameters and buffers that the method adds to the model, by name."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
 
     def diagnose(self, means: Mapping[str, float], settled: bool) -> list[Fault]:
         """What is wrong with how the method worked in an epoch.

@@ -106,6 +106,8 @@ def listed() -> Iterator[tuple[str, str]]:
         yield name, f"torchvision classifier, {stages} stages" if stages else "torchvision classifier; needs --layers"
     for name in timm.names():
         yield name, "timm classifier"
+    yield "timm/NAME", "any classifier of timm; needs icpctl[timm]"
+    yield "package.module:factory", "your own function of the number of classes, which returns a torch.nn.Module"
 
 
 @cache

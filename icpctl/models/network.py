@@ -138,6 +138,8 @@ class Network:
 def build_model(config: RunConfig, num_classes: int, device: torch.device) -> nn.Module:
     """The model of a run, with fresh weights, on the device."""
     model = models.build(config.model, num_classes, config.stem, config.image_size, config.latent_dim)
+    if any(parameter.dim() > 4 for parameter in model.parameters()):  # of three-dimensional convolutions, say
+        return model.to(device)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

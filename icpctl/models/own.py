@@ -145,7 +145,9 @@ def _find(name: str, folder: Path) -> Factory:
     function: Any = module
     for part in path.split("."):
         if not hasattr(function, part):
-            public = [each for each, value in vars(function).items() if callable(value) and not each.startswith("_")]
+            public = [
+                each for each in dir(function) if callable(getattr(function, each, None)) and not each.startswith("_")
+            ]
             raise UserError(
                 f"{getattr(module, '__file__', module_name)}: {unknown('factory', part, public or ['none'])}"
             )
@@ -162,10 +164,10 @@ def _find(name: str, folder: Path) -> Factory:
     except ValueError:  # a function of C, which does not say what it takes
         pass
     try:
-        file = inspect.getsourcefile(function)
+        file = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:  # an object that can be called
         file = None
-    location = Path(file or module.__file__ or "")
+    location = Path(file or getattr(module, "__file__", None) or "")
     if not location.is_file():
         raise UserError(f"The source of {name} is not in a file, so it cannot be recorded. Write it into one.")
     return Factory(function, location, hashlib.sha256(location.read_bytes()).hexdigest())

@@ -116,7 +116,7 @@ def build(
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
     notes += remarks.unpaired(ended, grouping)
-    common = remarks.unsaid(list(configs.values()), by, metric_columns(complete))
+    common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
     return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), notes)
@@ -181,7 +181,7 @@ def _differences(one: RunRecord, other: RunRecord) -> list[str]:
         or (b := other.curves.get((split, metric))) is None
         or not np.array_equal(a, b, equal_nan=True)
     ]
-    return [*differences, *([remarks.some(metrics)] if metrics else [])]
+    return [*differences, *([remarks.first_names(metrics)] if metrics else [])]
 
 
 def write(folder: Path, report: Report) -> list[Path]:

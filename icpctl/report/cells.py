@@ -77,7 +77,7 @@ def scorecard(table: pd.DataFrame) -> pd.DataFrame:
     return counts.reindex(index=kinds, columns=there, fill_value=0)
 
 
-def who(table: pd.DataFrame) -> str:
+def counted_role(table: pd.DataFrame) -> str:
     """Whose comparisons the score card counts."""
     return "the method" if (table["role"] == "method").any() else "controls"
 

@@ -12,13 +12,13 @@ from icpctl.report.cells import (
     at_best_epoch,
     compared,
     comparison_cells,
+    counted_role,
     explanation,
     scorecard,
     sentences,
     setting_columns,
     summary_cells,
     texts,
-    who,
 )
 from icpctl.report.measures import (
     Measure,
@@ -38,7 +38,9 @@ def markdown(report: Report, task: str) -> Iterator[str]:
     if len(table):
         yield _pipe_table(*_differences(table, measure_of(report.metrics[task])))
         card = scorecard(table)
-        people = card.astype(str).rename(index=AGAINST).rename_axis(f"{who(table)} compared with").reset_index()
+        people = (
+            card.astype(str).rename(index=AGAINST).rename_axis(f"{counted_role(table)} compared with").reset_index()
+        )
         yield "\n" + _pipe_table(people, list(people.columns[1:])) + "\n"
         yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(table, MOST_ROWS))
         if len(changed := at_best_epoch(report, task)):

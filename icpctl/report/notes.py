@@ -37,7 +37,7 @@ def outcomes(runs: pd.DataFrame, diverged: Collection[str], notes: list[str]) ->
         (cut, "Left out, for epochs are missing from metrics.csv"),
     ):
         if concerned.any():
-            notes.append(f"{what}: {count(concerned.sum(), 'run')}, {some(runs['run_id'][concerned])}.")
+            notes.append(f"{what}: {count(concerned.sum(), 'run')}, {first_names(runs['run_id'][concerned])}.")
     return ~(failed | unfinished | cut), failed
 
 
@@ -47,7 +47,7 @@ def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     versions = runs["group_id"].map(grouping.member).map(grouping.table["data"])
     for dataset, of_dataset in runs[versions.notna()].groupby("dataset"):
         listed = "; ".join(
-            f"{version}: {count(len(run_ids), 'run')}, {some(run_ids)}"
+            f"{version}: {count(len(run_ids), 'run')}, {first_names(run_ids)}"
             for version, run_ids in of_dataset["run_id"].groupby(versions[of_dataset.index])
         )
         notes.append(
@@ -58,7 +58,7 @@ def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     if len(silent):
         notes.append(
             "Taken for runs on the same data, though config.json records no fingerprint of it: "
-            f"{count(len(silent), 'run')}, {some(silent)}."
+            f"{count(len(silent), 'run')}, {first_names(silent)}."
         )
     return notes
 
@@ -74,7 +74,7 @@ def of_code(records: Iterable[RunRecord]) -> list[str]:
                 runs += [record.config.run_id] if record.config.run_id not in runs else []
     return [
         f"The runs of {model} were not trained with the same code: the SHA-256 of its file differs ("
-        + "; ".join(f"{sha256}…: {count(len(runs), 'run')}, {some(runs)}" for sha256, runs in found.items())
+        + "; ".join(f"{sha256}…: {count(len(runs), 'run')}, {first_names(runs)}" for sha256, runs in found.items())
         + "). They are averaged and compared all the same."
         for model, found in versions.items()
         if len(found) > 1
@@ -105,7 +105,7 @@ def lacking(runs: pd.DataFrame, metrics: Mapping[str, str]) -> list[str]:
         if len(without):
             notes.append(
                 f"No {name} that is a finite number, so in no mean of it, and no claim is made of their groups: "
-                f"{count(len(without), 'run')}, {some(without)}."
+                f"{count(len(without), 'run')}, {first_names(without)}."
             )
     return notes
 
@@ -122,7 +122,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     if len(alone):
         notes.append(
             "Compared with no baseline, for there is no finished one of the same seed and data: "
-            f"{count(len(alone), 'run')}, {some(alone)}."
+            f"{count(len(alone), 'run')}, {first_names(alone)}."
         )
     paired = {against: twin_places(runs, grouping, against) >= 0 for against in AGAINST}
     notes += [
@@ -141,20 +141,20 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
         if len(dropped):
             notes.append(
                 f"Not compared with {AGAINST[against]}, as that is there for a part of the runs that a row pools: "
-                f"{count(len(dropped), 'run')}, {some(dropped)}."
+                f"{count(len(dropped), 'run')}, {first_names(dropped)}."
             )
     rows = runs["group_id"].map(grouping.member)
     sizes = runs.groupby([rows, "seed"]).size().groupby(level=0).nunique()
     if (sizes > 1).any():
         labels = grouping.table["label"][sizes.index[sizes > 1]]
         notes.append(
-            f"Not all seeds have the same runs in {count(len(labels), 'row')}, {some(labels)}: means over what is pooled there "
+            f"Not all seeds have the same runs in {count(len(labels), 'row')}, {first_names(labels)}: means over what is pooled there "
             "are of different settings."
         )
     return notes
 
 
-def unsaid(configs: Sequence[RunConfig], by: Sequence[str], metrics: Iterable[str]) -> str:
+def common_settings(configs: Sequence[RunConfig], by: Sequence[str], metrics: Iterable[str]) -> str:
     """What the tables leave unsaid."""
     methods = [config for config in configs if config.method != PLAIN]
     always = {
@@ -181,7 +181,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def first_names(names: Iterable[str], limit: int = 3) -> str:
     """The first of the names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""

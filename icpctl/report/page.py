@@ -21,10 +21,10 @@ from icpctl.report.cells import (
     at_best_epoch,
     compared,
     comparison_cells,
+    counted_role,
     explanation,
     scorecard,
     summary_cells,
-    who,
 )
 from icpctl.report.figures.style import Drawing, encode
 from icpctl.report.measures import measure_of
@@ -100,7 +100,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "metric": measure.name,
         "unit": "points" if measure.unit == "%" else measure.unit,
         "explanation": explanation(report, task),
-        "who": who(table),
+        "who": counted_role(table),
         "verdicts": [str(verdict) for verdict in card],
         "card": [[AGAINST[str(against)], *row] for against, row in card.iterrows()],
         "compared": len(table),

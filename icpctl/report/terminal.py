@@ -19,6 +19,7 @@ from icpctl.report.cells import (
     SHORT,
     at_best_epoch,
     compared,
+    counted_role,
     difference_text,
     effect_text,
     explanation,
@@ -30,7 +31,6 @@ from icpctl.report.cells import (
     setting_columns,
     summary_cells,
     texts,
-    who,
 )
 from icpctl.report.measures import (
     Measure,
@@ -61,7 +61,7 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
                 "deviations of the differences. Needs: so many seeds would show a difference as large as this.",
                 "dim",
             )
-            yield Text(f"\nWhat the comparisons of {who(table)} say", "bold")
+            yield Text(f"\nWhat the comparisons of {counted_role(table)} say", "bold")
             yield rich_scorecard(scorecard(table))
             yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
             changed = at_best_epoch(report, task)

@@ -78,6 +78,8 @@ class _Entries(TypedDict):
     notes: NotRequired[list[str]]
     """What the report says of the run, as far as it is known by now."""
     model: dict[str, Tensor]
+    heads: NotRequired[dict[str, Tensor]]
+    """What the method adds to the model; not in checkpoints of version 0.1, whose methods add nothing."""
     optimizer: _Optimizer
     icp_state: dict[str, Any]
 

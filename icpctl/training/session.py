@@ -82,7 +82,7 @@ class Session:
         self.started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        self.trainer.model.train()
+        self.trainer.method.train()
         for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
             yield batch, images, labels
 
@@ -201,18 +201,15 @@ class Session:
                 f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
                 "start the run anew with --overwrite."
             )
-        if change := own.change(self.config.model, saved.get("source")):
-            self.notes.append(change)
-            self.display.warn(f"{change} The run goes on with the new code. With --overwrite it starts anew.")
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.seconds, self.notes = saved["seconds"], list(saved.get("notes", []))
+        if change := own.change(self.config.model, saved.get("source")):
+            self.notes += [change] if change not in self.notes else []
+            self.display.warn(f"{change} The run goes on with the new code. With --overwrite it starts anew.")
         try:
             groups = self.trainer.optimizer.state_dict()["param_groups"]
             self.trainer.restore(saved | {"model": checkpoint.weights_of(saved, self.trainer.model)})
             checkpoint.check_optimizer(self.trainer.optimizer, groups)
-            batch = torch.Size((self.trainer.batch_size, *self.trainer.train_set.shape[1:]))
-            if any(isinstance(value, Tensor) and value.shape != batch for value in saved["icp_state"].values()):
-                raise ValueError("the state of the input optimizer is of another batch")
             self.meter.restore(saved["meter"], self.processes.part)
             if self.epoch > self.config.epochs or self.batch >= self.trainer.batches:
                 raise ValueError("an epoch or a batch that the run does not have")

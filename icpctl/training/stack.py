@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from icpctl import models
-from icpctl.config import RunConfig, declaration
+from icpctl.config import RunConfig, declaration, settings_of_methods
 from icpctl.methods.base import Batch, Loss
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs.fingerprints import is_finished, load_data
@@ -34,9 +34,7 @@ from icpctl.training.trainer import Trainer
 
 T = TypeVar("T")
 
-OF_THE_PERTURBATION = [
-    name for name in RunConfig.model_fields if declaration(name).stacks and declaration(name).group == "perturbation"
-]
+OF_METHODS = [name for name in settings_of_methods() if declaration(name).stacks]
 """The settings that the objective is mapped over; the others in which runs may differ are of their optimizers."""
 
 
@@ -208,7 +206,7 @@ class Stack:
             name: torch.tensor(
                 [getattr(trainer.config, name) for trainer in trainers], dtype=torch.float64, device=first.device
             )
-            for name in OF_THE_PERTURBATION
+            for name in OF_METHODS
         }
 
     def step(self, steps: Sequence[tuple[int, int, Tensor, Tensor]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -253,7 +251,7 @@ class Stack:
                     self._mapped([t.batch(epoch, 1, t.train_set[:2], t.train_set.labels[:2]) for t in self.trainers])
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model makes of inputs that are mapped
             raise UnstackableError(str(error).partition("\n")[0]) from error
         finally:
             for name, tensor in self._buffers.items():

@@ -75,7 +75,7 @@ class Trainer:
         if config.weights:
             weights.load(self.model, config.weights, config.weights_hash, len(self.classes), say)
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
-        self.method = methods.build(config, self.model, processes.share(self.model), say)
+        self.method = methods.build(config, self.model, processes.share(self.model), say).to(device)
         self.optimizer = _model_optimizer(config, self.method.parameters(), device)
         self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
@@ -109,7 +109,7 @@ class Trainer:
             or not METHODS[self.config.method].captured
         ):
             return None
-        return CapturedSteps(self.model, cuda_graph, say)
+        return CapturedSteps(self.method, cuda_graph, say)
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
@@ -126,6 +126,11 @@ class Trainer:
             raise UserError(
                 f"{self.processes.size} processes cannot share a batch of {self.batch_size} images, all that there are to "
                 f"train on, equally. Start fewer processes, or lower {option('batch_size')}."
+            )
+        if self.processes.size > 1 and self.method.heads():
+            raise UserError(
+                f"{option('method')} {self.config.method} has parameters beside the model's, which several processes do not share. "
+                "Train it in one process."
             )
         x = self.network.normalise(self.train_set[:2])
         if (problem := self._refusal(x)) is None:
@@ -209,7 +214,7 @@ class Trainer:
         x = self.network.normalise(images)
         y = self.task.targets(x, labels)
         weight = self.method.task_weight(epoch)
-        return Batch(x, y, self.task.loss, epoch, step, weight, whole=self.processes.whole)
+        return Batch(x, y, self.task.loss, epoch, step, weight, gather=self.processes.whole)
 
     def _gradients(self, batch: Batch) -> Loss:
         """The objective of a step, with its gradients in place."""
@@ -245,14 +250,17 @@ class Trainer:
         """All that the rest of the run depends on, beside the configuration and the data."""
         return {
             "model": self.model.state_dict(),
+            "heads": self.method.heads(),
             "optimizer": self.optimizer.state_dict(),
             "icp_state": self.method.state(),  # its name in version 0.1
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        for name, value in self.method.heads().items():
+            value.copy_(state["heads"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.method.restore(state["icp_state"])
+        self.method.restore(state["icp_state"], torch.Size((self.batch_size, *self.train_set.shape[1:])))
 
 
 def _model_optimizer(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import icpctl
@@ -21,6 +25,7 @@ from icpctl.methods.base import Batch, Loss
 from icpctl.methods.plain import Plain
 from icpctl.report import build
 from icpctl.report.formats import render
+from icpctl.runs import checkpoint
 
 
 class Doubled(Plain):
@@ -34,10 +39,34 @@ class Doubled(Plain):
         return True
 
 
+class Headed(Plain):
+    """A head of its own on the logits, and a memory of the mean logits, which the next step reads."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.head = nn.Linear(10, 10)
+        self.memory = torch.zeros(10)
+
+    def objective(self, batch: Batch) -> Loss:
+        loss, log = super().objective(batch)
+        logits = self.head(self.model(batch.x)) - self.memory
+        return loss + batch.criterion(logits, batch.y), log
+
+    def after(self, batch: Batch, log: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.memory = 0.9 * self.memory + 0.1 * self.head.bias
+
+    def state(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def restore(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+        self.memory = state["memory"]
+
+
 @pytest.fixture(autouse=True)
 def row() -> Iterator[MethodRow]:
     module = ModuleType("toy")
-    module.Doubled = Doubled  # type: ignore[attr-defined]
+    module.Doubled, module.Headed = Doubled, Headed  # type: ignore[attr-defined]
     sys.modules["toy"] = module
     METHODS["toy"] = MethodRow(
         "doubled",
@@ -89,3 +118,30 @@ def test_it_is_trained_and_reported(tmp_path: Path) -> None:
     report = build(tmp_path)
     assert list(report.grouping.table["label"]) == ["baseline", "AdEMAMix-ICP", "doubled loss"]
     assert "doubled loss" in render(report, "markdown")
+
+
+def test_its_head_and_its_memory_are_trained_and_resumed(row: MethodRow, tmp_path: Path) -> None:
+    METHODS["toy"] = replace(row, module="toy:Headed")
+    config = RunConfig.model_validate(SETTINGS)
+    asked = iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        icpctl.train(config, tmp_path / "stopped", should_stop=lambda: next(asked) == 3)
+    saved = []
+    for name in ("stopped", "straight"):
+        run = icpctl.train(config, tmp_path / name)
+        saved.append(checkpoint.load(run.path / "checkpoints" / "last.pt"))
+    stopped, straight = saved
+    assert straight["heads"].keys() == {"head.weight", "head.bias"}
+    assert straight["icp_state"]["memory"].abs().max() > 0
+    for part in ("model", "heads", "icp_state"):
+        for name, value in straight[part].items():
+            assert torch.equal(stopped[part][name], value), (part, name)
+
+
+def test_it_is_in_the_table_of_the_options() -> None:
+    document = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "generate.py"))["declarations"]()
+    assert "| `--method` | `plain`, `icp`, `toy` |" in document
+
+
+def test_a_method_that_does_not_say_that_it_stacks_is_trained_alone() -> None:
+    assert RunConfig.model_validate(SETTINGS).stack_id is None

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from icpctl.config import RunConfig
@@ -50,7 +51,7 @@ class ICP(Plain):
         """Measure the rounding of the feature shifts, in the first step of an epoch."""
         x_icp = log.pop("x_icp", None)
         if batch.step == 0 and x_icp is not None:
-            x, x_icp = (batch.whole(part)[:SHIFT_ERROR_IMAGES] for part in (batch.x, x_icp))
+            x, x_icp = (batch.gather(part)[:SHIFT_ERROR_IMAGES] for part in (batch.x, x_icp))
             errors = feature_shift_errors(self.model, self.taps, x, x_icp)
             log |= {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
 
@@ -69,7 +70,9 @@ class ICP(Plain):
         """The state of the input optimizer, where it is carried from batch to batch."""
         return self.distiller.optimizer.state if self.distiller.carry_state else {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+        if any(isinstance(value, Tensor) and value.shape != shape for value in state.values()):
+            raise ValueError("the state of the input optimizer is of another batch")
         if self.distiller.carry_state:
             self.distiller.optimizer.state = dict(state)
 
