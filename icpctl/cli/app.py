@@ -318,7 +318,7 @@ def ablate(
     stack: Annotated[
         int | None,
         typer.Option(
-            help="Runs that one process trains together, of those that differ in seed, learning rates or the like; for GPUs and small images.",
+            help="Train up to so many runs in one process, if they differ in seed, learning rates or similar numbers alone; for GPUs and small images.",
             show_default="1",
             min=1,
             rich_help_panel="Execution",

@@ -128,7 +128,7 @@ class RunConfig(BaseModel):
         None, "Start from the weights in this file: safetensors, or a state dict that torch saved.", "run", identity=False,
     )  # fmt: skip
     weights_hash: str | None = field(
-        None, "First 16 digits of the SHA-256 of --weights, which makes the run what it is; without it, those of the file.", "run",
+        None, "The first 16 hex digits of the SHA-256 of --weights, which are part of the run id; by default those of the file.", "run",
         pattern="^[0-9a-f]{16}$",
     )  # fmt: skip
 

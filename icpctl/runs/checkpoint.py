@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, and verified before they are believed.
 
 A folder has `last.pt`, the one before it as `previous.pt`, and `best.pt`. Each is a zip archive with a checksum for
-every entry, read with weights_only=True: a checkpoint from a stranger runs no code.
+every entry, read with weights_only=True: a checkpoint from a stranger runs no code by itself. The factory of a user's own model, which its
+configuration names, is imported where the network is built.
 """
 
 from __future__ import annotations
