@@ -469,9 +469,17 @@ def listing(
     Example: icpctl list models 'vit*'
     """
     found = entries(kind, pattern)
-    width = max(len(name) for name, _ in found)
+    if not console.is_terminal:  # a line each, for other programs
+        width = max(len(name) for name, _ in found)
+        for name, line in found:
+            _say(f"{name:<{width}}  {line}")
+        return
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
     for name, line in found:
-        console.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {line}"), soft_wrap=not console.is_terminal)
+        table.add_row(Text(name, "bold"), Text(line))
+    console.print(table)
 
 
 @contextmanager
