@@ -169,7 +169,7 @@ def _epochs_recorded(run: Path) -> int:
     ("model", "times"), [("resnet20", 3), ("vae", 1), pytest.param("resnet20", 12, marks=pytest.mark.slow)]
 )
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times: int, tmp_path: Path) -> None:
-    """SIGKILL at random moments of a run's life, each second time at one of its writes; each in a process of its own."""
+    """SIGKILL in turn at one of a run's writes and at a random moment of its life; each in a process of its own."""
     settings = {"model": model, "icp_state": "carry", "epochs": 4}
     name = small(**settings).run_id
     _start_in_child(settings, tmp_path / "undisturbed").join()
@@ -179,8 +179,8 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(model: str, times
     killed_at_work = 0
     for i in range(times):
         run = tmp_path / str(i) / name
-        process = _start_in_child(settings, run.parent, moments.randint(1, 25) if i % 2 else None)
-        if i % 2 == 0:
+        process = _start_in_child(settings, run.parent, None if i % 2 else moments.randint(1, 25))
+        if i % 2:
             epochs = moments.choice((0, 0, 1, 2, 3))
             while process.is_alive() and _epochs_recorded(run) < epochs:
                 time.sleep(0.005)
