@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from icpctl import data
-from icpctl.config import RunConfig
+from icpctl.config import RunConfig, is_path, short_name
 from icpctl.errors import UserError
+from icpctl.files import read_json
 from icpctl.runs.folder import RunFolder
+
+MOST_LOOKED_AT = 100
+"""Runs beside one that begins whose data sets are compared with its own."""
 
 
 class OtherDataError(UserError):
@@ -38,6 +43,19 @@ def load_data(config: RunConfig, expected: str = "") -> data.ImageData:
             "go on with --resume."
         )
     return images
+
+
+def namesake(folder: RunFolder) -> str:
+    """A sentence on runs beside this one that were trained on another folder of the same name; empty where there are none."""
+    own = folder.config.dataset
+    if not is_path(own):
+        return ""
+    for path in islice(folder.path.parent.glob("*/config.json"), MOST_LOOKED_AT):
+        recorded = read_json(path).get("config")
+        other = str(recorded.get("dataset")) if isinstance(recorded, dict) else ""
+        if other != own and short_name(other) == short_name(own):
+            return f"{folder.path.parent} also has runs on other data of this name: {other}. This run is on {own}."
+    return ""
 
 
 def is_finished(folder: RunFolder) -> bool:

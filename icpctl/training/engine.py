@@ -23,7 +23,7 @@ from icpctl.errors import UserError, is_out_of_memory
 from icpctl.files import not_lockable
 from icpctl.models import own
 from icpctl.models.network import choose_device, set_precision
-from icpctl.runs.fingerprints import data_source, is_finished, load_data
+from icpctl.runs.fingerprints import data_source, is_finished, load_data, namesake
 from icpctl.runs.folder import RunFolder, read_config
 from icpctl.runs.metrics import read_metrics
 from icpctl.training.display import Display
@@ -167,6 +167,8 @@ def train(
         try:
             images = load_data(config, fingerprint)
             display.say(images.summary())
+            if shared.first and (other := namesake(folder)):
+                display.say(other)
             trainer = Trainer(config, images, device, shared, display.say)
             trainer.check()
             with sole_writer(folder) if shared.first else nullcontext():

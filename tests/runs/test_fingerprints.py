@@ -20,7 +20,7 @@ from icpctl.ablate.study import STUDY_FILE, Definition
 from icpctl.ablate.table import study_table
 from icpctl.ablate.worker import Job, work
 from icpctl.config import RunConfig
-from icpctl.runs.fingerprints import OtherDataError
+from icpctl.runs.fingerprints import OtherDataError, namesake
 from icpctl.runs.folder import RunFolder
 
 SETTINGS = {"model": "resnet20", "dataset": "digits", "train_size": "100", "epochs": "1"}
@@ -131,3 +131,22 @@ def test_the_fingerprint_is_written_where_it_is_looked_for(tmp_path: Path) -> No
     fingerprint = data.load("digits").fingerprint
     assert json.loads((path / "config.json").read_text())["data"]["fingerprint"] == fingerprint
     assert RunFolder(tmp_path, config).trained_on() == fingerprint
+
+
+def test_another_folder_of_the_same_name_is_said(tmp_path: Path) -> None:
+    configs = {}
+    for place in ("here", "there"):
+        write_images(tmp_path / place / "photos", len(place))
+        given = {**SETTINGS, "dataset": f"folder:{tmp_path}/{place}/photos", "train_size": "6", "val_fraction": "0"}
+        configs[place] = RunConfig.model_validate(given)
+    output = tmp_path / "results"
+    record(output, configs["here"], "0123")
+    (output / "junk").mkdir()
+    (output / "junk" / "config.json").write_text("[1]")
+    said = namesake(RunFolder(output, configs["there"]))
+    assert (
+        said
+        == f"{output} also has runs on other data of this name: {configs['here'].dataset}. This run is on {configs['there'].dataset}."
+    )
+    assert namesake(RunFolder(output, configs["here"])) == ""
+    assert namesake(RunFolder(output, RunConfig.model_validate(SETTINGS))) == ""

@@ -155,7 +155,11 @@ def torchrun(*arguments: str | Path, fresh: bool = False) -> Command:
     command = [*TORCHRUN, *map(str, arguments)]
     if not fresh:
         return Forked(command, together=True)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    where = os.pathsep.join(
+        [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )  # of what this file imports
+    environment = os.environ | {"PYTHONPATH": where}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def command(folder: Path) -> list[str]:
