@@ -447,6 +447,7 @@ def earlier_settings() -> dict[str, str]:
     return {name: declaration(name).earlier for name in RunConfig.model_fields if declaration(name).earlier}
 
 
+@cache
 def settings_of_methods() -> list[str]:
     """The settings that mean something with a method of which they are, and not in a baseline."""
     groups = {group for row in METHODS.values() for group in row.groups}

@@ -299,7 +299,8 @@ def test_feature_shift_is_exact_at_the_default_precision_and_drowns_in_bfloat16(
         errors = {}
         for enabled in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                errors[enabled] = [float(e) for e in feature_shift_errors(model, LAYERS, x, x_icp)]
+                found = feature_shift_errors(model, LAYERS, x[:16], x_icp[:16])  # of few, as bfloat16 is slow
+            errors[enabled] = [float(error) for error in found]
         assert max(errors[False]) < 0.01
         assert max(errors[True]) > 0.05
 
