@@ -137,11 +137,14 @@ def train_members(sessions: Sequence[Session]) -> dict[Session, BaseException]:
         place = max(((session.epoch, session.batch) for session in members), default=(0, 0))
         for session in [*members]:
             attempt(session, partial(session.advance, place))
+        stack: Stack | None = None
         while len(members) > 1 and members[0].epoch < members[0].config.epochs:
-            _train_epoch(members, attempt)
+            trainers = [session.trainer for session in members]
+            if stack is None or stack.trainers != trainers:
+                stack = Stack(trainers)
+            _train_epoch(stack, members, attempt)
         for session in [*members]:
-            attempt(session, partial(session.advance, (session.config.epochs, 0)))
-            attempt(session, session.finish)
+            attempt(session, partial(_end, session))
     except BaseException as error:
         for session in members:
             stopped[session] = _leave(session, error)
@@ -150,10 +153,16 @@ def train_members(sessions: Sequence[Session]) -> dict[Session, BaseException]:
     return stopped
 
 
-def _train_epoch(members: list[Session], attempt: Callable[[Session, Callable[[], Any]], Any]) -> None:
+def _end(session: Session) -> None:
+    """Train a run to its end, alone where steps are left."""
+    session.advance((session.config.epochs, 0))
+    session.finish()
+    session.close()
+
+
+def _train_epoch(stack: Stack, members: list[Session], attempt: Callable[[Session, Callable[[], Any]], Any]) -> None:
     """Train the members to the end of the epoch, or until one of them has left."""
     together = [*members]
-    stack = Stack([session.trainer for session in members])
     epoch = members[0].epoch
     iterators = {session: session.batches() for session in members}
     for _ in range(members[0].batch, members[0].trainer.batches):

@@ -310,7 +310,14 @@ class Counting(Session):
 
     def begin(self) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        self.got.append("finished")
+
+    def record(self, error: BaseException) -> None:
+        self.got.append(str(error))
+
+    def close(self) -> None:
+        self.got.append("closed")
 
 
 def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +335,18 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
     behind, ahead = Counting(0, 1, Alone(log, "a")), Counting(1, 1, Alone(log, "b"))
     assert train_members([behind, ahead]) == {}
     assert log == ["a01", "a10", "a+b11"]
-    assert (behind.got, ahead.got) == (["a"] * 3, ["b"])
+    end = ["finished", "closed"]
+    assert (behind.got, ahead.got) == (["a"] * 3 + end, ["b", *end])
+
+
+def test_a_member_that_fails_when_it_goes_on_alone_is_not_finished() -> None:
+    class Failing(Alone):
+        def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[str]:
+            raise UserError("no more")
+
+    single = Counting(0, 1, Failing([], "a"))
+    assert [str(error) for error in train_members([single]).values()] == ["no more"]
+    assert single.got == ["no more", "closed"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
