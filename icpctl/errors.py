@@ -45,3 +45,10 @@ def abbreviated(value: object, longest: int = 200) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits; a table in a table in a table …
         return f"a huge {type(value).__name__}"
     return text if len(text) <= longest else f"{text[: longest - 20]} … {text[-10:]}"
+
+
+def first_names(names: Iterable[str], limit: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

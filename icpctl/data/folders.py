@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from icpctl.data.pixels import UnsupportedPixelsError, read_rgb
 from icpctl.data.source import Box, Encoded, Item, Raw, RawSplit, Source, Stamp, stamp
-from icpctl.errors import UserError
+from icpctl.errors import UserError, first_names
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png"}
@@ -215,7 +215,7 @@ def _unused(root: Path) -> list[str]:
     """A sentence on the folders beside train and test, such as a validation split."""
     names = [e.name for e in _entries(root) if not e.name.startswith(".") and e.is_dir()]
     others = [f"'{name}'" for name in names if name not in ("train", "test")]
-    return [f"Only train and test are used, not {first_names(others)} beside them."] if others else []
+    return [f"Only train and test are used, not {first_names(others, MOST_NAMED)} beside them."] if others else []
 
 
 def _told(left_out: Counter[str]) -> list[str]:
@@ -223,12 +223,8 @@ def _told(left_out: Counter[str]) -> list[str]:
     if not left_out:
         return []
     count = left_out.total()
-    kinds = first_names([f"{kind}: {number}" for kind, number in left_out.most_common()])
+    kinds = first_names([f"{kind}: {number}" for kind, number in left_out.most_common()], MOST_NAMED)
     return [f"Left out as no {'images' if count > 1 else 'image'} of a class: {count} ({kinds})."]
-
-
-def first_names(words: list[str]) -> str:
-    return ", ".join(words[:MOST_NAMED]) + (f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else "")
 
 
 def _raw_split(listing: Listing) -> RawSplit:
@@ -238,7 +234,7 @@ def _raw_split(listing: Listing) -> RawSplit:
 
 def lacking(split: str, names: Iterable[str]) -> str:
     quoted = [f"'{name}'" for name in sorted(names)]
-    return f" {split}/ lacks {first_names(quoted)}." if quoted else ""
+    return f" {split}/ lacks {first_names(quoted, MOST_NAMED)}." if quoted else ""
 
 
 def not_utf8(what: str, path: str) -> UserError:

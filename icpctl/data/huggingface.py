@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from icpctl.config import HUGGING_FACE, expanded, is_path
 from icpctl.data.download import may_download
-from icpctl.data.folders import first_names, lacking
+from icpctl.data.folders import MOST_NAMED, lacking
 from icpctl.data.source import Encoded, Raw, RawSplit, Source, Stamp, stamp
-from icpctl.errors import UserError, abbreviated
+from icpctl.errors import UserError, abbreviated, first_names
 
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 WORDS = {"train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST} | dict.fromkeys(
@@ -188,7 +188,7 @@ def _raw(tables: dict[str, Table], name: str, columns: str | None) -> Raw:
         test = parts[VALIDATION]
         notes.append(f"The split {TEST} has no labels: {VALIDATION} takes its place.")
     if others := [f"'{split}'" for split in parts if split not in (TRAIN, test.split)]:
-        notes.append(f"Only {TRAIN} and {test.split} are used, not {first_names(others)} beside them.")
+        notes.append(f"Only {TRAIN} and {test.split} are used, not {first_names(others, MOST_NAMED)} beside them.")
     _columns(test, f"{image},{label}")
     classes, codes = _classes(train, label)
     names, test_codes = _classes(test, label)
@@ -244,7 +244,7 @@ def _parts(tables: dict[str, Table], name: str) -> dict[str, _Part]:
     missing = [TRAIN] * (TRAIN not in parts) + [f"{TEST} or {VALIDATION}"] * (not {TEST, VALIDATION} & {*parts})
     if missing:
         there = (
-            first_names([f"'{part.split}' ({len(part.rows):,} rows)" for part in parts.values()])
+            first_names([f"'{part.split}' ({len(part.rows):,} rows)" for part in parts.values()], MOST_NAMED)
             or "none that has rows"
         )
         raise UserError(
@@ -273,7 +273,7 @@ def _column(part: _Part, what: str, given: str, sure: tuple[str, ...], likely: t
         problem = f"no {what} in the column '{given}'" if given in kinds else f"no column '{given}'"
     else:
         problem = f"{'several columns' if found else 'no column'} that can be the {what}"
-    listed = first_names([f"'{column}' ({kind})" for column, kind in kinds.items()])
+    listed = first_names([f"'{column}' ({kind})" for column, kind in kinds.items()], MOST_NAMED)
     raise UserError(
         f"In {part} there {'are' if found and not given else 'is'} {problem}. The columns are {listed}. Name the two with --columns IMAGE,LABEL."
     )

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icpctl.errors import UserError, is_out_of_memory
+from icpctl.errors import UserError, first_names, is_out_of_memory
 
 ENTRIES = ("state_dict", "model")
 """The names under which training programs save a state dict beside other things; icpctl's own is the latter."""
 DIGITS = 16
 """Of a SHA-256, which tell files apart."""
-NAMED = 3
-"""Tensors that a message names."""
 
 
 def digest(file: Path) -> str:
@@ -63,7 +61,7 @@ def load(model: nn.Module, file: Path, expected: str | None, num_classes: int, s
     faults = {"it lacks": [n for n in own if n not in given], "the model has no": [n for n in given if n not in own]}
     faults["these have other shapes:"] = shapes
     if any(faults.values()):
-        listed = "; ".join(f"{what} {_some(names)}" for what, names in faults.items() if names)
+        listed = "; ".join(f"{what} {first_names(names)}" for what, names in faults.items() if names)
         raise UserError(f"--weights {file} does not fit the model: {listed}. Give weights of the same architecture.")
     weights: Any = OrderedDict(given | {name: own[name] for name in fresh})
     weights._metadata = getattr(own, "_metadata", None)  # the versions of layers, for which some models ask
@@ -116,8 +114,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"--weights {file} cannot be read: {error.strerror}.") from None
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

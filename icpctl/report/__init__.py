@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.config import SELECTION
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
@@ -181,7 +181,7 @@ def _differences(one: RunRecord, other: RunRecord) -> list[str]:
         or (b := other.curves.get((split, metric))) is None
         or not np.array_equal(a, b, equal_nan=True)
     ]
-    return [*differences, *([remarks.first_names(metrics)] if metrics else [])]
+    return [*differences, *([first_names(metrics)] if metrics else [])]
 
 
 def write(folder: Path, report: Report) -> list[Path]:

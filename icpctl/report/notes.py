@@ -10,6 +10,7 @@ import pandas as pd
 
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import PLAIN
+from icpctl.errors import first_names
 from icpctl.report.groups import Grouping, shared, twin_places, varied
 from icpctl.report.measures import feature_letters
 from icpctl.runs.folder import RunRecord
@@ -179,10 +180,3 @@ def common_settings(configs: Sequence[RunConfig], by: Sequence[str], metrics: It
 def count(number: int, noun: str) -> str:
     """A number of things, as in "2 runs"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def first_names(names: Iterable[str], limit: int = 3) -> str:
-    """The first of the names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
