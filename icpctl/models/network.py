@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from icpctl import models
 from icpctl.config import RECORDED, RunConfig, resolve
 from icpctl.errors import UserError
-from icpctl.methods.icp import perturbation as icp
+from icpctl.methods.evalmode import eval_mode
 from icpctl.models import own
 from icpctl.runs import checkpoint
 
@@ -130,7 +130,7 @@ class Network:
         size = evaluation_batch(*images.shape[-2:])
         for start in range(0, len(images), size):
             x = self.normalise(images[start : start + size])
-            with torch.no_grad(), icp.eval_mode(self.model), self.autocast():
+            with torch.no_grad(), eval_mode(self.model), self.autocast():
                 output = self.model(x)
             yield x, output
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from icpctl.config import RunConfig
 from icpctl.data.device import DeviceSplit
 from icpctl.errors import UserError
-from icpctl.methods.icp import perturbation as icp
+from icpctl.methods.evalmode import eval_mode
 from icpctl.methods.icp.perturbation import at_least_float32
 from icpctl.models.network import Network, evaluation_batch, to_floats
 from icpctl.models.vae import VAE, VAEOutput
@@ -137,6 +137,6 @@ def sample(network: Network, number: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(derived_seed(seed, batch))
         latents.append(torch.randn(SAMPLE_BATCH, network.model.latent_dim, generator=generator))
     z = torch.cat(latents)[:number].to(network.device)
-    with torch.no_grad(), icp.eval_mode(network.model), network.autocast():
+    with torch.no_grad(), eval_mode(network.model), network.autocast():
         parts = z.split(evaluation_batch(network.model.image_size, network.model.image_size))
         return torch.cat([network.pixels(network.model.decode(part)).cpu() for part in parts])

@@ -23,7 +23,7 @@ from icpctl import data
 from icpctl.config import RunConfig, choices, declaration
 from icpctl.config.catalogue import PLAIN, variants
 from icpctl.errors import UserError
-from icpctl.methods.icp import perturbation as icp
+from icpctl.methods.evalmode import eval_mode
 from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
 from icpctl.report.figures.style import DPI, styled
@@ -142,7 +142,7 @@ def reconstructions(network: Network, images: Tensor) -> NDArray[np.uint8]:
     """
     model = network.model
     assert isinstance(model, VAE)
-    with torch.no_grad(), icp.eval_mode(network.model), network.autocast():
+    with torch.no_grad(), eval_mode(network.model), network.autocast():
         mean, log_variance = model.encode(network.normalise(images))
         latents = [mean]
         for seed in NOISES:
