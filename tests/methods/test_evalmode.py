@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import icpctl
 from icpctl.methods.evalmode import eval_mode, modules_of
 from icpctl.methods.icp.distillation import PASS_ORDERS
+from icpctl.methods.icp.perturbation import Adam
 from icpctl.methods.taps import detached, tap
 
 
@@ -308,8 +309,8 @@ def test_inputs_that_cannot_be_perturbed_are_refused_in_words() -> None:
         with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.inference_mode\(\)"):
             call(x)
     with pytest.raises(ValueError, match="sgd, adam, ademamix"):
-        icpctl.perturb(x, lambda z: z.sum(), icpctl.methods.icp.perturbation.Adam)  # type: ignore[arg-type]
-    carried = icpctl.methods.icp.perturbation.Adam()
+        icpctl.perturb(x, lambda z: z.sum(), Adam)  # type: ignore[arg-type]
+    carried = Adam()
     icpctl.perturb(x, lambda z: z.sum(), carried)
     with pytest.raises(ValueError, match=r"\(8, 6\), but must be \(1, 6\)"):
         icpctl.perturb(x[:1], lambda z: z.sum(), carried)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-import icpctl
+from icpctl.methods.icp import folding
 from icpctl.methods.icp.folding import fold
 from icpctl.models import CifarResNet
 
@@ -300,9 +300,7 @@ def test_a_wrong_fold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
                 out = F.conv2d(x, weight, *rest)
                 return out if weight is original else wrong(out)
 
-            patch.setattr(
-                "icpctl.methods.icp.folding._KINDS", ((nn.Conv2d, icpctl.methods.icp.folding._Convolution, odd),)
-            )
+            patch.setattr("icpctl.methods.icp.folding._KINDS", ((nn.Conv2d, folding._Convolution, odd),))
             network = folded(model)
             same(network, model, images())
         assert network.declined is not None
