@@ -47,7 +47,7 @@ from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
 from icpctl.training.display import ConsoleDisplay
 from icpctl.training.session import Session
-from icpctl.training.trainer import Trainer
+from icpctl.training.trainer import Images, Trainer
 
 VAL_FRACTION = 0.1
 FULL = {"train": 45_000, "test": 10_000}
@@ -112,7 +112,7 @@ def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch) -> Iterator[No
     session = Session(trainer.config, run, trainer, ConsoleDisplay(Console(file=io.StringIO())), lambda: False)
     batches_of = trainer.epoch_batches
 
-    def epoch_batches(epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch_batches(epoch: int, start: int = 0) -> Iterator[Images]:
         batches = batches_of(epoch, start)
         while True:
             with watch.doing("data"):
@@ -127,9 +127,9 @@ def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch) -> Iterator[No
         wrapped.enter_context(patch.object(checkpoint, "save", watch.timed("checkpoints", checkpoint.save)))
         session.begin()
         while session.epoch < trainer.config.epochs:
-            for batch, pixels, labels in session.batches():
+            for batch, images in session.batches():
                 with watch.doing("step"):
-                    result = trainer.step(session.epoch, batch, pixels, labels)
+                    result = trainer.step(session.epoch, batch, images)
                 with watch.doing("rest"):
                     session.take(*result)
                     if session.batch == trainer.batches:

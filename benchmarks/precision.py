@@ -55,8 +55,8 @@ def trained_network(images: data.ImageData, device: torch.device) -> tuple[nn.Mo
     trainer = Trainer(config, images, device)
     for epoch in range(config.epochs):
         trainer.model.train()
-        for batch, (pictures, targets) in enumerate(trainer.epoch_batches(epoch)):
-            trainer.step(epoch, batch, pictures, targets)
+        for batch, pictures in enumerate(trainer.epoch_batches(epoch)):
+            trainer.step(epoch, batch, pictures)
     x = trainer.network.normalise(trainer.train_set[:64])
     return trainer.model.eval(), x, trainer.train_set.labels[:64]
 

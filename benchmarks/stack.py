@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from measure import command, interleaved, machine, table
-from step import TOLERANCE, engine, engine_step, move_statistics
+from step import TOLERANCE, engine, engine_step, move_statistics, whole_set
 from torch import Tensor
 
 from icpctl.models.network import choose_device, set_precision
@@ -43,7 +43,7 @@ def trainers(runs: int, side: int, steps: int, batch: int, device: torch.device)
 
 def stack_step(stack: Stack) -> list[Tensor]:
     """A step of every member, on its own batch; the losses."""
-    steps = [(0, 1, trainer.train_set.images, trainer.train_set.labels) for trainer in stack.trainers]
+    steps = [(0, 1, whole_set(trainer)) for trainer in stack.trainers]
     return [loss for loss, _ in stack.step(steps)]
 
 

@@ -29,7 +29,7 @@ import icpctl
 from icpctl.methods.icp.method import ICP
 from icpctl.models.network import choose_device, set_precision
 from icpctl.training.graphs import cuda_graph
-from icpctl.training.trainer import Trainer
+from icpctl.training.trainer import Images, Trainer
 
 TASK_WEIGHT = 0.7
 ICP_LR = 2e-3
@@ -215,9 +215,15 @@ def profiled(trainer: Trainer) -> str:
     return str(result.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
 
 
+def whole_set(trainer: Trainer) -> Images:
+    """All training images as one batch, as they are."""
+    split = trainer.train_set
+    return Images(split.images, split.labels, torch.arange(len(split), device=trainer.device))
+
+
 def engine_step(trainer: Trainer) -> Tensor:
     """A step on the engine's batch, not one of the few that also measure the loss after the perturbation; its loss."""
-    loss, _ = trainer.step(0, 1, trainer.train_set.images, trainer.train_set.labels)
+    loss, _ = trainer.step(0, 1, whole_set(trainer))
     return loss
 
 

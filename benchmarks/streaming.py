@@ -74,10 +74,10 @@ def measure(config: icpctl.RunConfig, images: ImageData, device: torch.device, w
         for epoch in range(2):
             waiting = 0.0
             began = ended = time.perf_counter()
-            for batch, (inputs, labels) in enumerate(trainer.epoch_batches(epoch)):
+            for batch, pictures in enumerate(trainer.epoch_batches(epoch)):
                 synchronise(device)
                 waiting += time.perf_counter() - ended
-                trainer.step(epoch, batch, inputs, labels)
+                trainer.step(epoch, batch, pictures)
                 synchronise(device)
                 ended = time.perf_counter()
         return Row(config.steps, workers, ended - began, waiting)

@@ -31,7 +31,7 @@ class Pace:
     batches: int
     plain_step: float
     icp_step: float
-    icp_passes: int
+    icp_passes: float
     """Of the step that was measured."""
     epoch: float
     """Beside its steps: shuffling, augmentation, evaluation. Of streamed images the first batch alone is counted."""
@@ -77,13 +77,13 @@ def _measure(config: RunConfig) -> Pace:
     trainer = Trainer(config, images, choose_device(config.device))
     trainer.check()
     began = time.perf_counter()
-    batch, targets = next(trainer.epoch_batches(0))
+    batch = next(trainer.epoch_batches(0))
     prepared = time.perf_counter() - began
     trainer.close()
     trainer.model.train()
     # Batch 1, as the first one of an epoch and each tenth measure more.
-    plain = _time(lambda: trainer.step(0, 1, batch, targets), trainer.device)
-    icp = _time(lambda: trainer.step(1, 1, batch, targets), trainer.device)
+    plain = _time(lambda: trainer.step(0, 1, batch), trainer.device)
+    icp = _time(lambda: trainer.step(1, 1, batch), trainer.device)
     part = DeviceSplit(images.test, trainer.device, np.arange(min(EVALUATED_IMAGES, len(images.test.labels))))
     evaluated = _time(lambda: trainer.task.evaluate(trainer.network, part), trainer.device) / len(part)
     evaluated *= sum(map(len, trainer.evaluation_sets.values()))

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
-from icpctl.config.catalogue import PLAIN
+from icpctl.config.catalogue import METHODS, PLAIN
 from icpctl.config.cost import compute_matched
 from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import load_toml, typed_settings
@@ -93,7 +93,7 @@ class Study:
     """Conditions; a combination for which one is false is left out."""
     seeds: Sequence[int] = (0,)
     controls: bool = False
-    """Whether each run that descends has its counterparts that ascend and go in a random direction."""
+    """Whether each run of a method has its controls, as `icpctl.config.catalogue` says."""
     compute_matched: bool = False
     """Whether each run of the method has a baseline with as many passes of the network."""
 
@@ -174,20 +174,20 @@ class Study:
             raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
         roles = {run.role for run in planned.values()}
         if self.controls and "method" not in roles:
-            raise UserError("--controls: there is no run with direction descend to compare them with.")
+            raise UserError("--controls: there is no run of a method that has controls.")
         if self.compute_matched and roles == {"baseline"}:
-            raise UserError("--compute-matched: there is no run with a perturbation to match.")
+            raise UserError("--compute-matched: there is no run of a method to match.")
         return list(planned.values())
 
     def _with_companions(self, config: RunConfig) -> Iterator[PlannedRun]:
         yield PlannedRun(config.baseline(), "baseline")
         if config.method == PLAIN:
             return
-        constructive = config.direction == "descend"
-        yield PlannedRun(config, "method" if constructive else "control")
-        if self.controls and constructive and config.uses("direction"):
-            for direction in ("ascend", "random"):
-                yield PlannedRun(config.altered(direction=direction), "control")
+        yield PlannedRun(config, "control" if config.control else "method")
+        if self.controls and not config.control:
+            for control in METHODS[config.method].controls.values():
+                made = config.altered(**control.settings)
+                yield PlannedRun(made, "control" if made.control else "method")  # label smoothing is one itself
 
     def _combinations(self, seed: int) -> Iterator[RunConfig]:
         for values in itertools.product(*self.grid.values()):

@@ -12,13 +12,14 @@ from icpctl.ablate.study import Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.files import write_atomic
 from icpctl.runs.folder import read_record
+from icpctl.runs.references import METHOD as METHOD_RUN
 from icpctl.runs.references import references
 from icpctl.runs.table import METHOD, runs_table
 from icpctl.text import csv_text
 
 STUDY_TABLE = "study.csv"
-COMPARED = {"baseline_run": "baseline", "matched_run": "compute-matched", "method_run": "descend"}
-"""The columns that name what a run is compared with, by the keys of `icpctl.report.groups.references`."""
+COMPARED = {"baseline_run": "baseline", "matched_run": "compute-matched", "method_run": METHOD_RUN}
+"""The columns that name what a run is compared with, by the keys of `icpctl.runs.references.references`."""
 
 
 def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:

@@ -284,7 +284,12 @@ def ablate(
         ),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Add ascending and random directions.", rich_help_panel="Study")
+        bool,
+        typer.Option(
+            "--controls",
+            help="Add what a method has to be held against: ICP ascending and in random directions, label smoothing beside soft targets.",
+            rich_help_panel="Study",
+        ),
     ] = False,
     compute_matched: Annotated[
         bool,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from icpctl.config import RunConfig
@@ -23,6 +23,15 @@ class Variant(NamedTuple):
     marker: str
 
 
+class Control(NamedTuple):
+    """What a method's claim has to be held against, beside plain training."""
+
+    settings: Mapping[str, object]
+    """In which the run differs from that of the method."""
+    words: str
+    """What it is to the method, in a sentence: "its …"."""
+
+
 @dataclass(frozen=True)
 class MethodRow:
     """One method.
@@ -38,15 +47,36 @@ class MethodRow:
     """How it is shown, by its own name; or by `optimizer`, where that makes variants of it."""
     module: str
     """The class, as package.module:Class; a subclass of `icpctl.methods.base.Method`."""
-    passes: Callable[[RunConfig], int] = lambda config: PLAIN_STEP
+    passes: Callable[[RunConfig], float] = lambda config: PLAIN_STEP
     """Passes of the network for a fresh image in a step with the method."""
     groups: tuple[str, ...] = ()
     """The groups of settings that mean something with it; those of other methods are put at their defaults."""
     tasks: tuple[str, ...] = ("classification", "generation")
+    needs: str = ""
+    """Why it cannot do the other task: "it …"."""
+    companion: Literal["", "view", "class", "replay"] = ""
+    """What comes with each image: nothing; a second view of it, which is augmented anew; another image of its class; or a second
+    view of an image of the batch before."""
+    sets: Mapping[str, object] = field(default_factory=dict)
+    """Its own defaults of settings that every method has."""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """Settings that every method has, but that make no sense with it, and why."""
+    measured: tuple[str, ...] = ()
+    """Settings that are measured on the model where they are not given; see `icpctl.methods.base.Method.measure`."""
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """What --controls adds."""
+    single_process: str = ""
+    """Why several processes cannot train a run of it together; empty if they can."""
     captured: bool = False
     """Whether its step can be a CUDA graph: it does the same operations each time, on tensors at fixed places."""
     stacked: bool = False
     """Whether several runs can be trained together: `torch.vmap` can map its objective, and `update` is that of `Method`."""
+
+
+LABEL_SMOOTHING = "label-smoothing"
+_SMOOTHED = {LABEL_SMOOTHING: Control({"method": LABEL_SMOOTHING}, "label smoothing")}
+"""Soft targets alone, which is the control of every method that has them."""
+_LABELS: dict[str, Any] = {"tasks": ("classification",), "needs": "it needs the labels of classes"}
 
 
 def _icp_passes(config: RunConfig) -> int:
@@ -76,14 +106,146 @@ METHODS: dict[str, MethodRow] = {
         },
         "icpctl.methods.icp.method:ICP",
         passes=_icp_passes,
-        groups=("perturbation", "distillation"),
+        groups=("perturbation", "features", "distillation"),
+        controls={
+            "ascend": Control({"direction": "ascend"}, "its ascending control"),
+            "random": Control({"direction": "random"}, "its control in a random direction"),
+        },
         captured=True,
         stacked=True,
     ),
+    "two-views": MethodRow(
+        "two views",
+        "ICP's distillation with a second augmented view in the place of the perturbed input",
+        {"two-views": Variant("two views", "#56B4E9", "v")},
+        "icpctl.methods.two_views:TwoViews",
+        passes=lambda config: PLAIN_STEP + 1,
+        groups=("features", "distillation"),
+        companion="view",
+        refuses={"mix": "two views would be mixed with two other images"},
+    ),
+    LABEL_SMOOTHING: MethodRow(
+        "label smoothing",
+        "Plain training on labels that give every class a share (arXiv 1512.00567)",
+        {LABEL_SMOOTHING: Variant("label smoothing", "#7F7F7F", "P")},
+        "icpctl.methods.plain:Plain",
+        sets={"label_smoothing": 0.1},
+        captured=True,
+        stacked=True,
+        **_LABELS,
+    ),
+    "mixup": MethodRow(
+        "mixup",
+        "Plain training on weighted means of two images and of their labels (arXiv 1710.09412)",
+        {"mixup": Variant("mixup", "#B8860B", "<")},
+        "icpctl.methods.plain:Plain",
+        sets={"mix": "mixup"},
+        captured=True,
+        stacked=True,
+        **_LABELS,
+    ),
+    "cutmix": MethodRow(
+        "CutMix",
+        "Plain training on images that have a box of another one, and on both labels (arXiv 1905.04899)",
+        {"cutmix": Variant("CutMix", "#8B4513", ">")},
+        "icpctl.methods.plain:Plain",
+        sets={"mix": "cutmix"},
+        captured=True,
+        stacked=True,
+        **_LABELS,
+    ),
+    "ps-kd": MethodRow(
+        "PS-KD",
+        "The prediction of the epoch before is a growing part of an image's target (arXiv 2006.12000)",
+        {"ps-kd": Variant("PS-KD", "#009E73", "^")},
+        "icpctl.methods.ps_kd:PSKD",
+        groups=("ps-kd",),
+        refuses={
+            "mix": "what is stored is the prediction of one image",
+            "label_smoothing": "the targets are soft by themselves",
+        },
+        controls=_SMOOTHED,
+        **_LABELS,
+    ),
+    "cs-kd": MethodRow(
+        "CS-KD",
+        "The prediction of another image of the class is a soft target (arXiv 2003.13964)",
+        {"cs-kd": Variant("CS-KD", "#E69F00", "p")},
+        "icpctl.methods.cs_kd:CSKD",
+        passes=lambda config: PLAIN_STEP + 1,
+        groups=("cs-kd",),
+        companion="class",
+        refuses={"mix": "the two images have to be of one class"},
+        controls=_SMOOTHED,
+        **_LABELS,
+    ),
+    "dlb": MethodRow(
+        "DLB",
+        "Each image is trained on twice, with its prediction in the batch before as a soft target (arXiv 2203.16172)",
+        {"dlb": Variant("DLB", "#882255", "h")},
+        "icpctl.methods.dlb:DLB",
+        passes=lambda config: 2 * PLAIN_STEP,
+        groups=("dlb",),
+        companion="replay",
+        refuses={"mix": "what is replayed is an image, not a mixed one"},
+        controls=_SMOOTHED,
+        **_LABELS,
+    ),
+    "ddgsd": MethodRow(
+        "DDGSD",
+        "Two augmented views of an image are soft targets for each other (arXiv 1901.05620)",
+        {"ddgsd": Variant("DDGSD", "#44AA99", "d")},
+        "icpctl.methods.ddgsd:DDGSD",
+        passes=lambda config: 2 * PLAIN_STEP,
+        groups=("features", "ddgsd"),
+        companion="view",
+        refuses={"mix": "two views would be mixed with two other images"},
+        controls=_SMOOTHED,
+        single_process="it compares means of the features of the whole batch",
+        **_LABELS,
+    ),
+    "byot": MethodRow(
+        "BYOT",
+        "Classifiers on the stages, which learn from the last one (arXiv 1905.08094)",
+        {"byot": Variant("BYOT", "#332288", "8")},
+        "icpctl.methods.byot:BYOT",
+        passes=lambda config: PLAIN_STEP * (1 + (config.byot_share or 0.0)),
+        groups=("features", "byot"),
+        measured=("byot_share",),
+        controls={
+            "heads": Control({"byot_alpha": 0.0, "byot_lambda": 0.0}, "its heads without distillation"),
+            **_SMOOTHED,
+        },
+        single_process="it has parameters beside the model's, which several processes do not share",
+        **_LABELS,
+    ),
+    "sam": MethodRow(
+        "SAM",
+        "The gradient is taken at the weights a step uphill (sharpness-aware minimisation, arXiv 2010.01412)",
+        {"sam": Variant("SAM", "#AA4499", "*")},
+        "icpctl.methods.sam:SAM",
+        passes=lambda config: 2 * PLAIN_STEP,
+        groups=("sam",),
+    ),
+    "vat": MethodRow(
+        "VAT",
+        "The prediction is kept where a small perturbation changes it most (virtual adversarial training, arXiv 1704.03976)",
+        {"vat": Variant("VAT", "#117733", "H")},
+        "icpctl.methods.vat:VAT",
+        passes=lambda config: 2 * PLAIN_STEP + 2,
+        groups=("vat",),
+        single_process="its random directions are drawn for the whole batch",
+        **_LABELS,
+    ),
 }
-"""In the order of tables and figures; the colours are of the palette of Okabe and Ito."""
+"""In the order of tables and figures. The colours are of the palettes of Okabe and Ito, and of Tol."""
 
 
 def variants() -> dict[str, Variant]:
     """How each method and variant is shown, in the order of tables and figures."""
     return {key: variant for row in METHODS.values() for key, variant in row.variants.items()}
+
+
+def controls() -> dict[str, Control]:
+    """The controls of all methods."""
+    return {key: control for row in METHODS.values() for key, control in row.controls.items()}

@@ -9,7 +9,7 @@ from icpctl.config import RunConfig
 from icpctl.config.catalogue import METHODS, PLAIN, PLAIN_STEP
 
 
-def step_passes(config: RunConfig) -> int:
+def step_passes(config: RunConfig) -> float:
     """Passes of one step with the method."""
     return METHODS[config.method].passes(config)
 

@@ -15,9 +15,18 @@ from icpctl.config.recipes import recipe_default, recipe_text
 
 GROUPS = {
     "run": "Run",
-    "perturbation": "Perturbation",
-    "distillation": "Self-distillation",
+    "perturbation": "ICP: perturbation",
+    "distillation": "ICP: self-distillation",
+    "features": "Features of methods that compare them",
     "training": "Training recipe",
+    "labels": "Labels and mixing of images",
+    "ps-kd": "PS-KD",
+    "cs-kd": "CS-KD",
+    "dlb": "DLB",
+    "ddgsd": "DDGSD",
+    "byot": "BYOT",
+    "sam": "SAM",
+    "vat": "VAT",
     "generation": "VAE",
     "machine": "Machine",
 }
@@ -40,12 +49,13 @@ class Declared:
     stacks: bool = False  # whether runs that differ in it can be trained together
     listed: Collection[str] = ()  # its values, where they are a list that can grow
     earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
+    usual: Any = None  # the value that the id of a run leaves out, where the default depends on other settings
 
 
 def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
     declared: dict[str, Any] = {
         name: kwargs.pop(name)
-        for name in ("source", "unit", "identity", "stacks", "earlier", "listed")
+        for name in ("source", "unit", "identity", "stacks", "earlier", "listed", "usual")
         if name in kwargs
     }
     if callable(default):
@@ -64,6 +74,18 @@ def of_recipe(name: str, help: str, **kwargs: Any) -> Any:
         help,
         "training",
         default_text=recipe_text(name),
+        **kwargs,
+    )
+
+
+def of_method(name: str, usual: Any, help: str, default_text: str, **kwargs: Any) -> Any:
+    """A setting of every method of classification, for which some methods have a default of their own."""
+    return field(
+        lambda data: METHODS[data["method"]].sets.get(name, usual),
+        help,
+        "labels",
+        default_text=default_text,
+        usual=usual,
         **kwargs,
     )
 

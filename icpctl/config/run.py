@@ -1,10 +1,6 @@
-"""Every hyper-parameter, declared once.
+"""The configuration of a run: its hyper-parameters, resolved and checked, and what is made of them.
 
-A field of `RunConfig` is the single declaration of a hyper-parameter: its type, range, default, unit, help and
-source. The command-line option, the key of a grid or of a TOML file, the entry in `config.json` and the row of the
-documentation table are all made from it. This module imports neither torch nor the data.
-
-Sources: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors' released code.
+This module imports neither torch nor the data.
 """
 
 from __future__ import annotations
@@ -14,31 +10,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
 from icpctl.config.catalogue import METHODS, PLAIN
-from icpctl.config.fields import Declared, field, known_method, of_recipe, split_names
+from icpctl.config.fields import Declared
+from icpctl.config.hyperparameters import Hyperparameters
 from icpctl.config.names import HUGGING_FACE, expanded, located, short_name
-from icpctl.config.recipes import (
-    DATASETS,
-    dataset_row,
-    default_image_size,
-    default_layers,
-    model_row,
-)
+from icpctl.config.recipes import DATASETS, dataset_row, model_row
 from icpctl.errors import UserError, abbreviated, unknown
 
 RECORDED = "recorded"
@@ -49,9 +30,9 @@ SELECTION = {"classification": "accuracy", "generation": "ssim"}
 """The tasks, and the metric on held-out images whose largest value chooses a run's best epoch."""
 
 
-_WORD = "[A-Za-z_][A-Za-z0-9_]*"
-MODEL_NAME = rf"^([A-Za-z0-9_]+|timm/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*|{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*)$"
-"""A built-in name, timm/NAME, or package.module:factory. Part of it names the run's folder, so it has no path in it."""
+SHAPED_LABELS = {"label_smoothing": 0.0, "mix": "none"}
+"""The settings that change labels, and their values that do not."""
+
 LONGEST_IN_ID = 80
 """Characters of a model's name in the id of a run."""
 
@@ -60,7 +41,7 @@ _BY_OPTIMIZER = (PLAIN, "icp")
 """The methods of version 0.1, which had no names: the input optimizer tells them apart, also in the id of a run."""
 
 
-class RunConfig(BaseModel):
+class RunConfig(Hyperparameters):
     """One run: every hyper-parameter, resolved and checked.
 
     What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
@@ -70,205 +51,6 @@ class RunConfig(BaseModel):
     Raises:
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
     """
-
-    # Built when first used: the options and their help need the fields alone.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
-    )
-
-    # ── run
-    model: str = field(
-        "resnet20",
-        "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, timm/NAME, vae, or your own package.module:factory.",
-        "run", pattern=MODEL_NAME, max_length=200,
-    )  # fmt: skip
-    dataset: str = field(
-        "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
-        "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
-        "run",
-    )
-    columns: str | None = field(
-        None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
-        pattern="^[^,]+,[^,]+$",
-    )  # fmt: skip
-    method: Annotated[str, AfterValidator(known_method)] = field(
-        "icp", "The method; plain: the baseline, without perturbation and distillation.", "run", listed=METHODS,
-    )  # fmt: skip
-    seed: int = field(
-        0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
-    )
-    epochs: int = field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
-    train_size: int | None = field(
-        None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
-        unit="images", ge=2, lt=2**31,
-    )  # fmt: skip
-    val_fraction: float = field(
-        0.1,
-        "Share of the training split held out to choose the best epoch; 0: none, and no best epoch.",
-        "run",
-        ge=0,
-        lt=1,
-    )
-    image_size: int | None = field(
-        lambda data: default_image_size(data["model"], data["dataset"]),
-        "Resize the images to this side; the VAE takes powers of two.", "run",
-        default_text="as they are; cub: 64; vae: 16 on digits, 32 on cifar and fashion-mnist, else 64",
-        unit="pixels", ge=4, le=1024,
-    )  # fmt: skip
-    crop: Literal["none", "box"] = field(
-        "none", "box: the square around the bounding box of each bird; cub alone has them.", "run"
-    )
-    stem: Literal["imagenet", "cifar"] = field(
-        "imagenet",
-        "First layers of a torchvision ResNet; cifar: a 3×3 convolution, no pooling, for 32 pixels.",
-        "run",
-    )
-    weights: Path | None = field(
-        None, "Start from the weights in this file: safetensors, or a state dict that torch saved.", "run", identity=False,
-    )  # fmt: skip
-    weights_hash: str | None = field(
-        None, "The first 16 hex digits of the SHA-256 of --weights, which are part of the run id; by default those of the file.", "run",
-        pattern="^[0-9a-f]{16}$",
-    )  # fmt: skip
-
-    # ── perturbation (the paper's ICP)
-    optimizer: Literal["sgd", "adam", "ademamix", "none"] = field(
-        "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
-        "perturbation", source="P",
-    )  # fmt: skip
-    steps: int = field(
-        lambda data: 5 if "perturbation" in METHODS[data["method"]].groups else 0, "Steps of the perturbation, T.", "perturbation",
-        default_text="5", source="S", unit="steps", ge=0, le=10_000,
-    )  # fmt: skip
-    icp_lr: float = field(
-        2e-3,
-        "Step size of the perturbation, η.",
-        "perturbation",
-        source="P Fig. 1, A",
-        unit="normalised input",
-        gt=0,
-        stacks=True,
-    )
-    icp_reduction: Literal["mean", "sum"] = field(
-        "mean",
-        "Gradient of the batch-mean loss (published; shrinks with the batch) or of each sample's own loss (sum).",
-        "perturbation", source="A",
-    )  # fmt: skip
-    direction: Literal["descend", "ascend", "random"] = field(
-        "descend", "descend lowers the loss; ascend (iterative FGSM) and random (same norm) are controls.",
-        "perturbation", source="P Fig. 1",
-    )  # fmt: skip
-    beta1: float = field(
-        0.9, "β₁ of Adam and AdEMAMix: fast first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
-    )
-    beta2: float = field(
-        0.999, "β₂ of Adam and AdEMAMix: second moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
-    )
-    beta3: float = field(
-        0.9999, "β₃ of AdEMAMix: slow first moment.", "perturbation", source="A", ge=0, lt=1, stacks=True
-    )
-    alpha: float = field(
-        5.0, "α of AdEMAMix: weight of the slow moment.", "perturbation", source="A", ge=0, stacks=True
-    )
-    eps: float = field(1e-8, "ε of Adam and AdEMAMix.", "perturbation", source="A", gt=0, stacks=True)
-    icp_weight_decay: float = field(0.0, "λ of AdEMAMix.", "perturbation", source="A", ge=0, stacks=True)
-    icp_state: Literal["fresh", "carry"] = field(
-        "fresh",
-        "State of the input optimizer: fresh for every batch, or carried over to the next.",
-        "perturbation",
-        source="A",
-    )
-
-    # ── self-distillation
-    layers: Annotated[tuple[str, ...], BeforeValidator(split_names)] = field(
-        lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, parted by commas.", "distillation",
-        default_text="the model's stages",
-    )  # fmt: skip
-    layer_weights: Literal["cosine", "cosine-inverse", "uniform"] = field(
-        "cosine", "Weights w_i of the stages.", "distillation", source="A"
-    )
-    warmup_epochs: int = field(
-        lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
-        default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
-    )  # fmt: skip
-    pass_order: Literal["student-first", "student-last"] = field(
-        "student-first",
-        "student-first: the student's pass, the perturbation, the teacher's pass. student-last: as icpctl 0.1 did it, "
-        "perturbation, teacher, student.",
-        "distillation", source="A", earlier="student-last",
-    )  # fmt: skip
-    teacher_statistics: bool = field(
-        True,
-        "The teacher's pass, too, updates the running batch-norm statistics; --no-teacher-statistics: only the student's.",
-        "distillation",
-        source="A",
-    )
-    extra_task_grad: bool = field(
-        False, "Add the gradient of the eval-mode task loss to every step, as the released code does by accident.",
-        "distillation", source="A",
-    )  # fmt: skip
-
-    # ── training
-    recipe: Literal["paper", "strong"] = field(
-        "paper",
-        "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
-        "training",
-    )
-    model_optimizer: Literal["adamw", "sgd"] = of_recipe(
-        "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
-    )
-    lr: float = of_recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
-    weight_decay: float = of_recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
-    lr_schedule: Literal["constant", "cosine"] = of_recipe(
-        "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
-    )
-    batch_size: int = of_recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
-    augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = of_recipe(
-        "augmentation",
-        "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
-        source="A",
-    )
-    clip_grad_norm: float = of_recipe(
-        "clip_grad_norm", "Clip the gradient's global norm; 0: no clipping.", source="A", ge=0, stacks=True
-    )
-
-    # ── generation
-    latent_dim: int = field(128, "Dimensions of the latent z.", "generation", ge=1, le=65536)
-    beta: float = field(1.0, "β, the weight of the KL divergence in the VAE's loss.", "generation", ge=0)
-    fid_weights: Path | None = field(
-        None, "File with the Inception weights of FID and KID; without it they are downloaded once.", "generation",
-        identity=False,
-    )  # fmt: skip
-    fid_features: Path | None = field(
-        None, "A run of a classifier whose features stand in for Inception's; the metrics carry its name.", "generation",
-        identity=False,
-    )  # fmt: skip
-
-    # ── machine
-    precision: Literal["float32", "tf32", "bf16"] = field(
-        "float32",
-        "Precision of the network's passes; bf16 drowns the feature shift of small perturbations.",
-        "machine",
-    )
-    fast: bool = field(
-        True,
-        "Fold batch norm for the perturbation; CUDA graphs. The same up to rounding, and the same run id.",
-        "machine",
-        identity=False,
-    )
-    device: str = field(
-        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
-        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
-    )  # fmt: skip
-    data_dir: Path | None = field(
-        None, "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.", "machine",
-        identity=False,
-    )  # fmt: skip
-    data_memory: float | None = field(
-        None, "GiB of the device's memory that the images may take; more are streamed from the disk; without it, half of what is free.",
-        "machine", unit="GiB", identity=False, gt=0,
-    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -285,22 +67,19 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in _unused(self.method, self.optimizer, self.task):
+        for name in _unused(self.method, self.optimizer, self.task, self.mix):
             field = type(self).model_fields[name]
             value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
             object.__setattr__(self, name, value)
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
-        if self.task not in METHODS[self.method].tasks:
-            raise ValueError(
-                f"method is {self.method}, which cannot train {self.model}: it is for {METHODS[self.method].tasks[0]}"
-            )
+        self._check_method()
         if "perturbation" not in METHODS[self.method].groups:
             object.__setattr__(self, "optimizer", "none")
             object.__setattr__(self, "steps", 0)
         elif self.optimizer == "none":
             raise ValueError(
-                "method is icp, which needs an input optimizer: give one, or method plain for the baseline"
+                f"method is {self.method}, which needs an input optimizer: give one, or method plain for the baseline"
             )
         elif self.steps == 0:
             raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or method plain for the baseline")
@@ -329,6 +108,34 @@ class RunConfig(BaseModel):
             )
         return self
 
+    def _check_method(self) -> None:
+        """Refuse a method for another task, and what makes no sense beside it."""
+        row = METHODS[self.method]
+        if self.task not in row.tasks:
+            why = f", as {row.needs}" if row.needs else ""
+            raise ValueError(
+                f"method is {self.method}, which cannot train {self.model}: it is for {' and '.join(row.tasks)}{why}"
+            )
+        for name, own in row.sets.items():
+            value = getattr(self, name)
+            if value == SHAPED_LABELS[name] or (isinstance(own, str) and value != own):
+                raise ValueError(
+                    f"method is {self.method}, but {name} is {value}: leave it out, or give another method"
+                )
+        for name, off in SHAPED_LABELS.items():
+            value = getattr(self, name)
+            if value == off or name in row.sets:
+                continue
+            if self.task == "generation":
+                raise ValueError(f"{name} is {value}, but {self.model} is not trained on labels: leave it out")
+            if reason := row.refuses.get(name):
+                raise ValueError(f"{name} is {value}, which makes no sense with method {self.method}: {reason}")
+        if row.companion == "view" and self.augmentation == "none":
+            raise ValueError(
+                f"method is {self.method}, which compares two views of an image, but augmentation is none, so both are the "
+                "same: give another augmentation"
+            )
+
     @model_validator(mode="wrap")
     @classmethod
     def _faults_in_words(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
@@ -355,6 +162,14 @@ class RunConfig(BaseModel):
     def variant(self) -> str:
         """The method by its own name, or the input optimizer where that makes variants of it; see `catalogue.variants`."""
         return self.optimizer if self.optimizer in METHODS[self.method].variants else self.method
+
+    @property
+    def control(self) -> str:
+        """Which control of its method the run is, by the keys of `MethodRow.controls`; empty for none."""
+        for key, control in METHODS[self.method].controls.items():
+            if "method" not in control.settings and all(getattr(self, n) == v for n, v in control.settings.items()):
+                return key
+        return ""
 
     def uses(self, name: str) -> bool:
         """Whether a setting is of the run's method, or of no method; in a baseline, those of methods mean nothing."""
@@ -400,6 +215,9 @@ class RunConfig(BaseModel):
         before = self.model_dump()
         if "optimizer" in settings:
             del before["method"]  # the input optimizer says it, as in version 0.1
+        if "method" not in before | settings or settings.get("method", self.method) != self.method:
+            for name in {*METHODS[self.method].sets, *METHODS[str(settings.get("method", "icp"))].sets}:
+                del before[name]  # of the one method or the other
         return RunConfig.recorded(before | settings)
 
     @classmethod
@@ -413,7 +231,7 @@ class RunConfig(BaseModel):
 
     def _digest(self, without: Iterable[str] = ()) -> str:
         # A value that runs had before there was the hyper-parameter is left out, so that their ids stay as they are.
-        unused = _unused(self.method, self.optimizer, self.task)
+        unused = _unused(self.method, self.optimizer, self.task, self.mix)
         left_out = {*without, *(name for name in unused if name in earlier_settings())}
         if self.method in _BY_OPTIMIZER:
             left_out.add("method")
@@ -437,7 +255,10 @@ def truth_for_number(name: str, value: object) -> str:
 @cache
 def _identity() -> dict[str, Any]:
     """The hyper-parameters that make a run what it is, with the fixed values that its id leaves out."""
-    defaults = {name: field.default for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+    fields = {name: field for name, field in RunConfig.model_fields.items() if declaration(field).identity}
+    defaults = {
+        name: declaration(field).usual if field.default_factory else field.default for name, field in fields.items()
+    }
     return defaults | earlier_settings()
 
 
@@ -455,11 +276,13 @@ def settings_of_methods() -> list[str]:
 
 
 @cache
-def _unused(method: str, optimizer: str, task: str) -> list[str]:
-    """The settings that mean nothing with this method and input optimizer, or for this task."""
+def _unused(method: str, optimizer: str, task: str, mix: str) -> list[str]:
+    """The settings that mean nothing with this method and input optimizer, for this task, or where nothing is mixed."""
     names = [name for name in settings_of_methods() if declaration(name).group not in METHODS[method].groups]
     if task != "generation":
         names += [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
+    if mix == "none":
+        names += ["mix_alpha", "mix_probability"]
     ademamix = ["beta3", "alpha", "icp_weight_decay"]
     names += {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
     return [name for name in dict.fromkeys(names) if name != "steps"]

@@ -60,15 +60,14 @@ class DeviceSplit:
         std = torch.where((counts > 0).sum(1) > 1, variance.sqrt(), 1.0)
         return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
-    def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Tensor]:
-        """The images (B, 3, H, W) of each batch of an epoch from batch `start` on, augmented.
+    def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """The images (B, 3, H, W) of each batch of an epoch from batch `start` on, augmented; and their companions, if the plan has any.
 
         The whole epoch is prepared at once: operations on many images cost little more than on few.
         """
-        order, augmentation = plan.draw(epoch)
-        images = augmentation(self._images[order.to(self.device)])
+        prepared = [augmentation(self._images[order.to(self.device)]) for order, augmentation in plan.draw(epoch)]
         for batch in range(start, plan.batches):
-            yield images[plan.rows(batch)]
+            yield tuple(images[plan.rows(batch)] for images in prepared)
 
     def close(self) -> None:
         """End what `batches` started; it can be called again."""

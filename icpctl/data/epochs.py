@@ -1,14 +1,17 @@
-"""The order and the augmentation of the training images in every epoch, and their batches."""
+"""The order and the augmentation of the training images in every epoch, their companions, and their batches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from icpctl.data.augment import Augmentation, draw
 from icpctl.seeds import derived_seed
+
+OF_COMPANIONS, OF_AUGMENTATION = 1, 2
+"""What is drawn beside the order and the augmentation of the images themselves."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Plan:
     rank: int = 0
     processes: int = 1
     """Each of them takes its rows of every batch."""
+    companion: str = ""
+    """Of `icpctl.config.catalogue.MethodRow`."""
+    labels: Tensor | None = field(default=None, compare=False)
+    """(N,) of the images, where companions are of one class."""
 
     @property
     def batches(self) -> int:
@@ -47,12 +54,35 @@ class Plan:
         """(N,): the image at each place of the epoch."""
         return torch.randperm(self.images[0], generator=self._generator(epoch))
 
-    def draw(self, epoch: int) -> tuple[Tensor, Augmentation]:
-        """The `order` of an epoch, and the augmentation of the images in that order."""
+    def companions(self, epoch: int) -> Tensor:
+        """(N,): the image that comes with the one at each place of the epoch.
+
+        The first batch of a run has no batch before it, so that what is replayed with it is itself.
+        """
+        order = self.order(epoch)
+        if self.companion == "view":
+            return order
+        if self.companion == "replay":
+            before = self.order(epoch - 1)[self.rows(self.batches - 1)] if epoch else order[: self.batch_size]
+            return torch.cat([before, order])[: len(order)]
+        assert self.labels is not None
+        classes = self.labels[order]
+        counts = self.labels.bincount()
+        firsts = counts.cumsum(0) - counts
+        drawn = torch.rand(len(order), generator=self._generator(epoch, OF_COMPANIONS), dtype=torch.float64)
+        return self.labels.argsort(stable=True)[firsts[classes] + (drawn * counts[classes]).long()]
+
+    def draw(self, epoch: int) -> list[tuple[Tensor, Augmentation]]:
+        """The `order` of an epoch and the augmentation of the images in that order; and the same of the companions, if there are any."""
         generator = self._generator(epoch)
         count, _, height, width = self.images
         order = torch.randperm(count, generator=generator)
-        return order, draw(self.augmentation, count, height, width, generator)
+        drawn = [(order, draw(self.augmentation, count, height, width, generator))]
+        if self.companion:
+            generator = self._generator(epoch, OF_AUGMENTATION)
+            drawn.append((self.companions(epoch), draw(self.augmentation, count, height, width, generator)))
+        return drawn
 
-    def _generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+    def _generator(self, epoch: int, of: int = 0) -> torch.Generator:
+        # 0 stands where the steps of an epoch have their numbers, from 1 on.
+        return torch.Generator().manual_seed(derived_seed(self.seed, epoch, 0, of))

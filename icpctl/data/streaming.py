@@ -98,14 +98,14 @@ class StreamedSplit(DeviceSplit):
         self.indices = np.arange(len(split.labels)) if part is None else part
         self.workers = default_workers()
         """Of the next `batches` after a `close`."""
-        self._loader: DataLoader[Tensor] | None = None
+        self._loader: DataLoader[tuple[Tensor, ...]] | None = None
         self._places = _Places()
 
     def __getitem__(self, part: slice) -> Tensor:
         return torch.from_numpy(_rows(self.file, self.stamp, self.indices[part])).to(self.device)
 
-    def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Tensor]:
-        """The images (B, 3, H, W) of each batch of an epoch from batch `start` on, augmented.
+    def batches(self, plan: Plan, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """The images (B, 3, H, W) of each batch of an epoch from batch `start` on, augmented; and their companions, if the plan has any.
 
         The first call starts the workers, which stay until `close`. They read the rows of this process alone; those
         of the others are black.
@@ -116,16 +116,18 @@ class StreamedSplit(DeviceSplit):
         if self._loader is None:
             self._loader = self._make_loader(plan)
         self._places.all = [(epoch, batch) for batch in range(start, plan.batches)]
-        for own in _received(self._loader):
-            rows = own.to(self.device, non_blocking=True)
-            if plan.processes == 1:
-                yield rows
-            else:
-                whole = rows.new_zeros(plan.batch_size, *rows.shape[1:])
-                whole[plan.own_rows()] = rows
-                yield whole
+        for batch in _received(self._loader):
+            yield tuple(self._whole(own.to(self.device, non_blocking=True), plan) for own in batch)
 
-    def _make_loader(self, plan: Plan) -> DataLoader[Tensor]:
+    def _whole(self, own: Tensor, plan: Plan) -> Tensor:
+        """A batch of which this process has read its rows."""
+        if plan.processes == 1:
+            return own
+        whole = own.new_zeros(plan.batch_size, *own.shape[1:])
+        whole[plan.own_rows()] = own
+        return whole
+
+    def _make_loader(self, plan: Plan) -> DataLoader[tuple[Tensor, ...]]:
         atexit.register(self.close)  # before multiprocessing's own end, which would wait for the workers
         return DataLoader(
             _Batches(self.file, self.stamp, self.indices, plan),
@@ -164,7 +166,7 @@ class _Places(Sampler[tuple[int, int]]):
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[Tensor]):
+class _Batches(Dataset[tuple[Tensor, ...]]):
     """What a worker knows: where the images are, which ones to take, and how batches are made of them."""
 
     file: str  # rather than the mapped array, of which a pickle would hold the content
@@ -172,14 +174,15 @@ class _Batches(Dataset[Tensor]):
     indices: NDArray[Any]
     plan: Plan
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, ...]:
         """The rows of this process of the batch at (epoch, batch)."""
         epoch, batch = place
-        order, augmentation = _drawn(self.plan, epoch)
         first, own = self.plan.rows(batch).start, self.plan.own_rows()
         part = slice(first + own.start, first + own.stop)
-        images = _rows(self.file, self.stamp, self.indices[order[part].numpy()])
-        return augmentation(torch.from_numpy(images), part)
+        return tuple(
+            augmentation(torch.from_numpy(_rows(self.file, self.stamp, self.indices[order[part].numpy()])), part)
+            for order, augmentation in _drawn(self.plan, epoch)
+        )
 
 
 def _rows(file: str, stamp: Stamp, indices: NDArray[Any]) -> NDArray[np.uint8]:
@@ -197,12 +200,12 @@ def _mapped(file: str, stamp: Stamp) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=1)
-def _drawn(plan: Plan, epoch: int) -> tuple[Tensor, Augmentation]:
+def _drawn(plan: Plan, epoch: int) -> list[tuple[Tensor, Augmentation]]:
     """Drawn anew by each worker, once an epoch: that takes less than sending it, for a million images too."""
     return plan.draw(epoch)
 
 
-def _received(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+def _received(loader: DataLoader[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """What the workers make.
 
     Raises:

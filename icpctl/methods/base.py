@@ -18,6 +18,24 @@ Loss = tuple[Tensor, dict[str, Any]]
 """A scalar with its graph, and a log: `output` and `task_loss` of the student, and other scalars to record. All are detached."""
 
 
+class Data(NamedTuple):
+    """What a method may know of the training images before it sees them."""
+
+    labels: Tensor
+    """(N,) int64."""
+    classes: int
+    """How many there are, K."""
+    shape: torch.Size
+    """(3, H, W) of an image."""
+
+
+class Companion(NamedTuple):
+    """What comes with each image of a batch; see `icpctl.config.catalogue.MethodRow.companion`."""
+
+    x: Tensor
+    y: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a step is made of."""
@@ -26,6 +44,8 @@ class Batch:
     """(B, …), the inputs in normalised units."""
     y: Tensor
     """The targets, as the criterion takes them."""
+    index: Tensor
+    """(B,) int64: which of the training images these are."""
     criterion: Callable[[Any, Tensor], Tensor]
     """Maps outputs and targets to the mean task loss of the batch, a scalar."""
     epoch: int
@@ -35,6 +55,10 @@ class Batch:
     """The task weight of the epoch; a tensor in a captured step, for which it is an input."""
     gather: Callable[[Tensor], Tensor] = lambda part: part
     """Maps a tensor (B, …) of this process's part to that of the whole batch."""
+    part: Callable[[Tensor], Tensor] = lambda whole: whole
+    """Maps a tensor (B, …) of the whole batch to that of this process's part."""
+    companion: Companion | None = None
+    """In the same order, for a method whose row asks for it."""
 
 
 class Fault(NamedTuple):
@@ -55,6 +79,7 @@ class Method(nn.Module):
         model: the network.
         trained: what the student's pass goes through: the model, or its wrapper that averages the gradients of several
             processes.
+        data: that the run trains on.
         say: told what there is to know of how the method works.
     """
 
@@ -64,7 +89,12 @@ class Method(nn.Module):
     """The paths of the modules whose outputs it reads."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, trained: nn.Module, say: Callable[[str], None] = warnings.warn
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        trained: nn.Module,
+        data: Data,
+        say: Callable[[str], None] = warnings.warn,
     ) -> None:
         super().__init__()
         self.config, self.model = config, model
@@ -128,6 +158,11 @@ class Method(nn.Module):
         """
         return []
 
+    @classmethod
+    def measure(cls, config: RunConfig, model: nn.Module) -> dict[str, object]:
+        """The settings that the method's row calls `measured`, for a run with such a model."""
+        return {}
+
     def mapped(self) -> Method:
         """The same for `torch.vmap`, which maps `objective` over several runs."""
         return self
@@ -136,8 +171,13 @@ class Method(nn.Module):
         """Use these numbers, by the names of settings, in the place of the run's own; of `mapped` methods alone."""
 
 
-def build(config: RunConfig, model: nn.Module, trained: nn.Module, say: Callable[[str], None]) -> Method:
+def build(config: RunConfig, model: nn.Module, trained: nn.Module, data: Data, say: Callable[[str], None]) -> Method:
     """The method of a run, for its model; the arguments are those of `Method`."""
+    return find(config)(config, model, trained, data, say)
+
+
+def find(config: RunConfig) -> type[Method]:
+    """The class of the method of a run."""
     module, _, name = METHODS[config.method].module.partition(":")
-    made: Method = getattr(import_module(module), name)(config, model, trained, say)
-    return made
+    found: type[Method] = getattr(import_module(module), name)
+    return found

@@ -94,6 +94,11 @@ def module_at(model: nn.Module, layer: str) -> nn.Module:
     return module
 
 
+def pooled(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) averaged over their pixels, or those of tokens (B, N, C) over these; others (B, C) as they are."""
+    return features.mean(1) if features.dim() == 3 else features.flatten(2).mean(2) if features.dim() > 3 else features
+
+
 def detached(value: Any, seen: dict[int, Any] | None = None) -> Any:
     """A copy of a model's output, of whatever structure, without its graph.
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from icpctl.config import RunConfig
+from icpctl.config.catalogue import METHODS
 from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES, default_layers
 from icpctl.errors import UserError, unknown
+from icpctl.methods.base import find
 from icpctl.models import own, timm, weights
 from icpctl.models.cifar_resnet import CifarResNet
 from icpctl.models.vae import VAE, VAEOutput
@@ -77,9 +79,10 @@ def build(
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """A configuration with all that makes the run what it is, so that it has the run's id.
+    """A configuration with all that makes the run what it is, so that it has the run's id, and its cost.
 
     The stages of timm's and of the user's models are known once they are built, and the content of --weights once it is read.
+    What a method adds to the cost of a model is measured.
 
     Raises:
         UserError: as `build`; the file of weights is not there, or not the one that `weights_hash` says.
@@ -93,7 +96,19 @@ def complete(config: RunConfig) -> RunConfig:
             raise weights.changed(config.weights, config.weights_hash, str(found["weights_hash"]))
     elif config.weights_hash:
         raise UserError(f"--weights-hash {config.weights_hash} says which content --weights has. Give that file, too.")
-    return config.altered(**found) if found else config
+    config = config.altered(**found) if found else config
+    if any(getattr(config, name) is None for name in METHODS[config.method].measured):
+        measured = _measured(config.method, config.model, config.stem, config.image_size, config.layers)
+        return config.altered(**measured)
+    return config
+
+
+@cache
+def _measured(method: str, name: str, stem: str, image_size: int | None, layers: tuple[str, ...]) -> dict[str, object]:
+    """What the method says of such a model."""
+    config = RunConfig(method=method, model=name, stem=stem, image_size=image_size, layers=layers)
+    with torch.random.fork_rng(devices=[]):
+        return find(config).measure(config, build(name, 10, stem, image_size))
 
 
 def listed() -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ from icpctl.text import value_text
 
 MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
-SHORT = {"baseline": "baseline", "compute-matched": "equal compute", "ascend": "ascend", "random": "random"}
+SHORT = {key: key for key in AGAINST} | {"compute-matched": "equal compute"}
 """What a difference is taken from, for the heading of a column."""
 INTERVAL = "95 % interval"
 Columns = dict[str, list[tuple[str, Any]]]

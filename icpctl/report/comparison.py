@@ -91,7 +91,7 @@ def _paired(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     lacks = _lacks(runs, values)
     failed = (runs["state"] == "failed").to_numpy(bool)
     parts = []
-    for against in AGAINST:
+    for against in grouping.kinds:
         place = twin_places(runs, grouping, against)
         there = place >= 0
         rows, ours, theirs = runs[there], values[there], values[place[there]]

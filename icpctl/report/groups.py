@@ -13,7 +13,7 @@ import pandas as pd
 from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.errors import UserError, unknown
-from icpctl.runs.references import references
+from icpctl.runs.references import AGAINST, references, rivals
 from icpctl.runs.table import METHOD, of_version
 from icpctl.text import value_text
 
@@ -38,6 +38,12 @@ class Grouping:
     twins: Mapping[str, Mapping[str, str]]
     """The group_id of a configuration to those that it is compared with, by the keys of `AGAINST`, where they are there."""
 
+    @property
+    def kinds(self) -> list[str]:
+        """The baselines, and what else any group is compared with, in the order of `AGAINST`."""
+        there = {"baseline", "compute-matched"}.union(*self.twins.values())
+        return [kind for kind in AGAINST if kind in there]
+
 
 def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     """Groups of configurations that differ in their seed alone; or, with `by`, in nothing that is named there.
@@ -45,15 +51,19 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     Args:
         configs: a configuration of any seed, by its group_id in the table of runs.
         by: the settings that tell the rows apart; the others are pooled. Task, model, data set and its version, role and
-            direction are always apart, and the compute-matched baselines by their epochs.
+            control are always apart, and the compute-matched baselines by their epochs.
     """
     versions = {
         group_id: group_id.removeprefix(config.group_id).removeprefix("-") for group_id, config in configs.items()
     }
+    others = {
+        version: rivals(config for group_id, config in configs.items() if versions[group_id] == version)
+        for version in set(versions.values())
+    }
     twins = {
         group_id: {
             kind: twin_id
-            for kind, twin in references(config).items()
+            for kind, twin in (references(config) | others[versions[group_id]].get(config.group_id, {})).items()
             if (twin_id := of_version(twin.group_id, versions[group_id])) in configs
         }
         for group_id, config in configs.items()
@@ -76,7 +86,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         row |= {"data": versions[group_id] or None, **values}
         key = group_id
         if by:
-            text = repr([*row.items(), config.direction, config.method == PLAIN])
+            text = repr([*row.items(), config.control, config.method == PLAIN])
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
         member[group_id] = key
         rows.setdefault(key, row)
@@ -104,7 +114,7 @@ def _roles(configs: Mapping[str, RunConfig], twins: Twins) -> dict[str, str]:
     def role(group_id: str, config: RunConfig) -> str:
         if config.method == PLAIN:
             return "compute-matched" if group_id in matched else "baseline"
-        return "method" if config.direction == "descend" else "control"
+        return "control" if config.control else "method"
 
     return {group_id: role(group_id, config) for group_id, config in configs.items()}
 
@@ -232,7 +242,8 @@ def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence
     one = len({config.variant for config in configs}) == 1
     parts = [variants()[config.variant].label if one else METHODS[config.method].label]
     if row["role"] == "control":
-        parts[0] += f" {config.direction}"
+        parts[0] += f" {config.control}"
+        named = [name for name in named if name not in METHODS[config.method].controls[config.control].settings]
     if row["role"] == "compute-matched" or (config.method == PLAIN and "epochs" in named and "epochs" in row):
         parts[0] += f" of {config.epochs} epochs"
         named = [name for name in named if name != "epochs"]

@@ -125,14 +125,14 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
             "Compared with no baseline, for there is no finished one of the same seed and data: "
             f"{count(len(alone), 'run')}, {first_names(alone)}."
         )
-    paired = {against: twin_places(runs, grouping, against) >= 0 for against in AGAINST}
+    paired = {against: twin_places(runs, grouping, against) >= 0 for against in grouping.kinds}
     notes += [
         f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
         "`icpctl ablate --compute-matched` makes such baselines."
         for task in sorted(set(runs["task"][method]))
         if not (paired["compute-matched"] & (runs["task"] == task)).any()
     ]
-    for against in AGAINST:
+    for against in paired:
         twins = [
             (grouping.twins[group_id].get(against), seed)
             for group_id, seed in zip(runs["group_id"], runs["seed"], strict=True)

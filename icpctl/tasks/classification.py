@@ -22,10 +22,15 @@ CALIBRATION_BINS = 15
 
 
 class Classification:
-    """Outputs are logits (N, C), targets are class indices (N,)."""
+    """Outputs are logits (N, C), targets are class indices (N,) or probabilities (N, C).
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    Args:
+        num_classes: C.
+        label_smoothing: ε of the loss; the metrics are of the labels as they are.
+    """
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
 
     def targets(self, x: Tensor, labels: Tensor) -> Tensor:
         """The labels."""
@@ -33,7 +38,7 @@ class Classification:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, a scalar, in float32 or better."""
-        return F.cross_entropy(outputs, targets)
+        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def record(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The logits."""

@@ -20,7 +20,7 @@ from icpctl.runs.folder import RunFolder
 from icpctl.runs.provenance import provenance
 from icpctl.training.display import CostEstimate, Display, Throttle
 from icpctl.training.meter import Meter
-from icpctl.training.trainer import Trainer
+from icpctl.training.trainer import Images, Trainer
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,8 +66,8 @@ class Session:
     def advance(self, place: tuple[int, int]) -> None:
         """Take all steps before this place, an epoch and a batch of it."""
         while (self.epoch, self.batch) < place:
-            for batch, images, labels in self.batches():
-                self.take(*self.trainer.step(self.epoch, batch, images, labels))
+            for batch, images in self.batches():
+                self.take(*self.trainer.step(self.epoch, batch, images))
                 if (self.epoch, self.batch) == place:
                     return
             self.finish_epoch()
@@ -77,14 +77,13 @@ class Session:
         self._resume()
         self.processes.lead(self._begin)
 
-    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The number, images (uint8) and labels of each batch of the epoch that is left."""
+    def batches(self) -> Iterator[tuple[int, Images]]:
+        """Each batch of the epoch that is left, and its number."""
         self.started = time.perf_counter() - self.seconds
         if self.trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
         self.trainer.method.train()
-        for batch, (images, labels) in enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch):
-            yield batch, images, labels
+        yield from enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch)
 
     def take(self, loss: Tensor, log: dict[str, Tensor]) -> None:
         """Count a step that was taken; stop after it when asked to."""
@@ -151,7 +150,11 @@ class Session:
         method, task = self.trainer.method, self.trainer.task
         labels = self.trainer.epoch_labels(self.epoch)
         self.cost.measured(method.active(self.epoch), self.seconds / self.trainer.batches)
-        metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | self.meter.means()}
+        means = self.meter.means()
+        if self.config.mix == "none":
+            metrics = {"train": task.metrics(torch.cat(self.meter.records), labels) | means}
+        else:  # against the label of one of two images, every other metric would mean nothing
+            metrics = {"train": {"loss": means["task_loss"]} | means}
         metrics["train"] |= {
             "task_weight": method.task_weight(self.epoch),
             "images_per_second": len(labels)

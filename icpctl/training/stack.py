@@ -30,7 +30,7 @@ from icpctl.runs.folder import RunFolder
 from icpctl.training.display import Display
 from icpctl.training.engine import check, in_words, sole_writer, warn_of_other_weights
 from icpctl.training.session import Session
-from icpctl.training.trainer import Trainer
+from icpctl.training.trainer import Images, Trainer
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ def _train_epoch(stack: Stack, members: list[Session], attempt: Callable[[Sessio
         batches = [attempt(session, partial(next, iterators[session])) for session in together]
         if members != together:
             return
-        results = stack.step([(epoch, *batch) for batch in batches])
+        results = stack.step([(epoch, number, images) for number, images in batches])
         for session, result in zip(together, results, strict=True):
             attempt(session, partial(session.take, *result))
         if members != together:
@@ -218,7 +218,7 @@ class Stack:
             for name in OF_METHODS
         }
 
-    def step(self, steps: Sequence[tuple[int, int, Tensor, Tensor]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def step(self, steps: Sequence[tuple[int, int, Images]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """One update of all weights, by a step of each member at the same place; for each as `Trainer.step`."""
         batches = [trainer.batch(*step) for trainer, step in zip(self.trainers, steps, strict=True)]
         for tensor in self._parameters.values():
@@ -254,10 +254,11 @@ class Stack:
             UnstackableError: the model cannot be mapped: it draws random numbers, or decides by values of its inputs.
         """
         kept = {name: tensor.clone() for name, tensor in self._buffers.items()}
+        two = [Images(t.train_set[:2], t.train_set.labels[:2], torch.arange(2)) for t in self.trainers]
         try:
             with torch.no_grad():
                 for epoch in (0, self.trainers[0].config.epochs - 1):
-                    self._mapped([t.batch(epoch, 1, t.train_set[:2], t.train_set.labels[:2]) for t in self.trainers])
+                    self._mapped([t.batch(epoch, 1, images) for t, images in zip(self.trainers, two, strict=True)])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model makes of inputs that are mapped

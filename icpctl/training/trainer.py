@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +20,9 @@ from icpctl.data.epochs import Plan
 from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.errors import UserError
 from icpctl.methods import base as methods
-from icpctl.methods.base import Batch, Loss
+from icpctl.methods.base import Batch, Companion, Data, Loss
 from icpctl.methods.evalmode import eval_mode
+from icpctl.methods.mixing import mix
 from icpctl.methods.taps import tap
 from icpctl.models import own, weights
 from icpctl.models.network import Network, build_model, keep_freed_memory
@@ -31,6 +33,20 @@ from icpctl.training.graphs import CapturedSteps, cuda_graph
 SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
 """Of images that are tried where a model refuses its own, the smallest first."""
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
+
+
+@dataclass(frozen=True)
+class Images:
+    """A whole batch of training images."""
+
+    pixels: Tensor
+    """(B, 3, H, W) uint8, augmented."""
+    labels: Tensor
+    """(B,)"""
+    index: Tensor
+    """(B,): which of the training images these are, by their places in the training set."""
+    companions: Images | None = None
+    """Another image for each of these, where the method asks for it."""
 
 
 class Trainer:
@@ -75,12 +91,23 @@ class Trainer:
         if config.weights:
             weights.load(self.model, config.weights, config.weights_hash, len(self.classes), say)
         self.network = Network(self.model, *self.train_set.statistics(), config.precision)
-        self.method = methods.build(config, self.model, processes.share(self.model), say).to(device)
+        seen = Data(self.train_set.labels, len(self.classes), self.train_set.shape[1:])
+        self.row = METHODS[config.method]
+        self.method = methods.build(config, self.model, processes.share(self.model), seen, say).to(device)
         self.optimizer = _model_optimizer(config, self.method.parameters(), device)
         self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
-        shape = tuple(self.train_set.shape)
-        self.plan = Plan(config.seed, config.augmentation, self.batch_size, shape, processes.rank, processes.size)
+        shape, labels = tuple(self.train_set.shape), self.train_set.labels.cpu()
+        self.plan = Plan(
+            config.seed,
+            config.augmentation,
+            self.batch_size,
+            shape,
+            processes.rank,
+            processes.size,
+            self.row.companion,
+            labels if self.row.companion == "class" else None,
+        )
         self.batches = self.plan.batches
 
     def _keep(self, images: data.ImageData, say: Callable[[str], None]) -> None:
@@ -106,7 +133,7 @@ class Trainer:
             or self.device.type != "cuda"
             or self.processes.size > 1
             or self.config.icp_state == "carry"
-            or not METHODS[self.config.method].captured
+            or not self.row.captured
         ):
             return None
         return CapturedSteps(self.method, cuda_graph, say)
@@ -127,11 +154,8 @@ class Trainer:
                 f"{self.processes.size} processes cannot share a batch of {self.batch_size} images, all that there are to "
                 f"train on, equally. Start fewer processes, or lower {option('batch_size')}."
             )
-        if self.processes.size > 1 and self.method.heads():
-            raise UserError(
-                f"{option('method')} {self.config.method} has parameters beside the model's, which several processes do not share. "
-                "Train it in one process."
-            )
+        if self.processes.size > 1:
+            self._check_shared()
         x = self.network.normalise(self.train_set[:2])
         if (problem := self._refusal(x)) is None:
             self._check_outputs(x)
@@ -145,6 +169,21 @@ class Trainer:
         if own.is_own(self.config.model) and self._refusal(x, taps=()):
             raise UserError(f"{said} No other size helps. It has to take float32 images (B, 3, H, W).") from problem
         raise UserError(f"{said} No other size helps. Tap other modules, with {option('layers')}.") from problem
+
+    def _check_shared(self) -> None:
+        """Refuse what several processes cannot train together."""
+        why = self.row.single_process
+        if not why and self.method.heads():
+            why = "it has parameters beside the model's, which several processes do not share"
+        if why:
+            raise UserError(
+                f"{option('method')} {self.config.method} cannot be trained by several processes, as {why}. Train it in one process."
+            )
+        if self.config.mix != "none" and isinstance(self.train_set, StreamedSplit):
+            raise UserError(
+                f"Several processes stream the images, so that none has a whole batch to mix. Leave out {option('mix')}, give "
+                f"more memory with {option('data_memory')}, or train in one process."
+            )
 
     def _refusal(self, x: Tensor, taps: Sequence[str] | None = None) -> Exception | None:
         """What the model, or a tap of it, has against such inputs."""
@@ -186,35 +225,58 @@ class Trainer:
         order = self.plan.order(epoch)[: self.batches * self.batch_size]
         return self.train_set.labels[order.to(self.device)]
 
-    def epoch_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images, augmented (uint8), and the labels of each batch of an epoch, from batch `start` on.
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterator[Images]:
+        """The batches of an epoch, from batch `start` on.
 
         Raises:
             UserError: images that are streamed cannot be read any more.
         """
-        labels = self.epoch_labels(epoch)
-        for batch, images in enumerate(self.train_set.batches(self.plan, epoch, start), start):
-            yield images, labels[self.plan.rows(batch)]
+        orders = [self.plan.order(epoch), *([self.plan.companions(epoch)] if self.plan.companion else [])]
+        indices = [order.to(self.device) for order in orders]
+        for batch, pixels in enumerate(self.train_set.batches(self.plan, epoch, start), start):
+            rows = self.plan.rows(batch)
+            parts = [Images(p, self.train_set.labels[i[rows]], i[rows]) for p, i in zip(pixels, indices, strict=True)]
+            yield replace(parts[0], companions=parts[1]) if parts[1:] else parts[0]
 
     def close(self) -> None:
         """End the processes that stream the images; they start again with the next epoch."""
         self.train_set.close()
 
-    def step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, epoch: int, step: int, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
-        batch = self.batch(epoch, step, images, labels)
+        batch = self.batch(epoch, step, images)
         return self.method.update(partial(self._gradients, batch), partial(self.apply, batch))
 
-    def batch(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> Batch:
+    def batch(self, epoch: int, step: int, images: Images) -> Batch:
         """Begin a step: its random numbers, its learning rate, and this process's part of the batch."""
-        images, labels = self.processes.part(images), self.processes.part(labels)
+        x, y = self._inputs(images)
+        if self.config.mix != "none":
+            generator = np.random.default_rng(derived_seed(self.config.seed, epoch, step + 1, 0, 1))
+            x, y = mix(self.config, x, y, len(self.classes), generator)
+        x, y = self.processes.part(x), self.processes.part(y)
+        companion = None
+        if images.companions is not None:
+            companion = Companion(*map(self.processes.part, self._inputs(images.companions)))
         # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
         torch.manual_seed(derived_seed(self.config.seed, epoch, step + 1, self.processes.rank))
         self._set_lr((epoch + step / self.batches) / self.config.epochs)
-        x = self.network.normalise(images)
-        y = self.task.targets(x, labels)
-        weight = self.method.task_weight(epoch)
-        return Batch(x, y, self.task.loss, epoch, step, weight, gather=self.processes.whole)
+        return Batch(
+            x,
+            y,
+            self.processes.part(images.index),
+            self.task.loss,
+            epoch,
+            step,
+            self.method.task_weight(epoch),
+            gather=self.processes.whole,
+            part=self.processes.part,
+            companion=companion,
+        )
+
+    def _inputs(self, images: Images) -> tuple[Tensor, Tensor]:
+        """The normalised images, and the targets."""
+        x = self.network.normalise(images.pixels)
+        return x, self.task.targets(x, images.labels)
 
     def _gradients(self, batch: Batch) -> Loss:
         """The objective of a step, with its gradients in place."""

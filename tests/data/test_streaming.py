@@ -144,10 +144,10 @@ def test_a_streamed_run_that_was_stopped_goes_on_with_the_next_batch(
 
 
 @pytest.mark.parametrize("kind", ["crop-randaugment", "pad-crop-flip", "none"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_are_the_same_whatever_the_workers(kind: str, workers: int, mapped: Split) -> None:
+@pytest.mark.parametrize(("workers", "companion"), [(1, ""), (2, "class"), (2, "replay")])
+def test_batches_are_the_same_whatever_the_workers(kind: str, workers: int, companion: str, mapped: Split) -> None:
     part = np.arange(1, 48, 2)
-    plan = Plan(5, kind, 5, (24, 3, 12, 10))
+    plan = Plan(5, kind, 5, (24, 3, 12, 10), companion=companion, labels=torch.arange(24) % 4)
     held, streamed = DeviceSplit(mapped, CPU, part), StreamedSplit(mapped, CPU, part)
     streamed.workers = workers
     state = torch.get_rng_state()
@@ -155,7 +155,9 @@ def test_batches_are_the_same_whatever_the_workers(kind: str, workers: int, mapp
         for epoch, start in ((0, 0), (3, 2), (1, 0)):
             expected, found = (list(split.batches(plan, epoch, start)) for split in (held, streamed))
             assert len(expected) == 4 - start
-            assert all(map(torch.equal, expected, found))
+            for batches in zip(expected, found, strict=True):
+                assert len(batches[0]) == 1 + bool(companion)
+                assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
     finally:
         streamed.close()
     assert torch.equal(torch.get_rng_state(), state)  # what the run draws is not disturbed
@@ -165,13 +167,13 @@ def test_each_process_reads_its_rows(mapped: Split) -> None:
     whole = DeviceSplit(mapped, CPU)
     for rank in (0, 1):
         plan = Plan(0, "pad-crop-flip", 8, (50, 3, 12, 10), rank, 2)
-        expected = list(whole.batches(plan, 0, 0))
+        expected = [images for (images,) in whole.batches(plan, 0, 0)]
         worker = streaming._Batches(*on_disk(mapped), np.arange(50), plan)
         for batch, images in enumerate(expected):
-            assert torch.equal(worker[0, batch], images.chunk(2)[rank])
+            assert torch.equal(worker[0, batch][0], images.chunk(2)[rank])
     streamed = StreamedSplit(mapped, CPU)
     try:
-        for images, own in zip(expected, streamed.batches(plan, 0, 0), strict=True):
+        for images, (own,) in zip(expected, streamed.batches(plan, 0, 0), strict=True):
             assert own.shape == images.shape
             assert torch.equal(own.chunk(2)[1], images.chunk(2)[1])
     finally:
@@ -262,10 +264,10 @@ def test_a_failure_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killing(self: trainer.Trainer, epoch: int, batch: int, images: Tensor, labels: Tensor) -> Any:
+    def killing(self: trainer.Trainer, epoch: int, batch: int, images: trainer.Images) -> Any:
         for worker in multiprocessing.active_children():
             worker.kill()
-        return step(self, epoch, batch, images, labels)
+        return step(self, epoch, batch, images)
 
     step = trainer.Trainer.step
     monkeypatch.setattr(trainer.Trainer, "step", killing)

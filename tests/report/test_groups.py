@@ -28,7 +28,7 @@ def test_a_run_is_compared_with_its_twins() -> None:
     assert twins["compute-matched"] == compute_matched(run)
     assert (twins["ascend"].direction, twins["random"].direction) == ("ascend", "random")
     assert {twin.seed for twin in twins.values()} == {3}
-    assert references(twins["ascend"])["descend"] == run
+    assert references(twins["ascend"])["method"] == run
     assert references(run.baseline()) == {}
 
 

@@ -414,8 +414,8 @@ def test_the_cosine_schedule_is_torchs() -> None:
     peer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(peer, config.epochs * machine.batches)
     for epoch in range(config.epochs):
-        for batch, (images, targets) in enumerate(machine.epoch_batches(epoch)):
-            machine.step(epoch, batch, images, targets)
+        for batch, images in enumerate(machine.epoch_batches(epoch)):
+            machine.step(epoch, batch, images)
             assert machine.optimizer.param_groups[0]["lr"] == pytest.approx(peer.param_groups[0]["lr"], abs=1e-12)
             peer.step()
             schedule.step()
@@ -432,9 +432,13 @@ def test_an_epoch_is_every_image_once_in_another_order() -> None:
     stored = sorted(image.tobytes() for image in machine.train_set.images.numpy())
     orders = []
     for epoch in range(2):
-        images, targets = zip(*machine.epoch_batches(epoch), strict=True)
-        assert sorted(image.tobytes() for image in torch.cat(images).numpy()) == stored
-        orders.append(torch.cat(targets))
+        batches = list(machine.epoch_batches(epoch))
+        pixels, labels, index = (
+            torch.cat([getattr(b, name) for b in batches]) for name in ("pixels", "labels", "index")
+        )
+        assert sorted(image.tobytes() for image in pixels.numpy()) == stored
+        assert torch.equal(machine.train_set.images[index], pixels)
+        orders.append(labels)
         assert torch.equal(orders[-1], machine.epoch_labels(epoch))
     assert not torch.equal(*orders)
 

@@ -95,7 +95,7 @@ def captured_trainer(said: list[str], wrong_by: float = 1.0, **settings: Any) ->
 
 def train(trainer: Trainer, epochs: int = 3) -> list[tuple[Tensor, dict[str, Tensor]]]:
     return [
-        trainer.step(epoch, batch, *part)
+        trainer.step(epoch, batch, part)
         for epoch in range(epochs)
         for batch, part in enumerate(trainer.epoch_batches(epoch))
     ]

@@ -46,7 +46,7 @@ def written_out(config: RunConfig) -> dict[str, torch.Tensor]:
     plan = Plan(config.seed, config.augmentation, config.batch_size, tuple(split.shape))
     for epoch in range(config.epochs):
         labels = split.labels[plan.order(epoch)]
-        for step, batch in enumerate(split.batches(plan, epoch, 0)):
+        for step, (batch,) in enumerate(split.batches(plan, epoch, 0)):
             torch.manual_seed(derived_seed(config.seed, epoch, step + 1, 0))
             x = ((batch.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
             y = labels[plan.rows(step)]

@@ -54,16 +54,29 @@ OTHER: dict[str, Any] = {
     "latent_dim": 16,
     "beta": 2.0,
 }
-ELSEWHERE = {"recipe", "fid_weights", "fid_features"}
-"""Settings that are about the defaults of others, or about what is measured after the last epoch."""
+OF_RIVALS: dict[str, dict[str, Any]] = {
+    "plain": {"label_smoothing": 0.2, "mix": "mixup"},
+    "two-views": {"layers": ("layer1",), "layer_weights": "uniform", "warmup_epochs": 2, "teacher_statistics": False},
+    "mixup": {"mix_alpha": 0.2, "mix_probability": 0.1},
+    "ps-kd": {"ps_kd_alpha": 0.1},
+    "cs-kd": {"cs_kd_weight": 2.0, "cs_kd_temperature": 2.0},
+    "dlb": {"dlb_weight": 2.0, "dlb_temperature": 2.0},
+    "ddgsd": {"ddgsd_weight": 2.0, "ddgsd_temperature": 2.0, "ddgsd_mmd": 0.1, "layers": ("layer2", "layer1")},
+    "byot": {"byot_alpha": 0.5, "byot_lambda": 0.1, "byot_temperature": 2.0, "layers": ("layer1", "layer3")},
+    "sam": {"sam_rho": 0.5},
+    "vat": {"vat_weight": 2.0, "vat_xi": 10.0, "vat_epsilon": 2.0},
+}
+ELSEWHERE = {"recipe", "fid_weights", "fid_features", "byot_share"}
+"""Settings that are about the defaults of others, about the cost, or about what is measured after the last epoch."""
 
 
 def weights(**settings: Any) -> list[torch.Tensor]:
-    """What two steps of the method, at two epochs, make of a model and its statistics."""
+    """What two steps of the method at each of two epochs make of a model and its statistics."""
     config = RunConfig(**{**BASE, **settings})
     trainer = Trainer(config, random_images(24, config.image_size or 8, 3), torch.device("cpu"))
     for epoch in (1, 3):
-        trainer.step(epoch, 0, *next(trainer.epoch_batches(epoch)))
+        for step, batch in zip(range(2), trainer.epoch_batches(epoch), strict=False):
+            trainer.step(epoch, step, batch)
     return [tensor.clone() for tensor in trainer.model.state_dict().values()]
 
 
@@ -71,9 +84,8 @@ unchanged = cache(weights)
 
 
 def test_there_is_another_value_for_every_setting_of_a_step() -> None:
-    groups = ("perturbation", "distillation", "training", "generation")
-    settings = {name for name in RunConfig.model_fields if declaration(name).group in groups}
-    assert settings - ELSEWHERE == OTHER.keys()
+    settings = {name for name in RunConfig.model_fields if declaration(name).group not in ("run", "machine")}
+    assert settings - ELSEWHERE == OTHER.keys() | {name for values in OF_RIVALS.values() for name in values}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -82,3 +94,10 @@ def test_another_value_gives_other_weights(name: str) -> None:
     before, after = unchanged(**model), weights(**model, **{name: OTHER[name]})
     same_shapes = [one.shape for one in before] == [one.shape for one in after]
     assert not same_shapes or not all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method in OF_RIVALS for name in OF_RIVALS[method]])
+def test_another_value_gives_other_weights_with_its_method(method: str, name: str) -> None:
+    values = {"method": method, "augmentation": "pad-crop-flip"}
+    before, after = unchanged(**values), weights(**values, **{name: OF_RIVALS[method][name]})
+    assert not all(map(torch.equal, before, after))

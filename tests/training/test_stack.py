@@ -65,7 +65,7 @@ def trainers(number: int, dtype: torch.dtype = torch.float64, **settings: Any) -
 
 
 def steps_of(members: list[Trainer], epoch: int, batch: int) -> list[Any]:
-    return [(epoch, batch, *list(trainer.epoch_batches(epoch))[batch]) for trainer in members]
+    return [(epoch, batch, list(trainer.epoch_batches(epoch))[batch]) for trainer in members]
 
 
 def flat(value: Any) -> Tensor:
@@ -285,7 +285,7 @@ class Alone:
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
 
-    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[str]:
+    def step(self, epoch: int, batch: int, images: object) -> tuple[str]:
         self.log.append(f"{self.name}{epoch}{batch}")
         return (self.name,)
 
@@ -299,7 +299,7 @@ class Counting(Session):
 
     def batches(self) -> Any:
         for batch in range(self.batch, 2):
-            yield batch, torch.zeros(0), torch.zeros(0)
+            yield batch, torch.zeros(0)
 
     def take(self, *result: Any) -> None:
         self.got += result
@@ -341,7 +341,7 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
 
 def test_a_member_that_fails_when_it_goes_on_alone_is_not_finished() -> None:
     class Failing(Alone):
-        def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[str]:
+        def step(self, epoch: int, batch: int, images: object) -> tuple[str]:
             raise UserError("no more")
 
     single = Counting(0, 1, Failing([], "a"))

@@ -241,14 +241,14 @@ class SelfDistiller:
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
         """
         check_inputs(x)
-        same_numbers = _random_numbers_from_here(x.device)
+        same_numbers = random_numbers_from_here(x.device)
         if self.pass_order == "student-first":
             student = self._student(x, y, criterion)
         perturbed = self._perturbed(x, y, criterion, icp_losses)
         if self.pass_order == "student-last":
-            same_numbers = _random_numbers_from_here(x.device)
+            same_numbers = random_numbers_from_here(x.device)
         with same_numbers():
-            teacher = self._teacher(perturbed.x)
+            teacher = teacher_features(self.model, self.layers, perturbed.x, self.teacher_statistics)
         if self.pass_order == "student-last":
             student = self._student(x, y, criterion)
 
@@ -296,16 +296,6 @@ class SelfDistiller:
         finally:
             mode.restore()  # where an interrupt came at the end of the block
         return _Perturbed(x_icp, extra, before_and_after)
-
-    def _teacher(self, x_icp: Tensor) -> list[Tensor]:
-        """The features of the train-mode pass on x_T."""
-        with torch.no_grad(), tap(self.model, self.layers) as features:
-            if self.teacher_statistics:
-                self.model(x_icp)
-            else:  # a copy of whatever the pass moves
-                buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-                torch.func.functional_call(self.model, buffers, (x_icp,))
-        return features
 
     def _log(
         self, x: Tensor, student: _Student, perturbed: _Perturbed, errors: Sequence[Tensor], features: Tensor
@@ -368,6 +358,24 @@ def _over_processes(
     return {name: value.to(log[name].dtype) for name, value in whole.items()}
 
 
+def teacher_features(model: nn.Module, layers: Sequence[str], x: Tensor, statistics: bool = True) -> list[Tensor]:
+    """The features of a pass on x (B, …) in the model's own mode, without gradient.
+
+    Args:
+        model: the network.
+        layers: module paths of the stages.
+        x: what the teacher sees.
+        statistics: whether the pass updates running batch-norm statistics, and whatever else it moves.
+    """
+    with torch.no_grad(), tap(model, layers) as features:
+        if statistics:
+            model(x)
+        else:  # a copy of whatever the pass moves
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            torch.func.functional_call(model, buffers, (x,))
+    return features
+
+
 def feature_shift_errors(model: nn.Module, layers: Sequence[str], x: Tensor, x_icp: Tensor) -> list[Tensor]:
     """How much of each feature shift is rounding: ‖ΔF − ΔF₆₄‖ / ‖ΔF₆₄‖ for ΔF = F(x_T) − F(x), in eval mode.
 
@@ -390,7 +398,7 @@ def feature_shift_errors(model: nn.Module, layers: Sequence[str], x: Tensor, x_i
         return [(m - e).norm() / e.norm() for m, e in zip(measured, exact, strict=True)]
 
 
-def _random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+def random_numbers_from_here(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A context that draws the random numbers that come next once more, and leaves the generators as it found them."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return nullcontext  # only what draws nothing is captured, and the generator cannot be asked

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from icpctl.config import RunConfig
-from icpctl.methods.base import Batch, Fault, Loss
+from icpctl.methods.base import Batch, Data, Fault, Loss
 from icpctl.methods.icp.diagnosis import diagnose
 from icpctl.methods.icp.distillation import SelfDistiller, feature_shift_errors, task_weight
 from icpctl.methods.icp.perturbation import (
@@ -32,9 +32,14 @@ class ICP(Plain):
     """Plain training for the warm-up, then the objective of `SelfDistiller`."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, trained: nn.Module, say: Callable[[str], None] = warnings.warn
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        trained: nn.Module,
+        data: Data,
+        say: Callable[[str], None] = warnings.warn,
     ) -> None:
-        super().__init__(config, model, trained, say)
+        super().__init__(config, model, trained, data, say)
         self.distiller = make_distiller(config, trained)
         self.taps = config.layers
         if self.distiller.folded is not None:

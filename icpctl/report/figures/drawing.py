@@ -35,9 +35,15 @@ LOG_FROM = 20
 """An axis of positive values is logarithmic where the largest is more than so many times the smallest."""
 POOLED = "pooled"
 """Stands for the variant where a row of the report is of several."""
-DIRECTIONS = {"descend": ("-", "full"), "ascend": ("--", "none"), "random": (":", "bottom")}
-"""Line, and filling of the marker, of each direction."""
-ROLES = {"baseline": (BLACK, "-."), "descend": (BLUE, "-"), "ascend": (VERMILION, "--"), "random": (GREEN, ":")}
+DIRECTIONS = {"descend": ("-", "full"), "ascend": ("--", "none"), "random": (":", "bottom"), "heads": ("--", "none")}
+"""Line, and filling of the marker, of a method and of its controls, by the direction of ICP."""
+ROLES = {
+    "baseline": (BLACK, "-."),
+    "descend": (BLUE, "-"),
+    "ascend": (VERMILION, "--"),
+    "random": (GREEN, ":"),
+    "heads": (VERMILION, "--"),
+}
 """Colour and line where lines are told apart by these alone."""
 INTERVALS = "95 % intervals of the mean by t, none of one seed"
 
@@ -118,7 +124,8 @@ def parts(report: Report) -> tuple[list[Part], str]:
     place = {row: number for number, row in enumerate(table.index)}
     runs = runs.sort_values("row", key=lambda rows: rows.map(place), kind="stable")
     constructive = runs["role"].isin(["method", "control"])
-    runs["direction"] = runs["direction"].where(constructive, "")
+    controls = [report.records[run_id].config.control for run_id in runs["run_id"]]
+    runs["direction"] = pd.Series(controls, runs.index).replace("", "descend").where(constructive, "")
     runs["variant"] = [report.records[run_id].config.variant for run_id in runs["run_id"]]
     told = {"method", "optimizer"} & set(report.grouping.settings)
     if not told and runs["variant"][constructive].nunique() > 1:

@@ -42,6 +42,7 @@ from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
 from icpctl.report.measures import measure_of
 from icpctl.runs.folder import RunRecord
+from icpctl.runs.references import METHOD as METHOD_RUN
 from icpctl.runs.table import METHOD
 from icpctl.text import value_text
 
@@ -55,6 +56,7 @@ ROLE_NAMES = {
     "descend": "method",
     "ascend": "its ascending control",
     "random": "its random control",
+    "heads": "its heads alone",
 }
 
 
@@ -131,7 +133,7 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
         for kind, twin in of.items():
             if member[twin] in rows.index:  # not where all its runs failed
                 twins[member[group_id]].setdefault(kind, member[twin])
-    alone = np.array(["descend" not in twins[row] for row in rows.index])
+    alone = np.array([METHOD_RUN not in twins[row] for row in rows.index])
     leading = rows[(rows["role"] == "method") | ((rows["role"] == "control") & alone)]
     if leading.empty:
         listed = enumerate(rows["label"].iloc[:MOST_LINES].items())
@@ -143,7 +145,7 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
     chosen = leading[leading.index.isin(turn.index[:MOST_PANELS])]
     shown = []
     for row, label, direction in chosen[["label", "direction"]].itertuples():
-        roles = [kind for kind in ("baseline", "random", "ascend") if kind in twins[row]]
+        roles = [kind for kind in ("baseline", "random", "ascend", "heads") if kind in twins[row]]
         lines = [_Line(twins[row][kind], ROLE_NAMES[kind], *ROLES[kind]) for kind in roles]
         shown.append((label, [*lines, _Line(row, ROLE_NAMES[direction], *ROLES[direction])]))
     text = "A panel is a row of the table, beside its baseline and its controls, where they are there."
