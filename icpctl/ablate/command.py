@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, resolve
+from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
@@ -94,24 +96,33 @@ def _complete(definition: Definition) -> Definition:
 
 
 def _complete_study(study: Study) -> list[Study]:
-    """A study whose settings have the stages of its model and the digest of its weights; one for each model or file that it varies."""
-    for name in ("model", "weights"):
+    """A study whose settings have the stages of its model, the digest of its weights, and what its methods measure on the model; one
+    for each model or file that it varies.
+    """
+    methods = study.grid.get("method", [str(study.settings.get("method", "icp"))])
+    measured = [name for method in methods if method in METHODS for name in METHODS[method].measured]
+    measured = [name for name in measured if name not in study.settings]
+    for name in ("model", "weights", "stem", "image_size", "layers"):
         values = study.grid.get(name, ())
-        if any(name == "weights" or not value.isidentifier() for value in values):
+        of_model = not measured and (name != "model" or all(value.isidentifier() for value in values))
+        if values and (name == "weights" or not of_model):
             rest = {key: value for key, value in study.grid.items() if key != name}
             each = [typed_settings({name: value}, f"--grid {name}") for value in values]
             parts = [replace(study, settings={**study.settings, **one}, grid=rest) for one in each]
             return [complete for part in parts for complete in _complete_study(part)]
-    names = ("model", "dataset", "image_size", "stem", "weights", "weights_hash")
+    names = ("model", "dataset", "image_size", "stem", "layers", "weights", "weights_hash")
     needed = {name: study.settings[name] for name in names if name in study.settings}
     stages = not str(needed.get("model", "resnet20")).isidentifier() and not {"layers"} & {*study.settings, *study.grid}
-    if not stages and not {"weights", "weights_hash"} & needed.keys():
+    if not stages and not measured and not {"weights", "weights_hash"} & needed.keys():
         return [study]
     from icpctl import models
 
     config = models.complete(resolve(needed))
     found: dict[str, object] = {"layers": config.layers} if stages else {}
     found |= {"weights_hash": config.weights_hash} if config.weights_hash else {}
+    for method in methods if measured else ():
+        of_method = models.complete(config.altered(method=method))
+        found |= {name: getattr(of_method, name) for name in METHODS[method].measured}
     return [replace(study, settings={**study.settings, **found})]
 
 
@@ -181,7 +192,7 @@ def execute(
         console.print(
             Text("Note:", "yellow"),
             f"--stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
-            "a VAE, a random direction, bf16 and a state that is carried over cannot be stacked.",
+            "a VAE, a random direction, bf16, a state that is carried over, and methods with a memory or a second image cannot be stacked.",
         )
     try:
         definition.keep(output)
@@ -291,10 +302,14 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
 
 def _varied(planned: Sequence[PlannedRun]) -> list[str]:
     """The settings in which the runs differ, and that their ids do not show."""
-    values = {
-        name: {getattr(run.config, name) for run in planned if run.config.uses(name)} for name in RunConfig.model_fields
-    }
-    return [name for name in values if len(values[name]) > 1 and name not in IN_RUN_ID]
+    varied = []
+    for name in RunConfig.model_fields:
+        configs = [run.config for run in planned if run.config.uses(name)]
+        if len({getattr(config, name) for config in configs}) > 1 and not all(
+            map(methodcaller("is_default", name), configs)
+        ):
+            varied.append(name)
+    return [name for name in varied if name not in IN_RUN_ID]
 
 
 def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:

@@ -175,6 +175,11 @@ class RunConfig(Hyperparameters):
         """Whether a setting is of the run's method, or of no method; in a baseline, those of methods mean nothing."""
         return name not in settings_of_methods() or declaration(name).group in METHODS[self.method].groups
 
+    def is_default(self, name: str) -> bool:
+        """Whether a setting has the value that it has when it is not given."""
+        field = type(self).model_fields[name]
+        return bool(getattr(self, name) == field.get_default(call_default_factory=True, validated_data=self.__dict__))
+
     @property
     def run_id(self) -> str:
         """Readable, and derived from the configuration: the same configuration is the same run."""

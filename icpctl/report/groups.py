@@ -14,6 +14,7 @@ from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.errors import UserError, unknown
 from icpctl.runs.references import AGAINST, references, rivals
+from icpctl.runs.references import METHOD as METHOD_RUN
 from icpctl.runs.table import METHOD, of_version
 from icpctl.text import value_text
 
@@ -150,8 +151,9 @@ def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[Run
     kinds = {key: (row["task"], row["model"], row["dataset"]) for key, row in rows.items()}
     for kind in set(kinds.values()):
         of_kind = [key for key in rows if kinds[key] == kind]
-        # That a baseline at equal compute has other epochs is in its own name alone.
+        # That a baseline at equal compute has other epochs is in its own name alone, and so is what makes a control.
         others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in members[key]]
+        others = [references(config)[METHOD_RUN] if config.control else config for config in others]
         named = [name for name in varied(others) if name in apart and name not in ("method", "optimizer", "direction")]
         several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
         for key in of_kind:
@@ -184,7 +186,7 @@ def varied(configs: Sequence[RunConfig]) -> list[str]:
         active = [config for config in configs if config.uses(name)]
         if name == "method" and {config.method for config in active} <= TOLD_BY_OPTIMIZER:
             continue
-        if len({getattr(config, name) for config in active}) > 1 and not all(is_default(name, each) for each in active):
+        if len({getattr(config, name) for config in active}) > 1 and not all(each.is_default(name) for each in active):
             apart.append(name)
     return apart
 
@@ -196,17 +198,9 @@ def shared(configs: Sequence[RunConfig]) -> dict[str, object]:
         if name in ("model", "dataset", "seed") or not declaration(name).identity:
             continue
         active = [config for config in configs if config.uses(name)]
-        if len({getattr(config, name) for config in active}) == 1 and not all(
-            is_default(name, each) for each in active
-        ):
+        if len({getattr(config, name) for config in active}) == 1 and not all(each.is_default(name) for each in active):
             same[name] = getattr(active[0], name)
     return same
-
-
-def is_default(name: str, config: RunConfig) -> bool:
-    """Whether a setting has the value that it has when it is not given."""
-    field = RunConfig.model_fields[name]
-    return bool(getattr(config, name) == field.get_default(call_default_factory=True, validated_data=config.__dict__))
 
 
 def check_settings(names: Sequence[str], where: str) -> list[str]:
@@ -243,11 +237,10 @@ def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence
     parts = [variants()[config.variant].label if one else METHODS[config.method].label]
     if row["role"] == "control":
         parts[0] += f" {config.control}"
-        named = [name for name in named if name not in METHODS[config.method].controls[config.control].settings]
     if row["role"] == "compute-matched" or (config.method == PLAIN and "epochs" in named and "epochs" in row):
         parts[0] += f" of {config.epochs} epochs"
         named = [name for name in named if name != "epochs"]
-    shown = [name for name in named if name in row and not (_is_switch(name) and is_default(name, config))]
+    shown = [name for name in named if name in row and not (_is_switch(name) and config.is_default(name))]
     parts += [f"{SIGNS.get(name, name)}={value_text(row[name])}" for name in shown]
     if several:
         parts.append(f"{config.model} on {short_dataset(config.dataset)}")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.config import RunConfig
-from icpctl.config.catalogue import PLAIN
+from icpctl.config.catalogue import PLAIN, PLAIN_STEP
 from icpctl.errors import first_names
 from icpctl.report.groups import Grouping, shared, twin_places, varied
 from icpctl.report.measures import feature_letters
@@ -125,11 +125,12 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
             "Compared with no baseline, for there is no finished one of the same seed and data: "
             f"{count(len(alone), 'run')}, {first_names(alone)}."
         )
+    dearer = runs["passes"] > PLAIN_STEP * runs["epochs"]
     paired = {against: twin_places(runs, grouping, against) >= 0 for against in grouping.kinds}
     notes += [
         f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
         "`icpctl ablate --compute-matched` makes such baselines."
-        for task in sorted(set(runs["task"][method]))
+        for task in sorted(set(runs["task"][method & dearer]))
         if not (paired["compute-matched"] & (runs["task"] == task)).any()
     ]
     for against in paired:

@@ -27,6 +27,8 @@ def references(config: RunConfig) -> dict[str, RunConfig]:
     if config.method == PLAIN:
         return {}
     found = {"baseline": config.baseline(), "compute-matched": compute_matched(config)}
+    if found["compute-matched"] == found["baseline"]:  # the method costs nothing
+        del found["compute-matched"]
     of_method = METHODS[config.method].controls
     if not config.control:
         return found | {key: config.altered(**control.settings) for key, control in of_method.items()}

@@ -27,7 +27,7 @@ from icpctl.methods.evalmode import eval_mode
 from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
 from icpctl.report.figures.style import DPI, styled
-from icpctl.report.groups import is_default, short_dataset
+from icpctl.report.groups import short_dataset
 from icpctl.runs.fingerprints import data_source
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.table import METHOD
@@ -237,7 +237,7 @@ def _header(config: RunConfig, seed: int) -> str:
             or not declaration(name).identity
         ):
             continue
-        if not is_default(name, config):
+        if not config.is_default(name):
             shared.append(f"{name} {value_text(getattr(config, name))}")
     size = f"{config.image_size} × {config.image_size} pixels"
     return ", ".join([short_dataset(config.dataset), size, f"seed {seed}", f"{config.epochs} epochs", *shared])
