@@ -236,7 +236,7 @@ class Hyperparameters(BaseModel):
     sam_rho: float = field(0.1, "ρ, the length of the step to the sharper weights.", "sam", gt=0)
     vat_weight: float = field(1.0, "α, the weight of the divergence.", "vat", ge=0)
     vat_xi: float = field(
-        0.1, "ξ, the length of the step from which the direction is found.", "vat", unit="normalised input", gt=0
+        0.01, "ξ, the length of the step from which the direction is found.", "vat", unit="normalised input", gt=0
     )
     vat_epsilon: float = field(
         1.0, "ε, the length of the perturbation of an image.", "vat", unit="normalised input", gt=0
