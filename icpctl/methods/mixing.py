@@ -30,9 +30,9 @@ def mix(config: RunConfig, x: Tensor, y: Tensor, classes: int, generator: np.ran
         generator: of λ, π and the box.
 
     Returns:
-        x̃ (B, C, H, W) and ỹ (B, K), float32.
+        x̃ (B, C, H, W) and ỹ (B, K).
     """
-    targets = F.one_hot(y, classes).float()
+    targets = F.one_hot(y, classes).to(x.dtype)
     if generator.random() >= config.mix_probability:
         return x, targets
     share = generator.beta(config.mix_alpha, config.mix_alpha)

@@ -93,10 +93,11 @@ class Processes:
         return everyone
 
     def whole(self, batch: Tensor) -> Tensor:
-        """The whole batch of images (B, C, H, W) from the part of each process."""
+        """What there is of each image of the whole batch, (B, …), from the part of each process."""
         if self.size == 1:
             return batch
-        return self.gather(batch).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        whole = self.gather(batch).flatten(0, 1)
+        return whole.contiguous(memory_format=torch.channels_last) if whole.dim() == 4 else whole
 
     def whole_meter(self, meter: Meter) -> Meter:
         """The figures of the epoch so far over whole batches, from those of the part of each process."""

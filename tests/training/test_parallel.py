@@ -45,9 +45,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "sum": {"optimizer": "sgd", "icp_lr": 0.05, "icp_reduction": "sum", "teacher_statistics": False},
     "adam": {"optimizer": "adam", "recipe": "strong", "batch_size": 32, "lr": 0.01},
     "resumed": {"warmup_epochs": 1},
+    "mixed": {"optimizer": "none", "mix": "cutmix", "label_smoothing": 0.1},
+    **{method: {"method": method} for method in ("two-views", "ps-kd", "cs-kd", "dlb", "sam")},
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "carry": {"icp_state": "carry"},
+    **{method: {"method": method} for method in ("ddgsd", "byot", "vat")},
     "51 images": {"train_size": 51, "val_fraction": 0, "batch_size": 64},
 }
 
@@ -213,7 +216,8 @@ def test_all_processes_refuse_and_fail_at_the_same_place(together: Path) -> None
     told = [json.loads((together / f"told{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0] == told[1]
     assert [told[0][name] for name in RUNS] == ["32"] * len(RUNS)
-    assert "one process" in told[0]["carry"]
+    for name in ("carry", "ddgsd", "byot", "vat"):
+        assert "one process" in told[0][name]
     assert "2 processes cannot share a batch of 51" in told[0]["51 images"]
     assert "not finite at epoch 2, batch 2" in told[0]["not finite"]
 

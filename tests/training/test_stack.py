@@ -79,6 +79,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"optimizer": "none"},
     "strong": {"recipe": "strong", "teacher_statistics": False, "layer_weights": "uniform"},
     "extra": {"extra_task_grad": True, "fast": False},
+    "mixed": {"mix": "cutmix", "mix_probability": 1.0, "label_smoothing": 0.1},
 }
 
 
