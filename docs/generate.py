@@ -38,8 +38,8 @@ This file is made by `docs/generate.py` from the code. Do not edit it; run `make
 Each is an option of `icpctl train` and `icpctl ablate`, a key of `--grid` and of a `--config` file (there with `_` or
 `-`), an entry of `config.json` and a field of `icpctl.RunConfig`. `model` and `dataset` are arguments on the command
 line. Sources: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors' released code for its
-extension; no source: this project's choice. With `--optimizer none` the settings of the method mean nothing and are
-put at their defaults.
+extension; no source: this project's choice, or for a method other than ICP what [methods.md](methods.md) says. Settings
+that a run's method does not read are put at their defaults.
 """
 
 

@@ -15,6 +15,8 @@ from typer.main import get_command
 from icpctl.ablate.command import define
 from icpctl.cli.app import app
 from icpctl.config import GROUPS, RunConfig, declaration, option, resolve
+from icpctl.config.catalogue import METHODS
+from icpctl.config.cost import step_passes
 from icpctl.config.settings import read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,3 +164,30 @@ def test_the_imports_of_the_design_are_those_of_the_code() -> None:
         below = [other for other in packages if other in rooms - {package}]
         rows.append(f"| {package} | {', '.join(below) or '–'} |")
     assert "\n".join(rows) in DESIGN, "The table has to be:\n" + "\n".join(rows)
+
+
+def test_the_page_of_the_methods_says_what_the_catalogue_says() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if re.match(r"\| `[a-z]", line)
+    ]
+    of_idea = {row[0].strip("`"): row for row in rows if len(row) == 5}
+    of_needs = {name: row for row in rows if len(row) == 6 for name in re.findall("`([^`]+)`", row[0])}
+    assert [*of_idea] == [*of_needs] == [*METHODS]
+    for name, row in METHODS.items():
+        *_, processes, stacked, vae = of_needs[name]
+        assert (processes == "yes") == (not row.single_process), name
+        assert (stacked == "yes") == row.stacked, name
+        assert (vae == "yes") == ("generation" in row.tasks), name
+        *_, passes, source = of_idea[name]
+        assert source == "–" or source in row.summary or name == "icp", name
+        if name not in ("icp", "byot"):
+            assert passes == f"{step_passes(RunConfig(method=name)):g}", name
+    assert all(
+        f"`{method}`" in page and f"`{key}`" in page
+        for method in METHODS
+        for key in METHODS[method].controls
+        if key != "heads"
+    )

@@ -239,7 +239,7 @@ class Hyperparameters(BaseModel):
         0.01, "ξ, the length of the step from which the direction is found.", "vat", unit="normalised input", gt=0
     )
     vat_epsilon: float = field(
-        1.0, "ε, the length of the perturbation of an image.", "vat", unit="normalised input", gt=0
+        0.3, "ε, the length of the perturbation of an image.", "vat", unit="normalised input", gt=0
     )
 
     # ── generation
