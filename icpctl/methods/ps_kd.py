@@ -44,7 +44,8 @@ class PSKD(Plain):
 
     def after(self, batch: Batch, log: dict[str, Any]) -> None:
         """Store the predictions."""
-        self.predictions[batch.gather(batch.index)] = batch.gather(log.pop("probabilities"))
+        probabilities = batch.gather(log.pop("probabilities"))
+        self.predictions[batch.gather(batch.index)] = probabilities.to(self.predictions.dtype)
 
     def active(self, epoch: int) -> bool:
         return True
