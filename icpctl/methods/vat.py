@@ -58,5 +58,5 @@ def _unit(vectors: Tensor) -> Tensor:
     smallest = torch.finfo(torch.float32).tiny
     # By the largest entry first: the gradient of a prediction that is sure is so small that its square is zero in float32.
     samples = samples / samples.abs().amax(dim=1, keepdim=True).clamp(min=smallest)
-    samples = samples / samples.norm(dim=1, keepdim=True).clamp(min=smallest)
-    return samples.reshape(vectors.shape).to(vectors.dtype)
+    unit: Tensor = samples / samples.norm(dim=1, keepdim=True).clamp(min=smallest)
+    return unit.reshape(vectors.shape).to(vectors.dtype)
