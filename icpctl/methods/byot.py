@@ -67,10 +67,11 @@ class BYOT(Plain):
 
     @classmethod
     def measure(cls, config: RunConfig, model: nn.Module) -> dict[str, object]:
-        """How many operations the heads have, as a share of the network's, in a forward pass."""
+        """How many operations the heads have, as a share of the network's, in a forward pass; nothing where there are no heads."""
         side = config.image_size or SIDE
         x = torch.zeros(2, 3, side, side)
-        heads = make_heads(model, config.layers, x, 10)
+        if not (heads := make_heads(model, config.layers, x, 10)):
+            return {}
         with torch.no_grad(), eval_mode(model), tap(model, config.layers) as features, _counting() as of_network:
             model(x)
         with torch.no_grad(), _counting() as of_heads:
@@ -116,7 +117,8 @@ def _convolutions(stage: Tensor, last: Tensor, width: int) -> nn.Sequential:
     """3×3 convolutions with batch norm and ReLU: each halves the side until it is that of the last stage, and the last has its width."""
     side, smallest = stage.shape[-1], last.shape[-1] if last.dim() == 4 else 1
     strides = [2] * max(0, (side // max(smallest, 1)).bit_length() - 1) or [1]
-    widths = [min(stage.shape[1] * 2**i, width) for i in range(len(strides))] + [width]
+    doubled = [min(stage.shape[1] * 2**i, width) for i in range(1, len(strides))]
+    widths = [stage.shape[1], *doubled, width]
     return nn.Sequential(
         *itertools.chain.from_iterable(
             (nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())

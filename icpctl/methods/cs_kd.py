@@ -15,6 +15,7 @@ import torch
 from icpctl.methods.base import Batch, Loss
 from icpctl.methods.plain import Plain
 from icpctl.methods.soft import divergence
+from icpctl.methods.taps import buffers_kept
 
 
 class CSKD(Plain):
@@ -23,7 +24,8 @@ class CSKD(Plain):
     def objective(self, batch: Batch) -> Loss:
         """CE + λ·τ²·KL."""
         assert batch.companion is not None
-        output = self.trained(batch.x)
+        with buffers_kept(self.model):
+            output = self.trained(batch.x)
         task_loss = batch.criterion(output, batch.y)
         with torch.no_grad():
             teacher = self.model(batch.companion.x)

@@ -9,7 +9,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,6 +97,23 @@ def module_at(model: nn.Module, layer: str) -> nn.Module:
 def pooled(features: Tensor) -> Tensor:
     """Features (B, C, H, W) averaged over their pixels, or those of tokens (B, N, C) over these; others (B, C) as they are."""
     return features.mean(1) if features.dim() == 3 else features.flatten(2).mean(2) if features.dim() > 3 else features
+
+
+def buffers_kept(model: nn.Module) -> AbstractContextManager[Any]:
+    """Graphs made inside keep copies of the buffers that a later train-mode pass may move, so that it may come before the backward pass.
+
+    Those of torch's own modules are not among them: in train mode batch norm moves its statistics, and does not use them.
+    """
+    own = ("torch.nn.modules.", "icpctl.training.distributed")
+    modules = [module for module in model.modules() if not type(module).__module__.startswith(own)]
+    places = {buffer.untyped_storage().data_ptr() for module in modules for buffer in module.buffers(recurse=False)}
+    if not places:
+        return nullcontext()
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
 def detached(value: Any, seen: dict[int, Any] | None = None) -> Any:

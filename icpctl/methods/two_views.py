@@ -19,7 +19,7 @@ from icpctl.methods.icp.distillation import (
     teacher_features,
 )
 from icpctl.methods.plain import Plain
-from icpctl.methods.taps import detached, tap
+from icpctl.methods.taps import buffers_kept, detached, tap
 
 
 class TwoViews(Plain):
@@ -36,7 +36,7 @@ class TwoViews(Plain):
             return super().objective(batch)
         assert batch.companion is not None
         same_numbers = random_numbers_from_here(batch.x.device)
-        with tap(self.model, self.taps) as student:
+        with buffers_kept(self.model), tap(self.model, self.taps) as student:
             output = self.trained(batch.x)
         task_loss = batch.criterion(output, batch.y)
         with same_numbers():

@@ -54,6 +54,9 @@ class VAT(Plain):
 
 def _unit(vectors: Tensor) -> Tensor:
     """Each sample (B, …) divided by its norm; one of zeros stays as it is."""
-    norms = per_sample(at_least_float32(vectors)).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    unit: Tensor = vectors / norms.view(-1, *[1] * (vectors.dim() - 1)).to(vectors.dtype)
-    return unit
+    samples = per_sample(at_least_float32(vectors))
+    smallest = torch.finfo(torch.float32).tiny
+    # By the largest entry first: the gradient of a prediction that is sure is so small that its square is zero in float32.
+    samples = samples / samples.abs().amax(dim=1, keepdim=True).clamp(min=smallest)
+    unit: Tensor = samples / samples.norm(dim=1, keepdim=True).clamp(min=smallest)
+    return unit.reshape(vectors.shape).to(vectors.dtype)

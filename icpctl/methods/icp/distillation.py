@@ -33,7 +33,7 @@ from icpctl.methods.icp.perturbation import (
     per_sample,
     perturb,
 )
-from icpctl.methods.taps import detached, module_at, tap
+from icpctl.methods.taps import buffers_kept, detached, module_at, tap
 
 Criterion = Callable[[Any, Tensor], Tensor]
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
@@ -262,7 +262,7 @@ class SelfDistiller:
 
     def _student(self, x: Tensor, y: Tensor, criterion: Criterion) -> _Student:
         """The train-mode pass on x, with its graph."""
-        with _keeping(_moving_buffers(self.model)), tap(self.model, self.layers) as features:
+        with buffers_kept(self.model), tap(self.model, self.layers) as features:
             output = self.trained(x)
         return _Student(output, features, criterion(output, y))
 
@@ -414,25 +414,3 @@ def random_numbers_from_here(device: torch.device) -> Callable[[], AbstractConte
             yield
 
     return again
-
-
-def _moving_buffers(model: nn.Module) -> list[Tensor]:
-    """The buffers that a train-mode pass may move while the graph of another one refers to them.
-
-    Those of torch's own modules are not among them: in train mode batch norm moves its statistics, and does not use them.
-    """
-    own = ("torch.nn.modules.", "icpctl.training.distributed")
-    modules = [module for module in model.modules() if not type(module).__module__.startswith(own)]
-    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
-
-
-def _keeping(buffers: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Graphs made inside keep copies of these tensors, which may then change."""
-    if not buffers:
-        return nullcontext()
-    places = {buffer.untyped_storage().data_ptr() for buffer in buffers}
-
-    def pack(tensor: Tensor) -> Tensor:
-        return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
