@@ -245,7 +245,21 @@ class Trainer:
     def step(self, epoch: int, step: int, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
         batch = self.batch(epoch, step, images)
-        return self.method.update(partial(self._gradients, batch), partial(self.apply, batch))
+
+        def gradients(x: Tensor, y: Tensor, weight: float | Tensor) -> Loss:
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.network.autocast():
+                loss, log = self.method.objective(replace(batch, x=x, y=y, weight=weight))
+            loss.backward()
+            return loss.detach(), log
+
+        def compute() -> Loss:
+            if self.captured is None:
+                return gradients(batch.x, batch.y, batch.weight)
+            weight = torch.full((), float(batch.weight), device=self.device)
+            return self.captured(self.method.kind(epoch, step), gradients, batch.x, batch.y, weight)
+
+        return self.method.update(compute, partial(self.apply, batch))
 
     def batch(self, epoch: int, step: int, images: Images) -> Batch:
         """Begin a step: its random numbers, its learning rate, and this process's part of the batch."""
@@ -277,21 +291,6 @@ class Trainer:
         """The normalised images, and the targets."""
         x = self.network.normalise(images.pixels)
         return x, self.task.targets(x, images.labels)
-
-    def _gradients(self, batch: Batch) -> Loss:
-        """The objective of a step, with its gradients in place."""
-
-        def compute(x: Tensor, y: Tensor, weight: float | Tensor) -> Loss:
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.network.autocast():
-                loss, log = self.method.objective(replace(batch, x=x, y=y, weight=weight))
-            loss.backward()
-            return loss.detach(), log
-
-        if self.captured is None:
-            return compute(batch.x, batch.y, batch.weight)
-        weight = torch.full((), float(batch.weight), device=self.device)
-        return self.captured(self.method.kind(batch.epoch, batch.step), compute, batch.x, batch.y, weight)
 
     def apply(self, batch: Batch, log: dict[str, Any]) -> None:
         """End a step, with the gradients in place: what is recorded of it, and the update of the weights."""
