@@ -1,4 +1,4 @@
-"""Generation by a VAE: its loss, and metrics by scikit-image and torch-fidelity.
+"""Generation by a VAE: its loss, and its metrics, SSIM and PSNR as scikit-image has them, FID and KID by torch-fidelity.
 
     L_task = (‖x̂ − x‖² + β · KL) / D,    KL = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²)
 
@@ -12,9 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from icpctl.config import RunConfig
@@ -26,6 +24,7 @@ from icpctl.models.network import Network, evaluation_batch, to_floats
 from icpctl.models.vae import VAE, VAEOutput
 from icpctl.seeds import derived_seed
 from icpctl.tasks import fidelity
+from icpctl.tasks.image_quality import image_quality
 
 SAMPLE_BATCH = 500  # latents that are drawn from one seed, so that fewer samples are the first of more
 
@@ -63,9 +62,9 @@ class Generation:
         records, quality = [], []
         for x, output in network.batches(split):
             records.append(self._terms(output, x))
-            quality += image_quality(network.pixels(x), network.pixels(output.reconstruction))
-        ssim, psnr = np.mean(quality, axis=0)
-        return self.metrics(torch.cat(records), split.labels) | {"ssim": float(ssim), "psnr": float(psnr)}
+            quality.append(image_quality(network.pixels(x), network.pixels(output.reconstruction)))
+        ssim, psnr = (torch.cat(values).mean() for values in zip(*quality, strict=True))
+        return self.metrics(torch.cat(records), split.labels) | to_floats({"ssim": ssim, "psnr": psnr})
 
     def check(self) -> None:
         """Refuse weights or a classifier for FID that are not what they should be.
@@ -113,20 +112,6 @@ class Generation:
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
         loss = reconstruction_loss + self.config.beta * kl / targets[0].numel()
         return torch.stack([loss, reconstruction_loss, kl], dim=1)
-
-
-def image_quality(images: Tensor, others: Tensor) -> list[tuple[float, float]]:
-    """SSIM and PSNR in dB of each image, (N, 3, H, W) uint8, and its counterpart.
-
-    SSIM is scikit-image's: the mean over the channels and over windows of 7×7 pixels of uniform weight, data range 255. PSNR
-    is 10·log10(255² / MSE), infinite for equal images.
-    """
-    pairs = zip(*(tensor.permute(0, 2, 3, 1).cpu().numpy() for tensor in (images, others)), strict=True)
-    with np.errstate(divide="ignore"):
-        return [
-            (structural_similarity(a, b, channel_axis=2, data_range=255), peak_signal_noise_ratio(a, b, data_range=255))
-            for a, b in pairs
-        ]
 
 
 def sample(network: Network, number: int, seed: int) -> Tensor:
