@@ -91,7 +91,7 @@ def build(
 
     notes += remarks.of_runs(records.values())
     notes += remarks.of_code(records.values())
-    runs = runs_table(sorted(records.values(), key=lambda record: record.config.run_id))
+    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id))
     diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
     whole, failed = remarks.outcomes(runs, diverged, notes)
     complete = runs[whole]
@@ -132,8 +132,8 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
         found, problems = read_runs(folder)
         notes += problems
         for record in found:
-            if only is None or record.config.run_id in only:
-                copies.setdefault(record.config.run_id, []).append(record)
+            if only is None or record.run_id in only:
+                copies.setdefault(record.run_id, []).append(record)
     records = {}
     for run_id, found in copies.items():
         # A finished one, in the run's own folder.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
+from icpctl.config.fields import default_of
 from icpctl.errors import UserError, unknown
 from icpctl.runs.references import references
 from icpctl.runs.table import METHOD, of_version
@@ -195,8 +196,7 @@ def shared(configs: Sequence[RunConfig]) -> dict[str, object]:
 
 def is_default(name: str, config: RunConfig) -> bool:
     """Whether a setting has the value that it has when it is not given."""
-    field = RunConfig.model_fields[name]
-    return bool(getattr(config, name) == field.get_default(call_default_factory=True, validated_data=config.__dict__))
+    return bool(getattr(config, name) == default_of(RunConfig.model_fields[name], config.__dict__))
 
 
 def check_settings(names: Sequence[str], where: str) -> list[str]:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -330,6 +331,10 @@ class RunRecord:
     """(E,): those of the run that metrics.csv has rows of, in order."""
     curves: Mapping[tuple[str, str], FloatArray]
     """Split and metric to (E,) values, one for each of `epochs`; nan where there is none. Of a row given twice the later holds."""
+
+    @cached_property
+    def run_id(self) -> str:
+        return self.config.run_id
 
 
 def read_config(path: Path) -> RunConfig:
