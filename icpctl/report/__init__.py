@@ -5,8 +5,10 @@ Numbers in the tables of this package are fractions in [0, 1]; those for people 
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,19 @@ class Report:
     """Sentences: what is damaged, what is left out, what cannot be compared."""
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the search for garbage, which goes through all that is there of many runs again and again; little is made here."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def build(
     folders: Path | Sequence[Path],
     only: Collection[str] | None = None,
