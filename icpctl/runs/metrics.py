@@ -120,7 +120,7 @@ def tidy(rows: pa.Table) -> pd.DataFrame:
 
 def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if not file.is_file() and file.exists():  # a pipe would be waited for
             return ROWS.empty_table(), [f"{file} is no file."]
         content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
