@@ -133,7 +133,7 @@ def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
         ]
     if content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n")):
         try:  # the fast way, for files without a fault
-            rows = pyarrow.csv.read_csv(pa.BufferReader(content), *_OPTIONS)
+            rows = pyarrow.csv.open_csv(pa.BufferReader(content), *_OPTIONS).read_all()
             if rows.schema.names == list(COLUMNS) and (rows["epoch"].to_numpy() >= 0).all():
                 return rows, []
         except pa.ArrowInvalid:
