@@ -131,7 +131,10 @@ def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
         return ROWS.empty_table(), [
             f"{file} is left out: its columns are parted by semicolons, as some spreadsheets save them. Restore the commas."
         ]
-    if content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n")):
+    clean = content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n"))
+    if clean and b"\r" in content:  # alone it is no end of a line, as Arrow has it
+        clean = content.count(b"\r") == content.count(b"\r\n")
+    if clean:
         try:  # the fast way, for files without a fault
             rows = pyarrow.csv.open_csv(pa.BufferReader(content), *_OPTIONS).read_all()
             if rows.schema.names == list(COLUMNS) and (rows["epoch"].to_numpy() >= 0).all():
