@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -145,10 +146,10 @@ def load_json(file: Path) -> dict[str, Any]:
         ValueError: it is damaged, or is no file.
     """
     status = file.stat()
-    if not file.is_file() or status.st_size > LARGEST_JSON:  # a pipe would be waited for
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_JSON:  # a pipe would be waited for
         raise ValueError(f"{file} is no JSON file of icpctl")
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
         json.dumps(content, ensure_ascii=False).encode()  # half a character is damage, too
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply") from error

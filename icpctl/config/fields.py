@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from icpctl.config.catalogue import METHODS
@@ -65,6 +66,13 @@ def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
         kwargs["default"] = default
     extra: Any = {"declared": Declared(group, **declared)}
     return Field(description=help, json_schema_extra=extra, **kwargs)
+
+
+def default_of(field: FieldInfo, settings: Mapping[str, Any]) -> Any:
+    """The value of a setting that is not given, beside the others. As pydantic's, which looks at the signature each time."""
+    if field.default_factory is None:
+        return field.default
+    return cast(Callable[[Mapping[str, Any]], Any], field.default_factory)(settings)
 
 
 def of_recipe(name: str, help: str, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, ValidationInfo,
 from pydantic.fields import FieldInfo
 
 from icpctl.config.catalogue import METHODS, PLAIN
-from icpctl.config.fields import Declared
+from icpctl.config.fields import Declared, default_of
 from icpctl.config.hyperparameters import Hyperparameters
 from icpctl.config.names import HUGGING_FACE, expanded, located, short_name
 from icpctl.config.recipes import DATASETS, dataset_row, model_row
@@ -69,8 +69,7 @@ class RunConfig(Hyperparameters):
     def _consistent(self) -> Self:
         for name in _unused(self.method, self.optimizer, self.task, self.mix):
             field = type(self).model_fields[name]
-            value = field.get_default(call_default_factory=True, validated_data=self.__dict__)
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, default_of(field, self.__dict__))
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
         self._check_method()
@@ -178,7 +177,7 @@ class RunConfig(Hyperparameters):
     def is_default(self, name: str) -> bool:
         """Whether a setting has the value that it has when it is not given."""
         field = type(self).model_fields[name]
-        return bool(getattr(self, name) == field.get_default(call_default_factory=True, validated_data=self.__dict__))
+        return bool(getattr(self, name) == default_of(field, self.__dict__))
 
     @property
     def run_id(self) -> str:
@@ -240,19 +239,18 @@ class RunConfig(Hyperparameters):
         left_out = {*without, *(name for name in unused if name in earlier_settings())}
         if self.method in _BY_OPTIMIZER:
             left_out.add("method")
+        fixed = _identity()
         values = {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if name in _identity() and name not in left_out
-            if value is not None and value != _identity()[name]
+            if value is not None and name in fixed and name not in left_out and value != fixed[name]
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def truth_for_number(name: str, value: object) -> str:
     """What is wrong with `steps = true`, which is a slip, though Python counts it as 1; empty where nothing is."""
-    field = RunConfig.model_fields.get(name)
-    if not isinstance(value, bool) or field is None or field.annotation is bool:
+    if not isinstance(value, bool) or not (field := RunConfig.model_fields.get(name)) or field.annotation is bool:
         return ""
     return f"{option(name)} got {str(value).lower()}, which is no value for it"
 

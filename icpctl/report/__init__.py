@@ -5,8 +5,10 @@ Numbers in the tables of this package are fractions in [0, 1]; those for people 
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,19 @@ class Report:
     """Sentences: what is damaged, what is left out, what cannot be compared."""
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the search for garbage, which goes through all that is there of many runs again and again; little is made here."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def build(
     folders: Path | Sequence[Path],
     only: Collection[str] | None = None,
@@ -91,7 +106,7 @@ def build(
 
     notes += remarks.of_runs(records.values())
     notes += remarks.of_code(records.values())
-    runs = runs_table(sorted(records.values(), key=lambda record: record.config.run_id))
+    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id))
     diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
     whole, failed = remarks.outcomes(runs, diverged, notes)
     complete = runs[whole]
@@ -132,8 +147,8 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
         found, problems = read_runs(folder)
         notes += problems
         for record in found:
-            if only is None or record.config.run_id in only:
-                copies.setdefault(record.config.run_id, []).append(record)
+            if only is None or record.run_id in only:
+                copies.setdefault(record.run_id, []).append(record)
     records = {}
     for run_id, found in copies.items():
         # A finished one, in the run's own folder.

@@ -16,7 +16,7 @@ from rich.console import Console
 from icpctl.ablate.study import Definition
 from icpctl.errors import UserError
 from icpctl.files import not_writable, read_json, write_atomic
-from icpctl.report import Report, build, write
+from icpctl.report import Report, build, uncollected, write
 from icpctl.report.export import Kind, export
 from icpctl.report.formats import Format, render
 from icpctl.report.terminal import terminal
@@ -145,6 +145,7 @@ def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:
     return runs
 
 
+@uncollected()
 def _files(report: Report, request: Request, say: Say) -> list[Path]:
     """Write the tables and the page, and the figures if they are asked for."""
     from icpctl.report import figures  # matplotlib takes a second

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from icpctl.report.groups import Grouping, twin_places
-from icpctl.report.measures import EFFECT, falls, interval_half, measure_of, p_text
+from icpctl.report.measures import EFFECT, Measure, falls, interval_half, measure_of, p_text
 from icpctl.report.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
-from icpctl.runs.folder import FloatArray
+from icpctl.runs.metrics import FloatArray
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, metric_columns, records
 
@@ -80,7 +80,9 @@ def comparison_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     table["verdict"] = _verdicts(table)
     undecided = table["effect"].where((table["verdict"] == "cannot tell") & (table["lacking"] == 0))
     table["seeds_needed"] = seeds_needed(undecided, table["comparisons"].clip(lower=1))
-    table["sentence"] = [_sentence(row) for row in records(table)]
+    measures = {name: measure_of(name) for name in table["metric"].unique()}
+    said_of = table[["label", *COLUMNS[:-1]]]
+    table["sentence"] = [_sentence(row, measures[row["metric"]]) for row in records(said_of)]
     return table[[*(name for name in table if name not in COLUMNS), *COLUMNS]]
 
 
@@ -187,9 +189,8 @@ def _verdicts(table: pd.DataFrame) -> pd.Series:
     )
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
+def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
     """What the data support of one comparison, in words."""
-    measure = measure_of(row["metric"])
     label, other, seeds = row["label"], AGAINST[row["against"]], row["seeds"]
     name = f"{measure.name} (less is better)" if measure.falls else measure.name
     spread = interval_half(row)

@@ -54,8 +54,8 @@ def export(records: Sequence[RunRecord], kind: Kind, target: Path) -> Path:
     Raises:
         UserError: the tool's package is missing, or something cannot be written.
     """
-    own_last = sorted(records, key=lambda record: record.path.name == record.config.run_id)
-    runs = {record.config.run_id: record for record in own_last}.values()
+    own_last = sorted(records, key=lambda record: record.path.name == record.run_id)
+    runs = {record.run_id: record for record in own_last}.values()
     folder = target / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _to_tensorboard(records: Iterable[RunRecord], folder: Path) -> None:
     for record in records:
         settings, epochs, changed = _settings(record.config), _epochs(record), _changed(record)
         began = epochs[0][1] if epochs else changed
-        events = [Event(wall_time=began, summary=summary_v2.hparams_pb(settings, record.config.run_id, began))]
+        events = [Event(wall_time=began, summary=summary_v2.hparams_pb(settings, record.run_id, began))]
         for epoch, time, metrics in epochs:
             scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
             events.append(Event(wall_time=time, step=epoch, summary=Summary(value=scalars)))
@@ -109,7 +109,7 @@ def _to_tensorboard(records: Iterable[RunRecord], folder: Path) -> None:
         end = ended(record.status.get("state"), changed)
         events.append(Event(wall_time=changed, summary=Summary(value=[end])))
         # A TensorBoard that is running reads each file once, so other contents need another name.
-        write(folder / record.config.run_id, EVENTS.format(int(changed * 1000)), events)
+        write(folder / record.run_id, EVENTS.format(int(changed * 1000)), events)
         for name, value in settings.items():
             values.setdefault(name, set()).add(value)
 
@@ -139,7 +139,7 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
     records = list(records)
     try:
         for record, version in zip(records, data_versions(records), strict=True):
-            run_id, variant = record.config.run_id, record.config.variant
+            run_id, variant = record.run_id, record.config.variant
             state = str(record.status.get("state") or "unknown")
             with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as temporary:
                 run = init(

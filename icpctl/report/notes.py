@@ -66,13 +66,13 @@ def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
 
 def of_code(records: Iterable[RunRecord]) -> list[str]:
     """Notes on the users' own models whose code was not the same in all runs."""
-    versions: dict[str, dict[str, list[str]]] = {}
+    versions: dict[str, dict[str, dict[str, None]]] = {}
     for record in records:
         for session in record.sessions:
             source = session.get("source")
             if isinstance(source, dict):
-                runs = versions.setdefault(record.config.model, {}).setdefault(str(source.get("sha256"))[:16], [])
-                runs += [record.config.run_id] if record.config.run_id not in runs else []
+                of_model = versions.setdefault(record.config.model, {})
+                of_model.setdefault(str(source.get("sha256"))[:16], {})[record.run_id] = None
     return [
         f"The runs of {model} were not trained with the same code: the SHA-256 of its file differs ("
         + "; ".join(f"{sha256}…: {count(len(runs), 'run')}, {first_names(runs)}" for sha256, runs in found.items())
@@ -90,7 +90,7 @@ def of_runs(records: Iterable[RunRecord]) -> list[str]:
         given = record.status.get("notes")
         for note in map(str, given if isinstance(given, list) else []):
             counts[note] += 1
-            example.setdefault(note, record.config.run_id)
+            example.setdefault(note, record.run_id)
     return [
         f"{count(number, 'run')}, {'for example ' if number > 1 else ''}{example[note]}: {note}"
         for note, number in counts.items()

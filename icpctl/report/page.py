@@ -92,7 +92,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
     cells, above = summary_cells(report, task)
     card = scorecard(table)
     decided = table["verdict"].isin(["better", "worse"])
-    said = [{"verdict": row["verdict"], "sentence": row["sentence"]} for row in records(table)]
+    said = records(table[["verdict", "sentence"]])
     first = [each for each, claims in zip(said, decided, strict=True) if claims or len(said) <= OPEN]
     rest = [each for each, claims in zip(said, decided, strict=True) if not claims and len(said) > OPEN]
     return {
@@ -125,12 +125,12 @@ def _table(columns: Columns) -> Mapping[str, Any]:
     return {"headings": list(columns), "numbers": numbers, "rows": list(zip(*cells, strict=True))}
 
 
-def _cell(text: str, number: Any, of_numbers: bool) -> Mapping[str, str]:
-    """The number is as JavaScript reads it, NaN where there is none; a column of text has none."""
+def _cell(text: str, number: Any, of_numbers: bool) -> tuple[str, str]:
+    """What is shown, and the number, as JavaScript reads it, NaN where there is none; a column of text has none."""
     if not of_numbers:
-        return {"text": text, "number": ""}
+        return text, ""
     value = math.nan if isinstance(number, str) or pd.isna(number) else float(number)
-    return {"text": text, "number": str(value).replace("nan", "NaN").replace("inf", "Infinity")}
+    return text, str(value).replace("nan", "NaN").replace("inf", "Infinity")
 
 
 def _runs(report: Report) -> Columns:

@@ -26,10 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -38,9 +38,19 @@ from typing_extensions import TypedDict
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
 from icpctl.files import load_json, locked, not_writable, read_json, write_atomic
-from icpctl.runs.metrics import COLUMNS, METRICS_FILE, ROWS, TOLD, given_twice, own_rows, read_metrics, tidy
-
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+from icpctl.runs.metrics import (
+    COLUMNS,
+    METRICS_FILE,
+    ROWS,
+    TOLD,
+    FloatArray,
+    IntArray,
+    curves_of,
+    given_twice,
+    own_rows,
+    read_metrics,
+    tidy,
+)
 
 FIGURES = "figures"
 """The folder of the figures in a results folder; no run has this name."""
@@ -49,6 +59,8 @@ SLURM = "slurm"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 """The folders of what is exported for these tools; no run has these names either."""
 _OF_A_RUN = ("config.json", "log.txt", "status.json", METRICS_FILE)
+_AT_ONCE = 16
+"""Runs that a thread reads before it asks for more."""
 REPORT = "report"
 """The folder of a report on several results folders, or on a part of one; nor this one."""
 TIMINGS = ("seconds", "images_per_second", "peak_memory")
@@ -315,10 +327,14 @@ class RunRecord:
     """Where and when each part of it was run, as config.json says."""
     fingerprint: str
     """Of the data that it was trained on; empty where it is not known."""
-    epochs: np.ndarray[Any, np.dtype[np.int64]]
+    epochs: IntArray
     """(E,): those of the run that metrics.csv has rows of, in order."""
     curves: Mapping[tuple[str, str], FloatArray]
     """Split and metric to (E,) values, one for each of `epochs`; nan where there is none. Of a row given twice the later holds."""
+
+    @cached_property
+    def run_id(self) -> str:
+        return self.config.run_id
 
 
 def read_config(path: Path) -> RunConfig:
@@ -377,28 +393,15 @@ def read_record(path: Path, config: RunConfig) -> tuple[RunRecord, list[str]]:
 def _record(path: Path, config: RunConfig, facts: Mapping[str, Any]) -> tuple[RunRecord, list[str]]:
     """The record of a run, given what its config.json says."""
     rows, problems = own_rows(path, config, facts)
-    epochs, row = np.unique(rows["epoch"].to_numpy(), return_inverse=True)
-    split, metric = (rows[name].combine_chunks() for name in ("split", "metric"))
-    splits, names = split.dictionary.to_pylist(), metric.dictionary.to_pylist()
-    pairs, column = np.unique(
-        split.indices.to_numpy() * max(1, len(names)) + metric.indices.to_numpy(), return_inverse=True
-    )
-    curves: dict[tuple[str, str], FloatArray] = {}
-    if len(epochs) * len(pairs) > 100 * (len(row) + 100):
+    epochs, curves, twice = curves_of(rows)
+    if twice is None:
         problems.append(f"{path / METRICS_FILE} is left out: its rows do not belong to epochs of the same metrics.")
-    else:
-        values = np.full((len(pairs), len(epochs)), np.nan)
-        values[column, row] = rows["value"].to_numpy()  # of a pair of indices given twice, numpy keeps the last
-        given = np.zeros(values.shape, bool)
-        given[column, row] = True
-        if twice := len(row) - int(given.sum()):
-            problems.append(given_twice(path, twice))
-        places = (divmod(int(pair), len(names)) for pair in pairs)
-        curves = {(splits[i], names[j]): curve for (i, j), curve in zip(places, values, strict=True)}
+    elif twice:
+        problems.append(given_twice(path, twice))
     status, damaged = _read_status(path)
-    if (lost := status.get("rows", 0) - len(row)) > 0:
+    if (lost := status.get("rows", 0) - len(rows)) > 0:
         damaged.append(f"{path / METRICS_FILE} lacks {lost} of the rows that it had when the run was finished.")
-    record = RunRecord(path, config, status, _sessions(facts), _fingerprint(facts), epochs.astype(np.int64), curves)
+    record = RunRecord(path, config, status, _sessions(facts), _fingerprint(facts), epochs, curves)
     return record, [*problems, *damaged]
 
 
@@ -426,9 +429,10 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
         UserError: the folder does not exist.
     """
     paths, problems = _named(run_folders(folder))
+    parts = [paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)]
     # Files are parsed without the interpreter's lock; what follows needs it, so more threads would wait for each other.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(_read_run, paths))
+        found = [run for part in pool.map(lambda part: [*map(_read_run, part)], parts) for run in part]
     problems += [problem for _, problems in found for problem in problems]
     return [record for record, _ in found if record], problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pyarrow.csv
 from icpctl.config import RunConfig
 from icpctl.files import read_json
 
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
 METRICS_FILE = "metrics.csv"
 COLUMNS = ("run_id", "epoch", "split", "metric", "value")
 _HEADER = ",".join(COLUMNS).encode()
@@ -23,6 +27,11 @@ ROWS = pa.schema(
     [("run_id", _WORD), ("epoch", pa.int32()), ("split", _WORD), ("metric", _WORD), ("value", pa.float64())]
 )
 _PLAIN = pa.schema([(field.name, pa.string() if field.type == _WORD else field.type) for field in ROWS])
+_OPTIONS = (
+    pyarrow.csv.ReadOptions(use_threads=False),
+    pyarrow.csv.ParseOptions(quote_char=False),
+    pyarrow.csv.ConvertOptions(column_types=ROWS, null_values=[]),
+)
 TOLD = 3
 """Damaged rows of a file that are described; the others are counted."""
 
@@ -47,7 +56,8 @@ def own_rows(path: Path, config: RunConfig, facts: Mapping[str, Any]) -> tuple[p
     rows = rows.combine_chunks()
     run_id = rows["run_id"].combine_chunks()
     ids = run_id.dictionary.to_pylist()
-    if others := set(ids) - {config.run_id, str(facts.get("run_id"))}:
+    others = set(ids) - {str(facts.get("run_id"))}
+    if others and (others := others - {config.run_id}):
         own = ~np.isin(run_id.indices.to_numpy(), [number for number, name in enumerate(ids) if name in others])
         rows = rows.filter(own)
         named = ", ".join(repr(name[:100]) for name in sorted(others)[:TOLD])
@@ -62,6 +72,42 @@ def own_rows(path: Path, config: RunConfig, facts: Mapping[str, Any]) -> tuple[p
     return rows, problems
 
 
+def curves_of(rows: pa.Table) -> tuple[IntArray, dict[tuple[str, str], FloatArray], int | None]:
+    """The rows of a run as curves.
+
+    Returns:
+        The epochs that there are rows of, in order; {(split, metric): a value for each of them, nan where there is none};
+        and how many rows are given twice, of which the later hold. The last is None, and there are no curves, where the rows
+        do not belong to epochs of the same metrics.
+    """
+    split, metric = (rows[name].combine_chunks() for name in ("split", "metric"))
+    splits, names = split.dictionary.to_pylist(), metric.dictionary.to_pylist()
+    pair = split.indices.to_numpy().astype(np.int64) * max(1, len(names)) + metric.indices.to_numpy()
+    epochs, pairs, place, twice = _places(rows["epoch"].to_numpy().tobytes(), pair.tobytes())
+    if place is None:
+        return epochs, {}, None
+    values = np.full((len(pairs), len(epochs)), np.nan)
+    values.reshape(-1)[place] = rows["value"].to_numpy()  # of a place given twice, numpy keeps the last
+    keys = ((splits[number // len(names)], names[number % len(names)]) for number in pairs)
+    return epochs, dict(zip(keys, values, strict=True)), twice
+
+
+@lru_cache(maxsize=8)  # the runs of a study have the same rows, but for the values
+def _places(epoch: bytes, pair: bytes) -> tuple[IntArray, list[int], IntArray | None, int]:
+    """Where the value of each row stands in an array of pairs by epochs, given the epoch of each, and the number of its pair
+    of split and metric: the epochs, the pairs, the places, and how many rows have that of a later one.
+
+    The places are None where the array would be far larger than the rows.
+    """
+    epochs, column = np.unique(np.frombuffer(epoch, np.int32).astype(np.int64), return_inverse=True)
+    epochs.flags.writeable = False  # many runs share it
+    pairs, row = np.unique(np.frombuffer(pair, np.int64), return_inverse=True)
+    if len(epochs) * len(pairs) > 100 * (len(row) + 100):
+        return epochs, pairs.tolist(), None, 0
+    place = row * len(epochs) + column
+    return epochs, pairs.tolist(), place, len(place) - len(np.unique(place))
+
+
 def given_twice(path: Path, number: int) -> str:
     return f"{path / METRICS_FILE} has {number} rows twice, of which the later ones count."
 
@@ -74,7 +120,7 @@ def tidy(rows: pa.Table) -> pd.DataFrame:
 
 def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if not file.is_file() and file.exists():  # a pipe would be waited for
             return ROWS.empty_table(), [f"{file} is no file."]
         content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
@@ -85,14 +131,12 @@ def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
         return ROWS.empty_table(), [
             f"{file} is left out: its columns are parted by semicolons, as some spreadsheets save them. Restore the commas."
         ]
-    if content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n")):
+    clean = content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n"))
+    if clean and b"\r" in content:  # alone it is no end of a line, as Arrow has it
+        clean = content.count(b"\r") == content.count(b"\r\n")
+    if clean:
         try:  # the fast way, for files without a fault
-            rows = pyarrow.csv.read_csv(
-                pa.BufferReader(content),
-                pyarrow.csv.ReadOptions(use_threads=False),
-                pyarrow.csv.ParseOptions(quote_char=False),
-                pyarrow.csv.ConvertOptions(column_types=ROWS, null_values=[]),
-            )
+            rows = pyarrow.csv.open_csv(pa.BufferReader(content), *_OPTIONS).read_all()
             if rows.schema.names == list(COLUMNS) and (rows["epoch"].to_numpy() >= 0).all():
                 return rows, []
         except pa.ArrowInvalid:

@@ -51,7 +51,7 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
         if group_id not in baselines:
             baselines[group_id] = record.config.baseline().group_id
         ids = (of_version(group_id, version), of_version(baselines[group_id], version))
-        rows.append(_measured(record) | _identity(record.config, *ids))
+        rows.append(_measured(record) | _identity(record, *ids))
     runs = pd.DataFrame(rows)
     runs = runs[[*IDENTITY, *(name for name in runs if name not in IDENTITY)]]
     whole = ["epochs_recorded", "last_epoch", "best_epoch"]
@@ -110,9 +110,9 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def _identity(config: RunConfig, group_id: str, baseline_id: str) -> dict[str, Any]:
-    settings = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in config}
-    ids = {"run_id": config.run_id, "group_id": group_id, "baseline_id": baseline_id, "task": config.task}
+def _identity(record: RunRecord, group_id: str, baseline_id: str) -> dict[str, Any]:
+    settings = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in record.config}
+    ids = {"run_id": record.run_id, "group_id": group_id, "baseline_id": baseline_id, "task": record.config.task}
     return ids | settings
 
 
@@ -127,7 +127,12 @@ def _is_foreign(name: str) -> bool:
 
 def _measured(record: RunRecord) -> dict[str, Any]:
     config, epochs = record.config, record.epochs
-    curves = {key: np.where(np.isfinite(curve), curve, np.nan) for key, curve in record.curves.items()}
+    used = {("val", config.selection), ("train", "seconds"), ("train", "images_per_second")}
+    curves = {
+        key: np.where(np.isfinite(curve), curve, np.nan)
+        for key, curve in record.curves.items()
+        if key[0] == "test" or key in used
+    }
     validation = curves.get(("val", config.selection), np.array([]))
     # of equals the first; the best of nothing is none
     best = None if np.isnan(validation).all() else int(np.nanargmax(validation))

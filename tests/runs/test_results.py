@@ -9,9 +9,12 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.csv
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +124,52 @@ def test_no_content_stops_the_reading(tmp_path_factory: pytest.TempPathFactory, 
         file.write_bytes(start + content)
         metrics, _ = read_metrics(file.parent, CONFIG)
         assert tuple(metrics.columns) == COLUMNS
+
+
+LINES = [
+    f"{R},{epoch},{split},{metric},{epoch / 7}\n".encode()
+    for epoch in range(3)
+    for split, metric in (("train", "loss"), ("test", "loss"), ("test", "ece"))
+]
+PIECES = [
+    *LINES,
+    *(b"\n", b"\r\n", b"\r", b"\n\n", b",", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b" ", b"\t", b"-", b"+", b"_", b"#"),
+    *(b"nan", b"inf", b"-Infinity", b"1e999", b"1e-999", b"0x1p3", b"99999999999", b"1.", b".5", b"1d5", b"\xd9\xa1"),
+    *(f"{row}\n".encode() for row in ("other,1,test,loss,0.5", f"{R},1,,,", f"{R},01,test,loss,-0.0")),
+    HEADER.encode(),
+]
+
+
+@given(
+    st.lists(st.sampled_from(LINES), max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 1000), st.integers(0, 60), st.sampled_from(PIECES) | st.binary(max_size=3)), max_size=4
+    ),
+)
+def test_the_fast_way_reads_a_file_as_the_careful_one_does(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], damage: list[tuple[int, int, bytes]]
+) -> None:
+    content = HEADER.encode() + b"".join(lines)
+    for place, length, piece in damage:
+        content = content[:place] + piece + content[place + length :]
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.csv").write_bytes(content)
+    record, problems = read_record(folder, CONFIG)
+    metrics, of_metrics = read_metrics(folder, CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyarrow.csv, "open_csv", Mock(side_effect=pyarrow.ArrowInvalid))
+        careful, of_careful = read_metrics(folder, CONFIG)
+    pd.testing.assert_frame_equal(metrics, careful, check_exact=True)
+    assert problems == of_metrics == of_careful
+    # and as curves, too
+    curves = {
+        (split, metric): each.set_index("epoch")["value"].reindex(record.epochs)
+        for (split, metric), each in metrics.groupby(["split", "metric"], sort=False)
+    }
+    assert record.epochs.tolist() == sorted(set(metrics["epoch"]))
+    assert record.curves.keys() == curves.keys()
+    for key, curve in record.curves.items():
+        np.testing.assert_array_equal(curve, curves[key])
 
 
 @pytest.mark.parametrize(

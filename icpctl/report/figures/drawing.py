@@ -199,10 +199,13 @@ def by_epoch(
     """
     epochs = np.unique(np.concatenate([record.epochs for record in records]))
     values = np.full((len(records), len(epochs)), np.nan)
+    place = place_of = None
     for row, record in zip(values, records, strict=True):
+        if place_of is not record.epochs:  # many runs share theirs
+            place, place_of = np.searchsorted(epochs, record.epochs), record.epochs
         found = curve(record)
         if found is not None:
-            row[np.searchsorted(epochs, record.epochs)] = found
+            row[place] = found
     last = pd.Series([record.epochs[-1] for record in records]).groupby(group.to_numpy()).transform("min").to_numpy()
     return pd.DataFrame(np.where(epochs <= last[:, None], values, np.nan), columns=epochs)
 

@@ -56,9 +56,9 @@ def reconstruction_figures(records: Sequence[RunRecord]) -> tuple[dict[str, Figu
     """
     groups: dict[str, dict[str, RunRecord]] = defaultdict(dict)
     # Of two copies of a run the one in the run's own folder counts.
-    for record in sorted(records, key=lambda record: record.path.name == record.config.run_id):
+    for record in sorted(records, key=lambda record: record.path.name == record.run_id):
         if record.config.task == "generation" and record.status.get("state") == "finished":
-            groups[record.config.baseline().group_id][record.config.run_id] = record
+            groups[record.config.baseline().group_id][record.run_id] = record
     figures, notes = {}, []
     for group_id, runs in groups.items():
         name = f"figure3-{_slug(next(iter(runs.values())).config.dataset)}-{group_id}"

@@ -298,11 +298,13 @@ def _change(record: RunRecord) -> Values | None:
 def _of_stages(name: str, pick: Callable[[list[Values]], Values]) -> Callable[[RunRecord], Values | None]:
     """The largest or smallest of a diagnostic that each stage has."""
 
+    start = f"{name}_"
+
     def picked(record: RunRecord) -> Values | None:
         stages = [
             curve
             for (split, metric), curve in record.curves.items()
-            if split == "train" and metric.removeprefix(f"{name}_").isdigit()
+            if split == "train" and metric.removeprefix(start).isdigit()
         ]
         return pick(stages) if stages else None
 
