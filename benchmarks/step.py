@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import icpctl
 from icpctl.methods.icp.method import ICP
 from icpctl.models.network import choose_device, set_precision
-from icpctl.training.graphs import cuda_graph
+from icpctl.training.graphs import CudaGraphs
 from icpctl.training.trainer import Images, Trainer
 
 TASK_WEIGHT = 0.7
@@ -187,7 +187,7 @@ def _captured(piece: Callable[[], None]) -> Callable[[], None]:
         for _ in range(3):
             piece()
     torch.cuda.current_stream().wait_stream(stream)
-    return cuda_graph(piece)[1]
+    return CudaGraphs(torch.device("cuda", torch.cuda.current_device()))(piece)[1]
 
 
 def _operations(least: Floor) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from icpctl import models
 from icpctl.config import RECORDED, RunConfig, resolve
@@ -42,9 +44,11 @@ def choose_device(name: str) -> torch.device:
 
 def set_precision(precision: str) -> None:
     """Float32 arithmetic is IEEE's unless TF32 is asked for; torch's own default lets convolutions use TF32."""
-    mode = {"float32": "ieee", "tf32": "tf32", "bf16": "ieee"}[precision]
-    torch.backends.cuda.matmul.fp32_precision = mode
-    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # there are newer flags; once they are set, reading these raises, as parts of torch do
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def keep_freed_memory() -> None:
@@ -61,7 +65,17 @@ def keep_freed_memory() -> None:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bfloat16 where it was asked for; else nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=keeps_gradients(torch.__version__)
+    )
+
+
+def keeps_gradients(torch_version: str) -> bool:
+    """Whether a torch casts a weight anew for a pass with gradients, where it was cast in one without.
+
+    Before version 2.11 it does not (pytorch issue 112583), and the weight would not be trained.
+    """
+    return bool(TorchVersion(torch_version) >= TorchVersion("2.11"))
 
 
 def evaluation_batch(height: int, width: int) -> int:

@@ -38,10 +38,14 @@ class VAE(nn.Module):
         latent_dim: Z.
     """
 
+    noise: Tensor | None
+    """(B, Z), ε of the passes in train mode; None: drawn in each."""
+
     def __init__(self, image_size: int, latent_dim: int) -> None:
         super().__init__()
         widths = [min(CHANNELS << stage, MOST_CHANNELS) for stage in range(vae_stages(image_size))]
         self.image_size, self.latent_dim = image_size, latent_dim
+        self.noise = None
         self.encoder = nn.Sequential(*map(_down, [3, *widths], widths))
         self.to_posterior = nn.Linear(widths[-1] * VAE_BOTTLENECK**2, 2 * latent_dim)
         self.from_latent = nn.Linear(latent_dim, widths[-1] * VAE_BOTTLENECK**2)
@@ -62,7 +66,10 @@ class VAE(nn.Module):
         mean, log_variance = self.encode(x)
         z = mean
         if self.training:
-            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            noise = self.noise
+            if noise is None:
+                noise = torch.randn_like(mean, dtype=torch.promote_types(mean.dtype, torch.float32))
+            z = mean + (log_variance / 2).exp() * noise
         return VAEOutput(self.decode(z), mean, log_variance)
 
 

@@ -367,14 +367,13 @@ def _features(
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """IEEE float32 without gradients, whatever the run's precision: the features are kept for other runs."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision
+    before = "tf32" if torch.backends.cudnn.allow_tf32 else "float32"
     set_precision("float32")
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.fp32_precision, conv.fp32_precision = before
+        set_precision(before)
 
 
 def _key(extractor: Extractor, images: Tensor) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from icpctl.methods.icp.folding import fold
 
-__all__ = ["CapturedSteps", "cuda_graph", "fold"]
+__all__ = ["CapturedSteps", "CudaGraphs", "fold"]
 
 Inputs = tuple[Tensor, ...]
 Compute = Callable[..., tuple[Tensor, dict[str, Any]]]
@@ -32,26 +32,30 @@ Capture = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 class CapturedSteps:
     """The gradients of a step, by a CUDA graph for each kind of step.
 
-    The first steps of a kind are computed as they are. Then a graph is captured, and the next step is computed both ways: if
-    the results are not the same up to rounding, or it cannot be captured, or it draws random numbers (which a graph would
-    draw otherwise), all steps stay as they are.
+    The first steps of a kind are computed as they are. Then a graph is captured. On the next batch it is held against the step as it
+    is: everything that it should compute is filled with NaN before, and the task weight is a half, so that no part of the objective
+    is left out. If any result is another one but for rounding, or the step cannot be captured, or it draws random numbers (which a
+    graph would draw otherwise), all steps stay as they are.
 
     Args:
         model: whose gradients and buffers a step changes; both are as if each step had been computed once.
-        capture: such as `cuda_graph`.
+        capture: such as `CudaGraphs`.
         say: told why steps are not captured.
     """
 
     WARM_UP = 3
     """Steps of a kind before it is captured: libraries choose their algorithms in the first ones."""
     TOLERANCE = 1e-2
-    """Of ‖a − b‖ / ‖b‖, for the loss and for the gradients; two steps of one input that is all the same differ by 1e-3, where
-    sums come in another order, as Adam-ICP divides by what may be tiny."""
+    """Of ‖a − b‖ / ‖b‖ for each result; two steps of one input that is all the same differ by 1e-3, where sums come in another
+    order, as Adam-ICP divides by what may be tiny."""
+    CHECKED_WEIGHT = 0.5
+    """In the place of every input that is a scalar, which is the task weight, when a graph is checked."""
 
     def __init__(self, model: nn.Module, capture: Capture, say: Callable[[str], None]) -> None:
         self.model, self._capture, self._say = model, capture, say
         self._refused = False
         self._seen: Counter[Hashable] = Counter()
+        self._unchecked: dict[Hashable, _Graph] = {}
         self._graphs: dict[Hashable, _Graph] = {}
 
     def __call__(self, kind: Hashable, compute: Compute, *inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -71,12 +75,10 @@ class CapturedSteps:
             gradients = [p.grad for p in self.model.parameters()]
             self._set_buffers(before)
             try:
-                graph = _Graph(self.model, compute, inputs, self._capture)
-                difference = self._difference([graph(inputs)[0], *graph.gradients], [results[0], *gradients])
-                if difference <= self.TOLERANCE:
-                    self._graphs[kind] = graph
+                if kind in self._unchecked:
+                    self._check(kind, compute, inputs, before)
                 else:
-                    self._refuse(f"a captured one differs by {difference:.1e}")
+                    self._unchecked[kind] = _Graph(self.model, compute, inputs, self._capture)
             except RuntimeError as error:
                 self._refuse(f"one cannot be captured ({str(error).strip().splitlines()[0]})")
             self._set_buffers(after)
@@ -84,23 +86,56 @@ class CapturedSteps:
                 parameter.grad = gradient
         return results
 
+    def _check(self, kind: Hashable, compute: Compute, inputs: Inputs, buffers: Sequence[Tensor]) -> None:
+        """Take the graph of a kind for its next steps, if it gives what the step gives for these inputs."""
+        inputs = tuple(i if i.dim() else torch.full_like(i, self.CHECKED_WEIGHT) for i in inputs)
+        expected = self._results(compute(*inputs), inputs[0])
+        self._set_buffers(buffers)
+        graph = self._unchecked.pop(kind)
+        graph.forget()
+        found = self._results(graph(inputs), inputs[0])
+        name, difference = _largest_difference(found, expected)
+        if difference <= self.TOLERANCE:
+            self._graphs[kind] = graph
+        else:
+            self._refuse(f"a captured one differs by {difference:.1e} in {name}")
+
+    def _results(self, results: tuple[Tensor, dict[str, Any]], x: Tensor) -> dict[str, Tensor]:
+        """Copies of all that a step computes, by name; what has the shape of the inputs is their change."""
+        loss, log = results
+        found = {"the loss": loss}
+        for name, part in log.items():
+            for i, value in enumerate(tree_leaves(part)):
+                if isinstance(value, Tensor):
+                    found[f"{name} {i or ''}".strip()] = value - x if value.shape == x.shape else value
+        of_model = [
+            *((f"the gradient of {name}", parameter.grad) for name, parameter in self.model.named_parameters()),
+            *self.model.named_buffers(),
+        ]
+        found |= {name: value for name, value in of_model if value is not None}
+        return {name: value.detach().clone() for name, value in found.items()}
+
     def _refuse(self, why: str) -> None:
         self._refused = True
+        self._graphs.clear()  # with their memory
+        self._unchecked.clear()
         self._say(f"Steps are not launched as CUDA graphs: {why}.")
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.model.buffers(), values, strict=True):
             buffer.copy_(value)
 
-    @staticmethod
-    def _difference(captured: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
-        """The largest ‖a − b‖ / ‖b‖; infinite where one is not finite."""
-        differences = [
-            float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
-            for a, b in zip(captured, expected, strict=True)
-            if a is not None and b is not None
-        ]
-        return max(d if math.isfinite(d) else math.inf for d in differences)
+
+def _largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str, float]:
+    """Where ‖a − b‖ / ‖b‖ is largest, and how large: infinite where one is missing or not finite."""
+    if missing := found.keys() ^ expected.keys():
+        return min(missing), math.inf
+    differences = {
+        name: float((found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12))
+        for name, value in expected.items()
+    }
+    differences = {name: value if math.isfinite(value) else math.inf for name, value in differences.items()}
+    return max(differences.items(), key=lambda item: item[1])
 
 
 class _Graph:
@@ -121,13 +156,42 @@ class _Graph:
         copies: tuple[Tensor, dict[str, Any]] = tree_map_only(Tensor, Tensor.clone, self.outputs)
         return copies
 
+    def forget(self) -> None:
+        """Fill with NaN what a replay should compute."""
+        for tensor in (*tree_leaves(self.outputs), *self.gradients):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                tensor.fill_(math.nan)
 
-def cuda_graph(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Capture a function as a CUDA graph; its outputs, which hold nothing before the first replay, and the replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function()
-    return outputs, graph.replay
+
+class CudaGraphs:
+    """Captures functions as CUDA graphs of a device, which share their memory.
+
+    A graph may write to what another one has left, so what one gives has to be used, or copied, before the next one is replayed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        """The outputs of a function, which hold nothing before the first replay, and the replay.
+
+        Raises:
+            RuntimeError: it cannot be captured; the device is as before.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on: one of them may keep images in pinned memory.
+        recording = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            try:
+                with recording:
+                    outputs = function()
+            except BaseException:
+                torch.cuda.set_stream(stream)  # torch leaves its own where the end of the capture fails, too
+                graph.reset()
+                raise
+        return outputs, graph.replay
 
 
 def _random_offset(device: torch.device) -> int:

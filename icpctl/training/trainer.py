@@ -26,9 +26,10 @@ from icpctl.methods.mixing import mix
 from icpctl.methods.taps import tap
 from icpctl.models import own, weights
 from icpctl.models.network import Network, build_model, keep_freed_memory
+from icpctl.models.vae import VAE
 from icpctl.seeds import derived_seed
 from icpctl.training.distributed import ALONE, Processes
-from icpctl.training.graphs import CapturedSteps, cuda_graph
+from icpctl.training.graphs import CapturedSteps, CudaGraphs
 
 SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
 """Of images that are tried where a model refuses its own, the smallest first."""
@@ -77,6 +78,8 @@ class Trainer:
         self.config, self.device, self.processes, self.stack = config, device, processes, stack
         if device.type == "cpu":
             keep_freed_memory()
+        elif device.index is not None:
+            torch.cuda.set_device(device)  # what asks for no device takes the current one
         self.task, images = tasks.build(config, images)
         self.classes, self.fingerprint = images.classes, images.fingerprint
         self.train_set: DeviceSplit
@@ -136,7 +139,7 @@ class Trainer:
             or not self.row.captured
         ):
             return None
-        return CapturedSteps(self.method, cuda_graph, say)
+        return CapturedSteps(self.method, CudaGraphs(self.device), say)
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
@@ -246,7 +249,9 @@ class Trainer:
         """One update of the weights for a whole batch; the loss and the log stay on the device."""
         batch = self.batch(epoch, step, images)
 
-        def gradients(x: Tensor, y: Tensor, weight: float | Tensor) -> Loss:
+        def gradients(x: Tensor, y: Tensor, weight: float | Tensor, noise: Tensor | None = None) -> Loss:
+            if isinstance(self.model, VAE):
+                self.model.noise = noise
             self.optimizer.zero_grad(set_to_none=True)
             with self.network.autocast():
                 loss, log = self.method.objective(replace(batch, x=x, y=y, weight=weight))
@@ -256,8 +261,10 @@ class Trainer:
         def compute() -> Loss:
             if self.captured is None:
                 return gradients(batch.x, batch.y, batch.weight)
-            weight = torch.full((), float(batch.weight), device=self.device)
-            return self.captured(self.method.kind(epoch, step), gradients, batch.x, batch.y, weight)
+            inputs = [batch.x, batch.y, torch.full((), float(batch.weight), device=self.device)]
+            if isinstance(self.model, VAE):  # a graph cannot draw as many random numbers as a step
+                inputs.append(torch.randn(len(batch.x), self.model.latent_dim, device=self.device))
+            return self.captured(self.method.kind(epoch, step), gradients, *inputs)
 
         return self.method.update(compute, partial(self.apply, batch))
 

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from icpctl import RunConfig, UserError
-from icpctl.models.network import build_model, load_trained
+from icpctl.models.network import build_model, load_trained, set_precision
 from icpctl.runs import checkpoint
 from icpctl.tasks import fidelity
 
@@ -344,19 +344,21 @@ def test_features_are_ieee_float32(ask: Asked, tmp_path: Path, monkeypatch: pyte
     seen = []
 
     def watching(self: fidelity.ClassifierFeatures, x: Tensor) -> tuple[Tensor]:
-        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), conv.fp32_precision, self.training))
+        seen.append(
+            (torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.backends.cudnn.allow_tf32, self.training)
+        )
         return (x[:, 0, 0].float(),)
 
     monkeypatch.setattr(fidelity.ClassifierFeatures, "forward", watching)
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, conv.fp32_precision = conv.fp32_precision, "tf32"
+    set_precision("tf32")
     try:
         with torch.autocast("cpu", torch.bfloat16):
             ask(images(2), classifier=run(tmp_path / "run", precision="bf16"), prior=images(2, 1))
-        assert conv.fp32_precision == "tf32"
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
     finally:
-        conv.fp32_precision = before
-    assert seen == [(False, False, "ieee", False)] * 2
+        set_precision("float32")
+    assert seen == [(False, False, False, False)] * 2
 
 
 def test_few_images(ask: Asked, tmp_path: Path) -> None:

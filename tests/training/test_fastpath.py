@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +17,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import icpctl
-from icpctl.training.graphs import CapturedSteps
+from icpctl.methods.icp import distillation
+from icpctl.methods.icp.distillation import PASS_ORDERS
+from icpctl.models.network import keeps_gradients, set_precision
+from icpctl.training.graphs import CapturedSteps, CudaGraphs
 from icpctl.training.trainer import Trainer
 
 
@@ -54,41 +60,84 @@ def test_a_run_with_and_without_fast_paths_is_the_same(
     assert not fast_run.equals(plain_run)
 
 
-class FakeGraphs:
-    """Stands in for `cuda_graph` on a CPU: captures without effect, and replays into the same places in memory."""
+BROKEN = {
+    "stale inputs": "x_icp",
+    "empty": "",
+    "a buffer left out": "running_mean",
+    "a wrong gradient": "the gradient of",
+    "no feature loss": "feature_loss",
+    "another perturbation": "x_icp",
+    "no gradient": "the gradient of",
+}
+"""Graphs that compute another step, and in which result that is seen."""
 
-    def __init__(self, model: nn.Module, wrong_by: float = 1.0) -> None:
-        self.model, self.wrong_by = model, wrong_by
+
+class FakeGraphs:
+    """Stands in for `CudaGraphs` on a CPU: captures without effect, and replays into the same places in memory."""
+
+    def __init__(self, model: nn.Module, broken: str = "") -> None:
+        self.model, self.broken = model, broken
+        self.x = torch.zeros(0)  # of the step at work
         self.captured = self.replayed = 0
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.captured += 1
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         places = function()
+        gradients = [p.grad for p in self.model.parameters()]
+        first = [leaf.clone() for leaf in tree_leaves(places)]
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
-        gradients = [p.grad for p in self.model.parameters()]
         for tensor in [*tree_leaves(places), *gradients]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.fill_(torch.nan)  # nothing is there before the first replay
+        if self.broken == "no gradient":
+            next(self.model.parameters()).grad = None
 
         def replay() -> None:
             self.replayed += 1
-            for place, value in zip(tree_leaves(places), tree_leaves(function()), strict=True):
+            if self.broken == "empty":
+                return
+            before = [buffer.clone() for buffer in self.model.buffers()]
+            with patch.object(distillation, "_weighted", nothing if self.broken == "no feature loss" else weighted):
+                values = tree_leaves(function())
+            for place, value in zip(
+                tree_leaves(places), first if self.broken == "stale inputs" else values, strict=True
+            ):
                 place.copy_(value)
+            if self.broken == "another perturbation" and "x_icp" in places[1]:
+                places[1]["x_icp"].lerp_(self.x, 0.5)
+            if self.broken == "a buffer left out":
+                for buffer, value in zip(self.model.buffers(), before, strict=True):
+                    buffer.copy_(value)
             for gradient, parameter in zip(gradients, self.model.parameters(), strict=True):
                 if gradient is not None and parameter.grad is not None:
-                    gradient.copy_(parameter.grad * self.wrong_by)
+                    gradient.copy_(parameter.grad * (1.1 if self.broken == "a wrong gradient" else 1.0))
 
         return places, replay
 
 
-def captured_trainer(said: list[str], wrong_by: float = 1.0, **settings: Any) -> tuple[Trainer, FakeGraphs]:
+weighted = distillation._weighted
+
+
+def nothing(errors: Any, weights: Any) -> Tensor:
+    return 0 * weighted(errors, weights)
+
+
+def captured_trainer(said: list[str], broken: str = "", **settings: Any) -> tuple[Trainer, FakeGraphs]:
     given = {"optimizer": "adam", "steps": 2, "epochs": 4, "warmup_epochs": 1, "val_fraction": 0, "batch_size": 4}
     config = icpctl.RunConfig.model_validate({**given, "augmentation": "none", **settings})
-    trainer = Trainer(config, random_images(4 * 12, 12, 5), torch.device("cpu"))
+    trainer = Trainer(config, random_images(4 * 12, config.image_size or 12, 5), torch.device("cpu"))
     trainer.model.train()
-    graphs = FakeGraphs(trainer.model, wrong_by)
+    graphs = FakeGraphs(trainer.model, broken)
+    batch = trainer.batch
+
+    def noted(*given: Any) -> Any:
+        made = batch(*given)
+        graphs.x = made.x
+        return made
+
+    trainer.batch = noted  # type: ignore[assignment,method-assign]
     trainer.captured = CapturedSteps(trainer.model, graphs, said.append)
     return trainer, graphs
 
@@ -101,17 +150,29 @@ def train(trainer: Trainer, epochs: int = 3) -> list[tuple[Tensor, dict[str, Ten
     ]
 
 
-@pytest.mark.parametrize("recipe", ["paper", "strong"])
-def test_captured_steps_are_the_steps(recipe: str) -> None:
+CAPTURED: list[dict[str, Any]] = [
+    {"recipe": "paper"},
+    {"recipe": "strong"},
+    {"method": "label-smoothing"},
+    {"method": "cutmix", "optimizer": "none"},
+    {"model": "vae", "image_size": 16, "optimizer": "ademamix"},
+]
+
+
+@pytest.mark.parametrize("settings", CAPTURED, ids=str)
+def test_captured_steps_are_the_steps(settings: dict[str, Any]) -> None:
     said: list[str] = []
-    trainer, graphs = captured_trainer(said, recipe=recipe)
+    trainer, graphs = captured_trainer(said, **settings)
     results = train(trainer)
-    plain, _ = captured_trainer(said, recipe=recipe)
+    plain, _ = captured_trainer(said, **settings)
     plain.captured = None
     expected = train(plain)
     assert said == []
-    assert graphs.captured == 3  # plain steps, steps of the method, those that measure the loss afterwards
-    assert graphs.replayed == 36 - 3 * CapturedSteps.WARM_UP  # the last one to warm up is computed both ways
+    # Plain steps, steps of the method, those that measure the loss afterwards.
+    kinds = 3 if trainer.config.method == "icp" else 1
+    assert graphs.captured == kinds
+    # One of each kind is captured, and the next one computed both ways.
+    assert graphs.replayed == 36 - kinds * (CapturedSteps.WARM_UP + 1)
     for (loss, log), (expected_loss, expected_log) in zip(results, expected, strict=True):
         torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
         assert log.keys() == expected_log.keys()
@@ -121,10 +182,11 @@ def test_captured_steps_are_the_steps(recipe: str) -> None:
         torch.testing.assert_close(value, expected_state[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["wrong", "not a number", "refused", "random"])
+@pytest.mark.parametrize("how", [*BROKEN, "refused", "random"])
 def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    trainer, _ = captured_trainer(said, wrong_by={"wrong": 1.1, "not a number": float("nan")}.get(how, 1.0))
+    # From the first epoch with the method on, where the task weight is 1 and the feature loss counts for nothing.
+    trainer, _ = captured_trainer(said, broken=how, warmup_epochs=0)
     assert trainer.captured is not None
     if how == "refused":
 
@@ -137,16 +199,105 @@ def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: p
     if how == "random":
         offsets = iter(range(1000))
         monkeypatch.setattr("icpctl.training.graphs._random_offset", lambda device: next(offsets))
-    results = train(trainer)
-    plain, _ = captured_trainer([])
+    results = train(trainer, epochs=1)
+    plain, _ = captured_trainer([], warmup_epochs=0)
     plain.captured = None
-    for (loss, _), (expected, _) in zip(results, train(plain), strict=True):
+    for (loss, _), (expected, _) in zip(results, train(plain, epochs=1), strict=True):
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
     (message,) = said
-    reasons = {"wrong": "differs by 1.0e-01", "not a number": "differs by inf", "random": "random numbers"}
-    assert (
-        reasons.get(how, "cannot be captured (CUDA error: operation not permitted when stream is capturing)") in message
-    )
+    reasons = {
+        "random": "random numbers",
+        "refused": "cannot be captured (CUDA error: operation not permitted when stream is capturing)",
+    }
+    assert reasons.get(how, "a captured one differs by") in message
+    assert BROKEN.get(how, "") in message
+    assert not trainer.captured._graphs  # nor their memory
+    assert not trainer.captured._unchecked
+
+
+class Torch:
+    """Stands in for torch.cuda, and notes what is asked of it."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.stream = fails, "main"
+        self.asked: list[object] = []
+        self.CUDAGraph = lambda: SimpleNamespace(reset=lambda: self.asked.append("reset"), replay="replay")
+
+    def graph_pool_handle(self) -> str:
+        return "pool"
+
+    def current_stream(self) -> str:
+        return self.stream
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        self.asked.append(f"on {device}")
+        yield
+
+    @contextmanager
+    def graph(self, graph: object, **options: str) -> Iterator[None]:
+        self.asked.append(options)
+        self.stream = "side"
+        yield
+        if self.fails:  # at the end of the capture, where torch itself leaves its stream current
+            raise RuntimeError("capture_end")
+        self.stream = "main"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_is_captured_on_its_device_and_leaves_it_as_it_was(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Torch(fails)
+    monkeypatch.setattr("icpctl.training.graphs.torch", SimpleNamespace(cuda=cuda))
+    capture = CudaGraphs(torch.device("cuda:1"))
+    for _ in range(2):
+        if fails:
+            with pytest.raises(RuntimeError, match="capture_end"):
+                capture(lambda: 1)
+        else:
+            outputs, replay = capture(lambda: 1)
+            assert outputs == 1
+            assert str(replay) == "replay"
+        assert cuda.stream == "main"
+    how = ["on cuda:1", {"pool": "pool", "capture_error_mode": "thread_local"}, *(["reset"] if fails else [])]
+    assert cuda.asked == 2 * how
+
+
+def test_the_run_takes_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    config = icpctl.RunConfig(val_fraction=0, batch_size=4)
+    with pytest.raises((RuntimeError, AssertionError)):  # there is none here
+        Trainer(config, random_images(8, 12, 5), torch.device("cuda:3"))
+    assert taken == [torch.device("cuda:3")]
+
+
+@pytest.mark.parametrize("order", PASS_ORDERS)
+def test_bfloat16_trains_every_weight(order: str) -> None:
+    trainer, _ = captured_trainer([], precision="bf16", pass_order=order, warmup_epochs=0)
+    trainer.captured = None
+    trainer.step(1, 0, next(trainer.epoch_batches(1)))
+    without = [name for name, p in trainer.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert [keeps_gradients(version) for version in ("2.9.1", "2.10.0+cu128", "2.11.0", "2.14.1+cu130")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_the_flags_of_every_interface_of_torch_can_be_read() -> None:
+    for precision in ("tf32", "bf16", "float32"):
+        set_precision(precision)
+        allowed = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        assert allowed == (precision == "tf32",) * 2
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+        assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if precision == "tf32" else "ieee")
 
 
 def test_only_one_gpu_without_a_carried_state_captures_steps() -> None:

@@ -24,7 +24,7 @@ from icpctl.runs.metrics import read_metrics
 from icpctl.training import engine
 from icpctl.training import stack as stacking
 from icpctl.training.display import Display
-from icpctl.training.graphs import CapturedSteps, cuda_graph
+from icpctl.training.graphs import CapturedSteps
 from icpctl.training.session import Session
 from icpctl.training.stack import Stack, UnstackableError, train_members, train_stack
 from icpctl.training.trainer import Trainer
@@ -133,7 +133,7 @@ def test_weights_and_the_state_of_their_optimizer_have_one_layout() -> None:
 
 def test_a_captured_step_does_not_outlive_the_place_of_the_weights() -> None:
     members = trainers(2)
-    members[0].captured = CapturedSteps(members[0].model, cuda_graph, print)
+    members[0].captured = CapturedSteps(members[0].model, lambda function: (function(), print), print)
     Stack(members)
     assert members[0].captured is None
 
