@@ -43,7 +43,10 @@ def test_no_gradient_goes_into_the_other_image() -> None:
     at_work, given = method("cs-kd", network()), batch()
     assert given.companion is not None
     x = given.companion.x.requires_grad_()
+    graphs: list[bool] = []
+    at_work.model.register_forward_hook(lambda module, inputs, output: graphs.append(output.requires_grad))
     loss, _ = at_work.objective(given)
+    assert graphs == [True, False]
     assert loss.requires_grad
     assert not any(gradient is not None for gradient in torch.autograd.grad(loss, x, allow_unused=True))
 

@@ -123,7 +123,7 @@ def test_predictions_of_another_batch_are_refused() -> None:
 
 
 def test_each_process_takes_its_part_of_the_earlier_predictions() -> None:
-    found, whole = at_work(), torch.arange(60, dtype=torch.float64).view(12, 5)
+    found, whole = at_work(), torch.randn(12, 5, dtype=torch.float64)
     found.previous = whole
     given = replace(batch(), part=lambda tensor: tensor[6:])
     _, log = found.objective(given)
