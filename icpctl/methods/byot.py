@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from icpctl.config import RunConfig
+from icpctl.errors import UserError
 from icpctl.methods.base import Batch, Loss
 from icpctl.methods.evalmode import eval_mode
 from icpctl.methods.icp.perturbation import at_least_float32
 from icpctl.methods.plain import Plain
 from icpctl.methods.soft import log_softmax
-from icpctl.methods.taps import pooled, tap
+from icpctl.methods.taps import channels_first, pooled, tap
 
-SIDE = 32
-"""Of the images for which the operations of the heads are counted, where the run does not resize them. The share is about the same
-for other sizes, as both are in proportion to the pixels."""
+SIDES = (32, 64, 224)
+"""Of the images for which the operations of the heads are counted, where the run does not resize them: the first that the model takes.
+The share is about the same for other sizes, as both are in proportion to the pixels."""
 
 
 class BYOT(Plain):
@@ -40,6 +41,10 @@ class BYOT(Plain):
         super().__init__(*given)
         *_, data, _ = given
         self.taps = self.config.layers
+        if len(self.taps) == 1:
+            raise UserError(
+                f"--method byot puts heads on the stages before the last one, and --layers names one alone, {self.taps[0]}. Name two or more."
+            )
         first = next(self.model.parameters())
         self.heads_of_stages = make_heads(self.model, self.taps, first.new_zeros(2, *data.shape), data.classes)
 
@@ -68,9 +73,11 @@ class BYOT(Plain):
     @classmethod
     def measure(cls, config: RunConfig, model: nn.Module) -> dict[str, object]:
         """How many operations the heads have, as a share of the network's, in a forward pass; nothing where there are no heads."""
-        side = config.image_size or SIDE
-        x = torch.zeros(2, 3, side, side)
-        if not (heads := make_heads(model, config.layers, x, 10)):
+        for side in (config.image_size,) if config.image_size else SIDES:
+            x = torch.zeros(2, 3, side, side)
+            if heads := make_heads(model, config.layers, x, 10):
+                break
+        else:
             return {}
         with torch.no_grad(), eval_mode(model), tap(model, config.layers) as features, _counting() as of_network:
             model(x)
@@ -95,7 +102,8 @@ def make_heads(model: nn.Module, layers: Sequence[str], x: Tensor, classes: int)
             model(x)
     except Exception:  # the check of the run says it in words
         return nn.ModuleList()
-    return nn.ModuleList(Head(stage, features[-1], classes) for stage in features[:-1])
+    *stages, last = map(channels_first, features)
+    return nn.ModuleList(Head(stage, last, classes) for stage in stages)
 
 
 class Head(nn.Module):
@@ -109,7 +117,7 @@ class Head(nn.Module):
         self.to(stage.device)
 
     def forward(self, stage: Tensor) -> tuple[Tensor, Tensor]:
-        matched = pooled(self.body(stage if stage.dim() == 4 else pooled(stage)))
+        matched = pooled(self.body(channels_first(stage) if stage.dim() == 4 else pooled(stage)))
         return self.classifier(matched), matched
 
 

@@ -5,7 +5,7 @@
 Both batches pass through the network as one, and the cross-entropy is the mean over both. The first step of a run has no batch
 before it. An epoch of n images costs as much as two of plain training.
 
-Source: Shen et al., arXiv 2203.16172, equations 2 to 4; τ and α are of its experiments.
+Source: Shen et al., arXiv 2203.16172, equations 2 to 4. Its code has no defaults for τ and α; 3 and 1 are what others use for it.
 """
 
 from __future__ import annotations

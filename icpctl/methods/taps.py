@@ -96,7 +96,15 @@ def module_at(model: nn.Module, layer: str) -> nn.Module:
 
 def pooled(features: Tensor) -> Tensor:
     """Features (B, C, H, W) averaged over their pixels, or those of tokens (B, N, C) over these; others (B, C) as they are."""
+    features = channels_first(features)
     return features.mean(1) if features.dim() == 3 else features.flatten(2).mean(2) if features.dim() > 3 else features
+
+
+def channels_first(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) as they are, and those of some transformers, (B, H, W, C), in this order: they have a square before the channels."""
+    if features.dim() == 4 and features.shape[1] == features.shape[2] != features.shape[3]:
+        return features.permute(0, 3, 1, 2)
+    return features
 
 
 def buffers_kept(model: nn.Module) -> AbstractContextManager[Any]:

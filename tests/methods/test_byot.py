@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from small_methods import (
     CLASSES,
     STAGES,
@@ -29,8 +31,10 @@ import icpctl
 from icpctl import models
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import METHODS
+from icpctl.errors import UserError
 from icpctl.methods.base import Batch
-from icpctl.methods.byot import BYOT, Head
+from icpctl.methods.byot import BYOT, Head, make_heads
+from icpctl.methods.taps import pooled
 
 THREE = ("stage1.0", "stage1", "stage2")
 
@@ -185,3 +189,19 @@ def test_what_the_model_refuses_is_said_in_words(settings: dict[str, Any], messa
     values = {"method": "byot", "dataset": "digits", "epochs": 1, "train_size": 40, "val_fraction": 0, "device": "cpu"}
     with pytest.raises(icpctl.UserError, match=message):
         icpctl.train(RunConfig(**(values | settings)), tmp_path)
+
+
+def test_features_of_a_transformer_have_their_channels_last() -> None:
+    features = torch.arange(2 * 4 * 4 * 6.0).view(2, 4, 4, 6)
+    assert torch.equal(pooled(features), features.mean(dim=(1, 2)))
+    assert torch.equal(pooled(features.permute(0, 3, 1, 2)), features.mean(dim=(1, 2)))
+    model = torchvision.models.swin_t(weights=None, num_classes=3)
+    heads = make_heads(model, ["features.1", "features.7"], torch.zeros(2, 3, 32, 32), 3)
+    assert [tuple(output.shape) for output in heads[0](torch.zeros(2, 8, 8, 96))] == [(2, 3), (2, 768)]
+
+
+def test_one_stage_is_refused(tmp_path: Path) -> None:
+    config = RunConfig(dataset="digits", method="byot", layers=("layer3",), epochs=1)
+    with pytest.raises(UserError, match=r"names one alone, layer3\. Name two or more"):
+        icpctl.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
