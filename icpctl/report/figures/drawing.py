@@ -281,7 +281,7 @@ def limit(axes: Axes, measure: Measure) -> None:
 
 def label_ticks(axis: Axis, places: Values, words: Sequence[str]) -> None:
     """A tick at each place of a horizontal axis, a label where there is room for it."""
-    room = (np.ptp(places) or 1.0) / 85 * max(map(len, words))  # about 85 characters are as wide as a page
+    room = (np.ptp(places) or 1.0) / 85 * (1 + max(map(len, words)))  # about 85 characters are as wide as a page
     shown, last = [], -np.inf
     for place, word in sorted(zip(places, words, strict=True)):
         has_room = place - last >= room

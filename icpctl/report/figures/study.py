@@ -116,7 +116,7 @@ def _curves(part: Part) -> list[Drawing]:
         one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     limit(axes[0], measure)
     figure.supylabel(axis_label(measure), fontsize=10)
-    legend(figure, entries, 4 if len(shown) > 1 else 2)
+    legend(figure, entries, 2 if len(shown) == 1 else 3 if "its heads alone" in entries else 4)
     text = f"Mean over the seeds at the end of each epoch, on the test split; bands: {INTERVALS}. {explained}"
     if runs.groupby("row")["epochs_recorded"].nunique().max() > 1:
         text += " A line that pools runs of several lengths ends with the shortest."
