@@ -22,8 +22,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from icpctl.cli.listing import Kind, entries
+from icpctl.cli.output import complain, console, pipe_is_closed, say
 from icpctl.errors import UserError, unknown
-from icpctl.terminal import Stream, Terminal, forget_odd_sizes, guard_streams, printable
+from icpctl.terminal import guard_streams
 
 
 class _Commands(TyperGroup):
@@ -42,13 +43,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-OTHER_PROCESS = (os.environ.get("WORLD_SIZE") or "1") != "1" and (os.environ.get("RANK") or "0") != "0"
-"""Whether torchrun started this as one of several and another one, the first, speaks for all."""
-
-
-forget_odd_sizes()
-console = Terminal(quiet=OTHER_PROCESS)
-errors = Terminal(stderr=True, quiet=OTHER_PROCESS)
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Click's, which some releases of Typer have in themselves."""
 
@@ -77,31 +71,26 @@ def main() -> None:
     except UsageError as error:
         _complain_of_usage(error)
     except OSError as error:
-        _complain("[bold red]Error:[/]", _in_words(error))
+        complain("[bold red]Error:[/]", _in_words(error))
     except UserError as error:
-        _complain("[bold red]Error:[/]", str(error))
+        complain("[bold red]Error:[/]", str(error))
     except (ImportError, MemoryError) as error:
         fault = f"{error}. " if str(error) else ""
-        _complain("[bold red]Error:[/]", f"{fault}Memory ran out, or a package that icpctl needs is broken or missing.")
+        complain("[bold red]Error:[/]", f"{fault}Memory ran out, or a package that icpctl needs is broken or missing.")
     output.flush()
-    if _pipe_is_closed():
+    if pipe_is_closed():
         status = status or 128 + signal.SIGPIPE
     elif output.failure and not status:
         status = 2
-        _complain("[bold red]Error:[/]", f"The output could not be written: {output.failure.strerror}.")
+        complain("[bold red]Error:[/]", f"The output could not be written: {output.failure.strerror}.")
     sys.exit(status)
-
-
-def _complain(kind: str, message: str) -> None:
-    """A paragraph on the standard error: broken into lines in a terminal, one line in a file."""
-    errors.print(Text.from_markup(kind), printable(message), soft_wrap=not errors.is_terminal)
 
 
 def _complain_of_usage(error: Any) -> None:
     message = " ".join(error.format_message().replace("Value error, ", "").split())
     if message:  # else the help was asked for, and printed, by giving nothing
         command = error.ctx.command_path if error.ctx else "icpctl"
-        _complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
+        complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
 
 
 def _in_words(error: OSError) -> str:
@@ -113,20 +102,11 @@ def _in_words(error: OSError) -> str:
     return f"{error.filename}: {reason}." if error.filename else f"{reason}."
 
 
-def _pipe_is_closed() -> bool:
-    """Whether the reader of the output went away."""
-    return isinstance(sys.stdout, Stream) and isinstance(sys.stdout.failure, BrokenPipeError)
-
-
-def _say(message: str) -> None:
-    console.print(message, soft_wrap=True)
-
-
 def _version(show: bool) -> None:
     if show:
         from importlib.metadata import version
 
-        _say(f"icpctl {version('icpctl')}")
+        say(f"icpctl {version('icpctl')}")
         raise typer.Exit
 
 
@@ -192,16 +172,16 @@ def train(
             run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
         )
     if run.skipped:
-        _say(f"{run.path} is finished already; --overwrite trains it anew, `icpctl eval` measures it again.")
+        say(f"{run.path} is finished already; --overwrite trains it anew, `icpctl eval` measures it again.")
     metrics = run.metrics
     last = metrics[metrics["epoch"] == metrics["epoch"].max()]
     splits = {
         split: dict(zip(rows["metric"], rows["value"], strict=True))
         for split, rows in last.groupby("split", sort=False)
     }
-    _say(f"\nLast epoch of {run.config.run_id}")
+    say(f"\nLast epoch of {run.config.run_id}")
     console.print(metrics_table({str(split): values for split, values in splits.items()}))
-    _say(f"Everything is in {run.path}")
+    say(f"Everything is in {run.path}")
 
 
 @_command("eval")
@@ -246,19 +226,19 @@ def evaluate(
         data_dir=data_dir,
         data_memory=data_memory,
         device=device,
-        say=_say,
-        warn=lambda message: _complain("[yellow]Warning:[/]", message),
+        say=say,
+        warn=lambda message: complain("[yellow]Warning:[/]", message),
     )
     if not path.is_dir():
-        _say(f"{path} on {dataset or 'its own data set'}")
+        say(f"{path} on {dataset or 'its own data set'}")
         console.print(metrics_table({split: metrics}))
     else:
         name = dataset or read_config(path).dataset
-        _say(f"{path}, {checkpoint} checkpoint, on {name}")
+        say(f"{path}, {checkpoint} checkpoint, on {name}")
         console.print(metrics_table({split: metrics}))
         what = {"checkpoint": checkpoint, "dataset": name, "split": split, "samples": str(samples or "")}
         file = write_evaluation(path, what, metrics)
-        _say(f"Written to {file}")
+        say(f"Written to {file}")
 
 
 @_command("ablate", hyperparameters=True)
@@ -372,12 +352,12 @@ def ablate(
         errors_of = command.execute(definition, folder, console, should_stop)
     failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():
-        _complain("[bold red]Failed:[/]", f"{run_id}: {error}")
+        complain("[bold red]Failed:[/]", f"{run_id}: {error}")
     from icpctl import report as reporting
     from icpctl.report.command import show
 
-    show(reporting.build(folder, list(errors_of)), "table", console, _complain)
-    _complain("Next:", f"`icpctl report {folder}` writes report.html, with figures, and these tables.")
+    show(reporting.build(folder, list(errors_of)), "table", console, complain)
+    complain("Next:", f"`icpctl report {folder}` writes report.html, with figures, and these tables.")
     if failed:
         raise typer.Exit(1)
 
@@ -459,9 +439,9 @@ def report(
     )
     if watch:
         with _stoppable("report.html is as it was drawn last.") as should_stop:
-            watch_report(request, console, _complain, should_stop)
+            watch_report(request, console, complain, should_stop)
     else:
-        write_report(request, console, _complain)
+        write_report(request, console, complain)
 
 
 @_command("list")
@@ -477,7 +457,7 @@ def listing(
     if not console.is_terminal:  # a line each, for other programs
         width = max(len(name) for name, _ in found)
         for name, line in found:
-            _say(f"{name:<{width}}  {line}")
+            say(f"{name:<{width}}  {line}")
         return
     from rich.table import Table
 
@@ -507,13 +487,13 @@ def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[
     before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in heeded}
 
     def should_stop() -> bool:
-        return bool(received) or _pipe_is_closed()
+        return bool(received) or pipe_is_closed()
 
     try:
         yield should_stop
     except KeyboardInterrupt:
-        _complain("Saved.", way_on)
-        reason = signal.SIGPIPE if _pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
+        complain("Saved.", way_on)
+        reason = signal.SIGPIPE if pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
         sys.exit(128 + (received or [reason])[0])
     finally:
         for number, handler in before.items():
