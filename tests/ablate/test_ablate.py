@@ -116,13 +116,15 @@ def test_runs_that_cannot_be_stacked_are_counted(tmp_path: Path) -> None:
 
 def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twins: dict[str, Path]) -> None:
     results = tmp_path / "results"
-    processes = [begin(*SMALL, *TWELVE, "--jobs", "1", cwd=tmp_path) for _ in range(2)]
+    grid = ["--grid", "steps=1,2", "--seeds", "2"]
+    six = {run.config.run_id: twins[run.config.run_id] for run in define(SETTINGS, grid[1:2], seeds="2").runs()}
+    processes = [begin(*SMALL, *grid, "--jobs", "1", cwd=tmp_path) for _ in range(2)]
     for process in processes:
         output, complaints = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, complaints
         assert "difference" in output
-    assert_equal_to_twins(results, twins)
-    for run_id in twins:
+    assert_equal_to_twins(results, six)
+    for run_id in six:
         assert len(json.loads((results / run_id / "config.json").read_text())["sessions"]) == 1
     assert len(Definition.read(results / STUDY_FILE).studies) == 1
 
