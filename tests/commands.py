@@ -148,6 +148,11 @@ class Forked:
 Command = subprocess.Popen[str] | Forked
 
 
+def leave_disk() -> None:
+    """Do not wait until what was written is on the disk."""
+    os.fsync = lambda fd: None
+
+
 def _reader(connection: Connection[Any, Any], encoding: str) -> IO[str]:
     return os.fdopen(os.dup(connection.fileno()), encoding=encoding)
 
@@ -159,6 +164,7 @@ def _encoding(environment: Mapping[str, str]) -> str:
 def _run(
     command: list[str], cwd: str, environment: dict[str, str], streams: tuple[Connection, Connection], session: bool
 ) -> None:
+    leave_disk()
     if session:
         os.setsid()
     os.chdir(cwd)
