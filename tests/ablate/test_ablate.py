@@ -58,11 +58,16 @@ def until_at_work(process: Command, results: Path, number: int = 1) -> None:
 
 def test_whatever_is_killed_every_run_is_done_once_and_equal(tmp_path: Path, twins: dict[str, Path]) -> None:
     chance = random.Random(5)
+    lives = [
+        twin.joinpath("status.json").stat().st_mtime - twin.joinpath("config.json").stat().st_mtime
+        for twin in twins.values()
+    ]
+    life = sum(lives) / len(lives)  # so there is work left for the last kill, on a quick machine too
     results = tmp_path / "results"
     process = begin(*SMALL, *TWELVE, "--jobs", "2", "--retries", "100", cwd=tmp_path)
     for victim in ("worker", "worker", "parent", "worker", "parent"):
         until_at_work(process, results)
-        time.sleep(chance.uniform(0, 1))
+        time.sleep(chance.uniform(0, life))
         if victim == "worker":
             while not (workers := psutil.Process(process.pid).children()):
                 time.sleep(0.02)  # what was at work is the last batch of a worker whose parent was killed
