@@ -98,7 +98,7 @@ class Forked:
         given = (list(map(str, command)), str(cwd or Path.cwd()), dict(where), streams, session)
         self._process = PROCESSES.Process(target=_run, args=given)
         self._process.start()
-        self.stdout, self.stderr = _reader(read_output), _reader(read_errors)
+        self.stdout, self.stderr = (_reader(each, _encoding(where)) for each in (read_output, read_errors))
         for connection in (read_output, write_output, read_errors, write_errors):
             connection.close()
         atexit.register(self.kill)  # a test that fails leaves it behind
@@ -148,13 +148,23 @@ class Forked:
 Command = subprocess.Popen[str] | Forked
 
 
-def _reader(connection: Connection[Any, Any]) -> IO[str]:
-    return os.fdopen(os.dup(connection.fileno()), encoding="utf-8")
+def leave_disk() -> None:
+    """Do not wait until what was written is on the disk."""
+    os.fsync = lambda fd: None
+
+
+def _reader(connection: Connection[Any, Any], encoding: str) -> IO[str]:
+    return os.fdopen(os.dup(connection.fileno()), encoding=encoding)
+
+
+def _encoding(environment: Mapping[str, str]) -> str:
+    return environment.get("PYTHONIOENCODING", "utf-8")
 
 
 def _run(
     command: list[str], cwd: str, environment: dict[str, str], streams: tuple[Connection, Connection], session: bool
 ) -> None:
+    leave_disk()
     if session:
         os.setsid()
     os.chdir(cwd)
@@ -171,7 +181,7 @@ def _run(
 def _become(command: list[str]) -> None:
     """Do what a fresh Python would do with these arguments; standard streams and environment are those to have."""
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", errors=handling, closefd=False, buffering=buffering)  # noqa: SIM115
+        open(number, mode, encoding=_encoding(os.environ), errors=handling, closefd=False, buffering=buffering)  # noqa: SIM115
         for number, mode, handling, buffering in (
             (0, "r", "strict", -1),
             (1, "w", "strict", -1),

@@ -21,7 +21,7 @@ SMALL = ["resnet20", "digits", "--train-size", "160", "--val-fraction", "0.2", "
 
 
 def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
-    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path, fresh=True)
+    trained = icpctl_command("train", *SMALL, "--optimizer", "ademamix", "-o", "results", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     (run,) = (tmp_path / "results").iterdir()
     assert "epoch 2/2" in trained.stdout
@@ -39,12 +39,12 @@ def test_the_main_job_from_training_to_report(tmp_path: Path) -> None:
     single = icpctl_command("eval", f"results/{run.name}/checkpoints/best.pt", "--split", "val", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
 
-    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path, fresh=True)
+    ablated = icpctl_command("ablate", *SMALL[:-2], "--grid", "steps=1,2", "-o", "results", cwd=tmp_path)
     assert ablated.returncode == 0, ablated.stderr
     assert ablated.stdout.count(": running") == ablated.stdout.count(": finished") == 2  # steps=2 was there
     assert "Differences in accuracy" in ablated.stdout
 
-    reported = icpctl_command("report", "results/", cwd=tmp_path, fresh=True)
+    reported = icpctl_command("report", "results/", cwd=tmp_path)
     assert reported.returncode == 0, reported.stderr
     assert (tmp_path / "results" / "runs.csv").read_text().count("\n") == 4
     for format in ("csv", "markdown", "latex", "json"):

@@ -8,11 +8,11 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from commands import PATIENCE, Forked
+from commands import PATIENCE, PROCESSES, Forked
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import icpctl
 from icpctl import data
@@ -87,6 +88,18 @@ def nobody_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not import torch, each for seconds, where a test is about what they make and not how they start."""
+
+    def loader(*given: Any, **named: Any) -> DataLoader[Tensor]:
+        assert named["multiprocessing_context"] == "spawn"
+        return DataLoader(*given, **named | {"multiprocessing_context": PROCESSES})
+
+    forkserver.ensure_running()  # before signals are blocked for the workers, which all that it forks would inherit
+    monkeypatch.setattr(streaming, "DataLoader", loader)
+
+
+@pytest.fixture
 def mapped(tmp_path: Path) -> Split:
     """50 random images on the disk."""
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 12, 10), dtype=np.uint8)
@@ -104,8 +117,10 @@ def on_disk(split: Split) -> tuple[str, Stamp]:
 
 @pytest.mark.parametrize("settings", [{}, {"recipe": "strong"}, {"model": "vae", "augmentation": "none"}], ids=str)
 def test_a_streamed_run_is_the_one_in_memory(
-    settings: dict[str, Any], in_memory: Callable[..., Path], tmp_path: Path
+    settings: dict[str, Any], in_memory: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if settings != {"recipe": "strong"}:  # whose workers start as those of a user do
+        request.getfixturevalue("forked_workers")
     said = Recorder()
     config = small(**settings, data_memory=TINY)
     assert config.run_id == small(**settings).run_id
@@ -123,6 +138,7 @@ def test_small_data_are_not_streamed(tmp_path: Path) -> None:
     assert said.messages == ["digits: 1,437 training and 360 test images of 10 classes."]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_streamed_run_that_was_stopped_goes_on_with_the_next_batch(
     in_memory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +159,7 @@ def test_a_streamed_run_that_was_stopped_goes_on_with_the_next_batch(
     assert_same_run(in_memory(), run.path)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("kind", ["crop-randaugment", "pad-crop-flip", "none"])
 @pytest.mark.parametrize(("workers", "companion"), [(1, ""), (2, "class"), (2, "replay")])
 def test_batches_are_the_same_whatever_the_workers(kind: str, workers: int, companion: str, mapped: Split) -> None:
@@ -163,6 +180,7 @@ def test_batches_are_the_same_whatever_the_workers(kind: str, workers: int, comp
     assert torch.equal(torch.get_rng_state(), state)  # what the run draws is not disturbed
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_each_process_reads_its_rows(mapped: Split) -> None:
     whole = DeviceSplit(mapped, CPU)
     for rank in (0, 1):
@@ -252,6 +270,7 @@ def test_memory_and_threads_are_shared_by_the_processes_of_torchrun(monkeypatch:
 # ── how it ends
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_failure_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> Any:
         raise ValueError("of the step")
@@ -284,6 +303,7 @@ def replace_content(file: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -326,12 +346,10 @@ icpctl.train(config, sys.argv[1])
 
 def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(epochs=1))
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "results")]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout == "begun\n"
+    process = Forked([sys.executable, tmp_path / "script.py", tmp_path / "results"], together=True)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert output == "begun\n"
 
 
 def _at_work(process: Forked, results: Path) -> list[psutil.Process]:

@@ -15,17 +15,21 @@ from icpctl import models
 from icpctl.models import CifarResNet
 
 FAMILIES = {"resnet20": 32, "vae": 64, "resnet18": 64, "googlenet": 64, "densenet121": 64, "mobilenet_v3_small": 64}
-FAMILIES |= {"shufflenet_v2_x0_5": 64, "regnet_y_400mf": 64, "vgg11_bn": 64, "efficientnet_b0": 64, "mnasnet0_5": 64}
+FAMILIES |= {"shufflenet_v2_x0_5": 64, "regnet_y_400mf": 64, "efficientnet_b0": 64, "mnasnet0_5": 64}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LARGE = {"vgg11_bn": 64}
+"""More of the same: convolutions with a bias, as in a small model of the tests of folding, and 128 million weights."""
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_a_folded_network_is_the_model_in_eval_mode(name: str) -> None:
     torch.manual_seed(0)
     with float64():
         model = trained(models.build(name, 10)).eval()
         network = folded(model)
         with torch.no_grad():
-            x = images(side=FAMILIES[name])
+            x = images(side=(FAMILIES | LARGE)[name])
             pairs = zip(tree_leaves(network.now()(x)), tree_leaves(model(x)), strict=True)
             assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
     norms = sum(isinstance(module, _BatchNorm) for module in model.modules())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import PATIENCE, Command, begin, icpctl_command
+from commands import PATIENCE, Command, Forked, begin, icpctl_command
 from reports import configs, write_run
 
 from icpctl.ablate.study import Definition, Study
@@ -21,8 +22,17 @@ def report(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comple
     return icpctl_command("report", *map(str, arguments), cwd=cwd, COLUMNS="80")
 
 
+QUICK = """
+import sys; from icpctl.report import command; command.REFRESH = 0.2
+from icpctl.cli.app import main; sys.argv[0] = "icpctl"; main()
+"""
+
+
 def watch(folder: Path) -> Command:
-    return begin("report", str(folder), "--watch")
+    """It looks at the folder several times a second."""
+    script = folder.parent / f"{folder.name}.py"
+    script.write_text(QUICK)
+    return Forked([sys.executable, script, "report", folder, "--watch"])
 
 
 @pytest.fixture
@@ -155,7 +165,7 @@ def test_watching_waits_for_the_runs_of_a_study_that_have_not_begun(tmp_path: Pa
 
 def test_watching_ends_when_it_is_asked_to(tmp_path: Path) -> None:
     write_run(tmp_path, resolve({"epochs": 2}), [0.5], state="running")
-    watching = watch(tmp_path)
+    watching = begin("report", str(tmp_path), "--watch")
     until_said(watching, "0 of 1 runs are at their end")
     watching.terminate()
     _, errors = watching.communicate(timeout=PATIENCE)

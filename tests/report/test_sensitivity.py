@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,6 @@ from matplotlib.patches import Rectangle
 from icpctl.config import RunConfig
 from icpctl.report import build
 from icpctl.report.figures.study import Drawing
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_disk() -> Iterator[None]:
-    """Hundreds of runs are written: nothing is lost here if the machine stops."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

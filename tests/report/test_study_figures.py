@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ from icpctl.report import build
 from icpctl.report.figures.study import study_figures
 from icpctl.report.figures.style import encode
 from icpctl.runs.folder import RunFolder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_disk() -> Iterator[None]:
-    """Hundreds of runs are written: nothing is lost here if the machine stops."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -272,12 +272,14 @@ def test_models_that_cannot_be_stacked_are_trained_alone(tmp_path: Path) -> None
             said.append(message)
 
     configs = [
-        digits(seed, model="alexnet", image_size=64, optimizer="none", epochs=1, train_size=30, val_fraction=0.0)
+        digits(
+            seed, model="mobilenet_v3_small", image_size=64, optimizer="none", epochs=1, train_size=30, val_fraction=0.0
+        )
         for seed in (0, 1)
     ]
     assert train_stack(configs, tmp_path, displays=[Listening(), Listening()]) == [None, None]
     assert len(said) == 2
-    assert "alexnet is trained alone" in said[0]
+    assert "mobilenet_v3_small is trained alone" in said[0]
 
 
 class Alone:
