@@ -202,6 +202,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help=_help("device"))] = "auto",
     data_dir: Annotated[Path | None, typer.Option(help=_help("data_dir"))] = None,
     data_memory: Annotated[float | None, typer.Option(help=_help("data_memory"))] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also of a classifier on attacked (FGSM, PGD-20), noisy and blurred images."),
+    ] = False,
 ) -> None:
     """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
 
@@ -226,6 +230,7 @@ def evaluate(
         data_dir=data_dir,
         data_memory=data_memory,
         device=device,
+        robustness=robustness,
         say=say,
         warn=lambda message: complain("[yellow]Warning:[/]", message),
     )

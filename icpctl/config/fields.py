@@ -59,11 +59,8 @@ def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
         for name in ("source", "unit", "identity", "stacks", "earlier", "listed", "usual")
         if name in kwargs
     }
-    if callable(default):
-        declared["default"] = kwargs.pop("default_text")
-        kwargs["default_factory"] = default
-    else:
-        kwargs["default"] = default
+    declared["default"] = kwargs.pop("default_text", "")
+    kwargs["default_factory" if callable(default) else "default"] = default
     extra: Any = {"declared": Declared(group, **declared)}
     return Field(description=help, json_schema_extra=extra, **kwargs)
 

@@ -66,6 +66,15 @@ class Hyperparameters(BaseModel):
         ge=0,
         lt=1,
     )
+    fit_images: int | None = field(
+        None, "Training images, without augmentation, on which the metrics are measured after every epoch too, in balanced classes: "
+        "how well the run fits them; 0: none.", "run", default_text="a tenth of the training images, at most 5,000", unit="images",
+        identity=False, ge=0, lt=2**31,
+    )  # fmt: skip
+    robustness: bool = field(
+        False, "After the last epoch, also measure the accuracy on test images that are attacked (FGSM, PGD-20), noisy or blurred.",
+        "run", identity=False,
+    )  # fmt: skip
     image_size: int | None = field(
         lambda data: default_image_size(data["model"], data["dataset"]),
         "Resize the images to this side; the VAE takes powers of two.", "run",

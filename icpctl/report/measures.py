@@ -85,6 +85,30 @@ MEASURES = {
     "precision_macro": Measure("macro precision", "%", meaning="Precision of each class, mean over the classes"),
     "recall_macro": Measure("macro recall", "%", meaning="Recall of each class, mean over the classes"),
     "ece": Measure("calibration error", "%", falls=True, meaning="Expected calibration error, 15 bins of equal width"),
+    "brier": Measure(
+        "Brier score", decimals=4, falls=True, meaning="Squared error of the probabilities of all classes, in [0, 2]"
+    ),
+    "generalization_gap_accuracy": Measure(
+        "gap in accuracy",
+        "%",
+        falls=True,
+        meaning="Accuracy on training images, without augmentation, less that on the test images",
+    ),
+    "generalization_gap_loss": Measure(
+        "gap in loss", decimals=4, meaning="Loss on training images, without augmentation, less that on the test images"
+    ),
+    "generalization_gap_ssim": Measure(
+        "gap in SSIM",
+        decimals=4,
+        falls=True,
+        meaning="SSIM on training images, without augmentation, less that on the test images",
+    ),
+    "sharpness": Measure(
+        "sharpness",
+        decimals=4,
+        falls=True,
+        meaning="How much the loss on training images rises 0.05 up its gradient, in the weights",
+    ),
     "loss": Measure("loss", decimals=4, falls=True, meaning="Mean task loss: cross-entropy, or the VAE's objective"),
     "ssim": Measure("SSIM", decimals=4, meaning="Structural similarity of a reconstruction and its image"),
     "psnr": Measure("PSNR", "dB", meaning="Peak signal-to-noise ratio of a reconstruction, in dB"),
@@ -105,6 +129,28 @@ MEASURES = {
     "seconds": Measure("time", "s", decimals=0, falls=True, meaning="Seconds of all epochs"),
     "passes": Measure("passes", decimals=0, falls=True, meaning="Passes of a training image through the network"),
     "images_per_second": Measure("images/s", decimals=0, meaning="Training images a second, mean over the epochs"),
+}
+
+_ATTACK = "Accuracy where each pixel value is moved by at most {} of 255, {}"
+MEASURES |= {
+    f"accuracy_{kind}_{size}": Measure(f"{name}, {size}/255", "%", meaning=_ATTACK.format(size, how))
+    for kind, name, how in (
+        ("fgsm", "FGSM", "by one step up the gradient"),
+        ("pgd20", "PGD-20", "by 20 projected steps up the gradient from a random place"),
+    )
+    for size in (2, 8)
+}
+MEASURES |= {
+    f"accuracy_noise_{size}": Measure(
+        f"noise, {size}/255", "%", meaning=f"Accuracy with Gaussian noise of standard deviation {size} of 255"
+    )
+    for size in (8, 16, 32)
+}
+MEASURES |= {
+    f"accuracy_blur_{size.replace('.', '_')}": Measure(
+        f"blur, {size} px", "%", meaning=f"Accuracy with Gaussian blur of standard deviation {size} pixels"
+    )
+    for size in ("0.5", "1", "2")
 }
 
 EFFECT = Measure("effect size", decimals=1)

@@ -76,4 +76,5 @@ def build(config: RunConfig, images: ImageData, samples: int | None = None) -> t
             f"The data set {images.name} has one class, '{images.classes[0]}'. A classifier needs two or more; "
             "the model vae needs none."
         )
-    return Classification(len(images.classes), config.label_smoothing), images
+    robustness = config.seed if config.robustness else None
+    return Classification(len(images.classes), config.label_smoothing, robustness), images

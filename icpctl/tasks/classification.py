@@ -27,10 +27,11 @@ class Classification:
     Args:
         num_classes: C.
         label_smoothing: ε of the loss; the metrics are of the labels as they are.
+        robustness: the seed of the disturbances for which the accuracy is measured after the last epoch; None: of none.
     """
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0, robustness: int | None = None) -> None:
+        self.num_classes, self.label_smoothing, self.robustness = num_classes, label_smoothing, robustness
 
     def targets(self, x: Tensor, labels: Tensor) -> Tensor:
         """The labels."""
@@ -60,11 +61,17 @@ class Classification:
         warn: Callable[[str], None],
         pause: Callable[[], None],
     ) -> dict[str, float]:
-        """Nothing: every metric is cheap."""
-        return {}
+        """The accuracy on disturbed images, where it is asked for."""
+        if self.robustness is None:
+            return {}
+        from icpctl.tasks.robustness import robustness
+
+        say("Measuring the accuracy on disturbed images.")
+        return robustness(network, split, self.robustness, pause)
 
     def metrics(self, records: Tensor, labels: Tensor) -> dict[str, float]:
-        """Loss; accuracy, top-5 accuracy; macro F1, precision and recall; expected calibration error: in [0, 1].
+        """Loss, which is the negative log-likelihood; accuracy, top-5 accuracy; macro F1, precision and recall; expected
+        calibration error: in [0, 1]; and the Brier score of all classes, in [0, 2] (Brier, Monthly Weather Review 78, 1950).
 
         The macro means are over the classes that occur among targets or predictions, as scikit-learn's are. With
         fewer than five classes, accuracy_top5 is left out. Where the logits of an image make no probabilities, all are NaN:
@@ -78,6 +85,7 @@ class Classification:
             "f1_macro": multiclass_f1_score(outputs, targets, classes, average="macro"),
             "precision_macro": multiclass_precision(outputs, targets, classes, average="macro"),
             "recall_macro": multiclass_recall(outputs, targets, classes, average="macro"),
+            "brier": (probabilities.double() - F.one_hot(targets, classes)).square().sum(dim=1).mean(),
             "ece": calibration_error(probabilities.amax(dim=1), outputs.argmax(dim=1) == targets),
         }
         if classes >= 5:

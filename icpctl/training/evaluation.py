@@ -31,6 +31,7 @@ def evaluate(
     data_dir: Path | None = None,
     data_memory: float | None = None,
     device: str = "auto",
+    robustness: bool = False,
     say: Callable[[str], None] = lambda message: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, float]:
@@ -48,6 +49,7 @@ def evaluate(
         data_memory: GiB that the images may take on the device, beyond which they are streamed from the disk; the run's
             own setting by default.
         device: cpu, cuda, cuda:N or auto.
+        robustness: whether a classifier's accuracy on attacked, noisy and blurred images is measured too.
         say: told what takes long.
         warn: told which metrics are missing or not to be trusted, and why.
 
@@ -77,6 +79,11 @@ def evaluate(
             f"{trained.file} is of the classifier {config.model}: --samples, --fid-weights and --fid-features are for runs of "
             "the VAE. Leave them out."
         )
+    if robustness and config.task != "classification":
+        raise UserError(
+            f"{trained.file} is of the model {config.model}: --robustness is for classifiers. Leave it out."
+        )
+    config = config.altered(robustness=robustness)
     if columns and dataset is None:
         raise UserError("--columns is about another data set, which --dataset names. Give that too.")
     if dataset is None:

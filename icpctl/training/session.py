@@ -18,6 +18,7 @@ from icpctl.models.network import peak_memory
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
 from icpctl.runs.provenance import provenance
+from icpctl.tasks.sharpness import sharpness
 from icpctl.training.display import CostEstimate, Display, Throttle
 from icpctl.training.meter import Meter
 from icpctl.training.trainer import Images, Trainer
@@ -166,6 +167,11 @@ class Session:
             metrics[name] = task.evaluate(self.trainer.network, split)
             if not math.isfinite(metrics[name]["loss"]):
                 raise self._not_finite("after its last batch")
+        if "fit" in metrics:
+            metrics["test"] |= {
+                f"generalization_gap_{name}": metrics["fit"][name] - metrics["test"][name]
+                for name in ("loss", self.config.selection)
+            }
         metrics["train"]["seconds"] = (time.perf_counter() - self.started) / self.trainer.stack
         self._warn(metrics["train"])
         self.rows += self.folder.append_metrics(self.epoch, metrics)
@@ -287,8 +293,10 @@ class Session:
             if self.should_stop():
                 raise Interrupted
 
-        test = self.trainer.evaluation_sets["test"]
-        measured = self.trainer.task.evaluate_last(self.trainer.network, test, self.display.say, warn, pause)
+        task, network, sets = self.trainer.task, self.trainer.network, self.trainer.evaluation_sets
+        measured = task.evaluate_last(network, sets["test"], self.display.say, warn, pause)
+        if "fit" in sets:
+            measured |= {"sharpness": sharpness(network, sets["fit"], task.targets, task.loss)}
         if not measured:
             return
         last = self.config.epochs - 1

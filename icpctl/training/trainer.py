@@ -33,6 +33,8 @@ from icpctl.training.graphs import CapturedSteps, CudaGraphs
 
 SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
 """Of images that are tried where a model refuses its own, the smallest first."""
+FIT_SHARE, MOST_FIT_IMAGES = 0.1, 5_000
+"""Of the training images, how many the fit is measured on: a forward pass of a tenth is 3 % of the passes of a plain epoch."""
 MOMENTUM = 0.9  # of SGD with Nesterov's momentum; the strong recipe
 
 
@@ -119,12 +121,17 @@ class Trainer:
         train_part, val_part = data.split_train(
             images.train.labels, config.train_size, config.val_fraction, images.classes
         )
+        fit_images = config.fit_images
+        if fit_images is None:
+            fit_images = min(MOST_FIT_IMAGES, round(FIT_SHARE * len(train_part)))
+        fit_part = data.balanced_part(images.train.labels, train_part, fit_images)
         # Of the training images each run has another copy: an epoch of them is augmented at once.
-        image = images.train.images[0].nbytes
-        needed = ((1 + self.stack) * len(train_part) + len(val_part) + len(images.test.labels)) * image
+        number = (1 + self.stack) * len(train_part) + len(fit_part) + len(val_part) + len(images.test.labels)
+        needed = number * images.train.images[0].nbytes
         split = choose_split(needed, self.device, config.data_memory, say, self.processes.any)
         self.train_set = split(images.train, self.device, train_part)
-        self.evaluation_sets = {"val": split(images.train, self.device, val_part)} if len(val_part) else {}
+        parts = {"fit": fit_part, "val": val_part}
+        self.evaluation_sets = {n: split(images.train, self.device, part) for n, part in parts.items() if len(part)}
         self.evaluation_sets["test"] = split(images.test, self.device)
         if isinstance(self.train_set, StreamedSplit):
             self.train_set.workers = max(1, self.train_set.workers // self.stack)

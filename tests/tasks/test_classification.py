@@ -79,3 +79,15 @@ def by_definition(confidence: np.ndarray, correct: np.ndarray) -> float:
 def test_top5_is_left_out_where_it_means_nothing() -> None:
     task = Classification(4)
     assert "accuracy_top5" not in task.metrics(torch.randn(8, 4), torch.randint(4, (8,)))
+
+
+def test_the_brier_score_is_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(40, 4, generator=generator)
+    labels = torch.randint(4, (40,), generator=generator)
+    expected = ((logits.double().softmax(dim=1) - torch.eye(4).double()[labels]) ** 2).sum(dim=1).mean()
+    measured = Classification(4).metrics(logits, labels)["brier"]
+    assert measured == pytest.approx(float(expected), rel=1e-6)
+    of_two = Classification(2).metrics(logits[:, :2], labels % 2)["brier"]
+    probabilities = logits[:, :2].double().softmax(dim=1)[:, 1].numpy()
+    assert of_two == pytest.approx(2 * sklearn_metrics.brier_score_loss((labels % 2).numpy(), probabilities), rel=1e-6)
