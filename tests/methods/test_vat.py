@@ -83,7 +83,7 @@ def test_the_perturbation_has_its_length_for_each_image(epsilon: float) -> None:
 def test_its_direction_is_that_of_a_step_of_the_power_iteration() -> None:
     """H·d for the Hessian H of the divergence at r = 0, where its gradient is zero."""
     x, _ = images(3, 2)
-    found = at_work(vat_xi=1e-4)
+    found = at_work(vat_xi=1e-4, vat_epsilon=1.0)
     logits = found.model(x)
 
     def around(r: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import PATIENCE, Command, Forked
 from doubled import float64
+from once import once
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
@@ -188,7 +189,10 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what two processes did."""
-    folder = tmp_path_factory.mktemp("together")
+    return once(tmp_path_factory, "together", train_together)
+
+
+def train_together(folder: Path) -> None:
     asked = itertools.count(1)
     with pytest.MonkeyPatch.context() as patch:
         float64(patch.setattr)
@@ -197,7 +201,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = torchrun(__file__, folder)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
-    return folder
 
 
 @pytest.mark.parametrize("name", RUNS)
