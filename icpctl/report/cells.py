@@ -30,6 +30,8 @@ MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
 SHORT = {key: key for key in AGAINST} | {"compute-matched": "equal compute"}
 """What a difference is taken from, for the heading of a column."""
+MOST_CLAIMS = 4
+"""In the sentence for a reader in a hurry."""
 INTERVAL = "95 % interval"
 Columns = dict[str, list[tuple[str, Any]]]
 """Headings, and the cells below: what is shown, and what it is sorted by, which of text is empty."""
@@ -50,6 +52,29 @@ def explanation(report: Report, task: str, interval: bool = True) -> str:
         f"Test split, last epoch; best epoch: the one of the best {held_out} on the held-out images. Mean ± standard deviation "
         f"over the seeds{by_t}.{less} Passes: of a training image through the network.{marked}"
     )
+
+
+def lead(report: Report, task: str) -> str:
+    """What the comparisons of a task say, for a reader in a hurry; empty where there is none."""
+    table = compared(report, task)
+    tested = int(table["p"].notna().sum())
+    if not tested:
+        return ""
+    measure = measure_of(report.metrics[task])
+    seeds = table["seeds"]
+    number = str(seeds.min()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    claims = [
+        f"{row['label']} is {row['verdict']} than {AGAINST[row['against']]}, by {measure.difference(abs(row['difference'])).lstrip('+')}"
+        for row in records(table[table["verdict"].isin(["better", "worse"])])
+    ]
+    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds claim{'s' if len(claims) < 2 else ''} a difference"
+    if claims:
+        more = f"; and {len(claims) - MOST_CLAIMS} more" if len(claims) > MOST_CLAIMS else ""
+        said += f": {'; '.join(claims[:MOST_CLAIMS])}{more}"
+    undecided = int((table["verdict"] == "cannot tell").sum())
+    if undecided:
+        said += f". {undecided} cannot be decided with these seeds, which does not show that there is no difference"
+    return f"{said}."
 
 
 def lacks(report: Report, task: str) -> bool:

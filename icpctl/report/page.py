@@ -23,6 +23,7 @@ from icpctl.report.cells import (
     comparison_cells,
     counted_role,
     explanation,
+    lead,
     scorecard,
     summary_cells,
 )
@@ -100,6 +101,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "metric": measure.name,
         "unit": "points" if measure.unit == "%" else measure.unit,
         "explanation": explanation(report, task),
+        "lead": lead(report, task),
         "who": counted_role(table),
         "verdicts": [str(verdict) for verdict in card],
         "card": [[AGAINST[str(against)], *row] for against, row in card.iterrows()],
@@ -165,6 +167,7 @@ def _drawn(drawing: Drawing, command: str) -> Mapping[str, Any]:
         "text": drawing.text,
         "image": image_uri(drawing),
         "plate": drawing.plate,
+        "verdicts": drawing.verdicts,
         "command": f"{command} --figures",
         "csv": _uri(csv_text(data).encode(), "text/csv"),
         "rows": len(data),

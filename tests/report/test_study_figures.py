@@ -51,6 +51,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 def test_names_titles_and_texts(grid: Grid) -> None:
     drawn = grid.drawn
     assert list(drawn) == [
+        "accuracy-differences",
         "accuracy-by-epoch",
         "accuracy-by-passes",
         "accuracy-by-steps",
@@ -196,7 +197,13 @@ def test_pooled_rows(tmp_path: Path) -> None:
     configs = write_study(tmp_path, BASELINE, *runs)
     report = build(tmp_path, by=["steps"])
     drawn = figures(report)
-    assert list(drawn) == ["accuracy-by-epoch", "accuracy-by-passes", "accuracy-by-steps", "diagnostics"]
+    assert list(drawn) == [
+        "accuracy-differences",
+        "accuracy-by-epoch",
+        "accuracy-by-passes",
+        "accuracy-by-steps",
+        "diagnostics",
+    ]
     (row,) = report.grouping.table.query("steps == 3").index
     rows: list[tuple[str, dict[str, Any]]] = [
         ("accuracy-by-epoch", {"group_id": row, "epoch": 2}),

@@ -38,6 +38,7 @@ from icpctl.report.figures.drawing import (
     series,
     series_label,
 )
+from icpctl.report.figures.forest import forest
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
 from icpctl.report.measures import measure_of
@@ -67,14 +68,21 @@ def study_figures(report: Report) -> list[Drawing]:
         report: of `icpctl.report.build`, also with `by`.
 
     Returns:
-        For each task, model and data set: the metric by epoch, by passes, by each setting that varies, by each pair of
+        For each task, model and data set: the differences; the metric by epoch, by passes, by each setting that varies, by each pair of
         these, and the diagnostics. None where no run is finished.
     """
     drawings: list[Drawing] = []
     with styled():
         found, left_out = parts(report)
         for part in found:
-            drawings += [*_curves(part), *_compute(part), *axis_drawings(part), *heat_maps(part), *_diagnostics(part)]
+            drawings += [
+                *forest(part),
+                *_curves(part),
+                *_compute(part),
+                *axis_drawings(part),
+                *heat_maps(part),
+                *_diagnostics(part),
+            ]
     return [replace(drawing, text=drawing.text + left_out) for drawing in drawings]
 
 

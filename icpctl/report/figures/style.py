@@ -44,6 +44,8 @@ class Drawing:
     """The numbers that are drawn, tidy; empty where it shows pictures."""
     plate: bool = False
     """Whether it has colours of its own, and stays on white in a dark page."""
+    verdicts: bool = False
+    """Whether it belongs beside the verdicts."""
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""The forest plot of a report: every paired difference with its interval, by what it is taken from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
+
+from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS
+from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
+from icpctl.report.figures.style import BLUE, VERMILION, Drawing
+from icpctl.report.statistics import ALPHA
+from icpctl.runs.references import AGAINST
+from icpctl.runs.table import records
+
+MOST_ROWS = 60
+ROW, ABOVE = 0.19, 0.9
+"""Inches of a row, and of what is around them all."""
+OTHER_METHODS = "other methods"
+OTHERS = [name for name in METHODS if name != LABEL_SMOOTHING]
+"""Of which each is compared with ICP alone; label smoothing is a control of others, too."""
+COLOURS = {"better": BLUE, "worse": VERMILION}
+MARKERS = {"better": "o", "worse": "s"}
+
+
+def forest(part: Part) -> list[Drawing]:
+    """The comparisons of a part of a report; none where nothing is compared.
+
+    Of more than `MOST_ROWS`, those that claim a difference come first, then those of a method with a baseline.
+    """
+    table = part.report.comparisons
+    here = table["group_id"].isin(part.runs["row"]) & (table["metric"] == part.metric) & table["difference"].notna()
+    table = table[here]
+    number = len(table)
+    if not number:
+        return []
+    claims = table["verdict"].isin(COLOURS).to_numpy(bool)
+    others = (table["role"] != "method").to_numpy(bool)
+    baselines = table["against"].isin(["baseline", "compute-matched"]).to_numpy(bool)
+    rank = pd.Series(4.0 * ~claims + 2.0 * others + ~baselines, table.index).sort_values(kind="stable")
+    table = table.loc[table.index.isin(rank.index[:MOST_ROWS])]
+    order = {against: place for place, against in enumerate(AGAINST)}
+    table = table.sort_values("against", key=lambda column: column.map(order), kind="stable")
+
+    measure = part.measure
+    kinds = table["against"].mask(table["against"].isin(OTHERS), OTHER_METHODS)
+    rows = len(table) + 1.4 * kinds.nunique()
+    unit = "points" if measure.unit == "%" else measure.unit
+    xlabel = (
+        f"difference in {measure.name}{f', {unit}' if unit else ''}; right: {'worse' if measure.falls else 'better'}"
+    )
+    figure, (axes,) = panels(1, 1, ROW * rows, xlabel)
+    figure.set_size_inches(figure.get_size_inches()[0], ROW * rows + ABOVE)
+    axes.grid(visible=False)
+    axes.axvline(0, color=BLACK, linewidth=1)
+    places: list[float] = []
+    place = 0.0
+    beside = blended_transform_factory(axes.transAxes, axes.transData)
+    labels: list[str] = []
+    for kind, of_kind in table.groupby(kinds, sort=False):
+        place += 1.0
+        heading = f"minus {AGAINST.get(str(kind), kind)}"
+        axes.text(-0.01, place, plain(heading), transform=beside, ha="right", va="center", style="italic", fontsize=9)
+        for row in records(of_kind):
+            labels.append(row["label"] + (f" − {AGAINST[row['against']]}" if kind == OTHER_METHODS else ""))
+            place += 1.0
+            places.append(place)
+            colour = COLOURS.get(row["verdict"], BLACK)
+            low, middle, high = (measure.scale * row[name] for name in ("low", "difference", "high"))
+            if pd.notna(low):
+                axes.plot([low, high], [place, place], color=colour, linewidth=1.5, solid_capstyle="butt")
+            face = colour if row["verdict"] in COLOURS else "none"
+            axes.plot(middle, place, MARKERS.get(row["verdict"], "o"), color=colour, markerfacecolor=face, markersize=5)
+        place += 0.4
+    axes.set_ylim(place + 0.6, 0.2)
+    axes.set_yticks(places, [plain(label) for label in labels], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    verdicts = [verdict for verdict in COLOURS if (table["verdict"] == verdict).any()]
+    entries = {v: Line2D([], [], color=COLOURS[v], marker=MARKERS[v], linewidth=1.5) for v in verdicts}
+    if len(table) > sum(claims):
+        entries["no claim"] = Line2D([], [], color=BLACK, marker="o", markerfacecolor="none", linewidth=1.5)
+    legend(figure, entries)
+    tested = int(table["comparisons"].max())
+    text = (
+        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, none of one seed. "
+        f"Filled: p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)."
+    )
+    text += left_out_text(number, MOST_ROWS, "comparisons", ", those that claim a difference first")
+    columns = ["against", "label", "group_id", "role", "seeds", "difference", "low", "high", "p", "p_holm", "verdict"]
+    data = table[columns].reset_index(drop=True)
+    title = f"differences in {measure.name}"
+    return [replace(part.drawing(f"{part.metric}-differences", title, text, figure, data), verdicts=True)]
