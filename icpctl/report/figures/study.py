@@ -51,6 +51,8 @@ __all__ = ["Drawing", "study_figures"]
 
 MOST_PANELS, MOST_LINES, MOST_FAMILIES, MOST_TICKS, MOST_BARS = 12, 8, 6, 8, 90
 COLOURS, LINES = zip(*ROLES.values(), strict=True)
+FITTED = ("baseline", "method")
+"""The lines, by their names in the legend, of which the fit is drawn."""
 EPOCH, PASSES = "epoch, from 0", "passes of an image through the network"
 ROLE_NAMES = {
     "baseline": "baseline",
@@ -68,7 +70,7 @@ def study_figures(report: Report) -> list[Drawing]:
         report: of `icpctl.report.build`, also with `by`.
 
     Returns:
-        For each task, model and data set: the differences; the metric by epoch, by passes, by each setting that varies, by each pair of
+        For each task, model and data set: the differences; the metric by epoch, also on training images; by passes, by each setting that varies, by each pair of
         these, and the diagnostics. None where no run is finished.
     """
     drawings: list[Drawing] = []
@@ -78,6 +80,7 @@ def study_figures(report: Report) -> list[Drawing]:
             drawings += [
                 *forest(part),
                 *_curves(part),
+                *_fit_and_test(part),
                 *_compute(part),
                 *axis_drawings(part),
                 *heat_maps(part),
@@ -103,12 +106,9 @@ def _curves(part: Part) -> list[Drawing]:
     measure = measure_of(metric, part.letters)
     shown, explained = _panels(part)
     runs = part.runs[part.runs["row"].isin([line.row for _, lines in shown for line in lines])]
-    curves = by_epoch(part.records(runs), lambda record: record.curves.get(("test", metric)), runs["row"])
-    table = over_seeds(curves, runs[["row", "label", "role"]], runs["seed"])
-    table = table.rename(columns={"row": "group_id", "metric": "epoch"})
-    if table.empty:
+    of_row = _of_rows(part, runs, "test", metric)
+    if not of_row:
         return []
-    of_row = dict(list(table.groupby("group_id")))
 
     alone = len(shown) == 1
     figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
@@ -131,6 +131,51 @@ def _curves(part: Part) -> list[Drawing]:
     columns = ["panel", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
     data = pd.concat(drawn, ignore_index=True)[columns]
     return [part.drawing(f"{metric}-by-epoch", f"{measure.name} by epoch", text, figure, data)]
+
+
+def _of_rows(part: Part, runs: pd.DataFrame, split: str, metric: str) -> dict[str, pd.DataFrame]:
+    """The means of a metric over the seeds by epoch, of each row that has it."""
+    curves = by_epoch(part.records(runs), lambda record: record.curves.get((split, metric)), runs["row"])
+    table = over_seeds(curves, runs[["row", "label", "role"]], runs["seed"])
+    table = table.rename(columns={"row": "group_id", "metric": "epoch"})
+    return {str(row): of_row for row, of_row in table.groupby("group_id")}
+
+
+def _fit_and_test(part: Part) -> list[Drawing]:
+    """The metric by epoch on training images as they are and on the test images: each row of the method with its baseline."""
+    metric = part.metric.removesuffix("_best")
+    measure = measure_of(metric, part.letters)
+    shown = [(title, [line for line in lines if line.name in FITTED]) for title, lines in _panels(part)[0]]
+    runs = part.runs[part.runs["row"].isin([line.row for _, lines in shown for line in lines])]
+    splits = {split: _of_rows(part, runs, split, metric) for split in ("fit", "test")}
+    if not splits["fit"]:
+        return []
+    alone = len(shown) == 1
+    figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
+    entries: dict[str, Line2D] = {}
+    drawn = []
+    for one, (title, lines) in zip(axes, shown, strict=True):
+        one.set_title(folded(title, 30), fontsize=9)
+        for line in lines:
+            for split, style in (("fit", ":"), ("test", "-")):
+                if (data := splits[split].get(line.row)) is None:
+                    continue
+                name = f"{line.name}, {'training' if split == 'fit' else 'test'} images"
+                entries[plain(name)] = _draw_curve(one, data, measure.scale, replace(line, style=style))
+                drawn.append(data.assign(panel=title, split=split))
+        one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    limit(axes[0], measure)
+    figure.supylabel(plain(f"{measure.name} ({measure.unit})" if measure.unit else measure.name), fontsize=10)
+    legend(figure, entries, 2)
+    text = (
+        f"Mean over the seeds at the end of each epoch, on training images without augmentation and on the test images; bands: {INTERVALS}. "
+        "The distance between the two lines of a colour is the gap between fitting and generalisation."
+    )
+    columns = ["panel", "split", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
+    data = pd.concat(drawn, ignore_index=True)[columns]
+    return [
+        part.drawing(f"{metric}-fit-and-test", f"{measure.name} on training and on test images", text, figure, data)
+    ]
 
 
 def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
