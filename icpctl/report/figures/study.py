@@ -147,8 +147,8 @@ def _fit_and_test(part: Part) -> list[Drawing]:
     measure = measure_of(metric, part.letters)
     shown = [(title, [line for line in lines if line.name in FITTED]) for title, lines in _panels(part)[0]]
     runs = part.runs[part.runs["row"].isin([line.row for _, lines in shown for line in lines])]
-    splits = {split: _of_rows(part, runs, split, metric) for split in ("fit", "test")}
-    if not splits["fit"]:
+    splits = {split: _of_rows(part, runs, split, metric) for split in ("fit", "test") if len(runs)}
+    if not splits.get("fit"):
         return []
     alone = len(shown) == 1
     figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
