@@ -96,33 +96,24 @@ def _complete(definition: Definition) -> Definition:
 
 
 def _complete_study(study: Study) -> list[Study]:
-    """A study whose settings have the stages of its model, the digest of its weights, and what its methods measure on the model; one
-    for each model or file that it varies.
-    """
-    methods = study.grid.get("method", [str(study.settings.get("method", "icp"))])
-    measured = [name for method in methods if method in METHODS for name in METHODS[method].measured]
-    measured = [name for name in measured if name not in study.settings]
-    for name in ("model", "weights", "stem", "image_size", "layers"):
+    """A study whose settings have the stages of its model and the digest of its weights; one for each model or file that it varies."""
+    for name in ("model", "weights"):
         values = study.grid.get(name, ())
-        of_model = not measured and (name != "model" or all(value.isidentifier() for value in values))
-        if values and (name == "weights" or not of_model):
+        if any(name == "weights" or not value.isidentifier() for value in values):
             rest = {key: value for key, value in study.grid.items() if key != name}
             each = [typed_settings({name: value}, f"--grid {name}") for value in values]
             parts = [replace(study, settings={**study.settings, **one}, grid=rest) for one in each]
             return [complete for part in parts for complete in _complete_study(part)]
-    names = ("model", "dataset", "image_size", "stem", "layers", "weights", "weights_hash")
+    names = ("model", "dataset", "image_size", "stem", "weights", "weights_hash")
     needed = {name: study.settings[name] for name in names if name in study.settings}
     stages = not str(needed.get("model", "resnet20")).isidentifier() and not {"layers"} & {*study.settings, *study.grid}
-    if not stages and not measured and not {"weights", "weights_hash"} & needed.keys():
+    if not stages and not {"weights", "weights_hash"} & needed.keys():
         return [study]
     from icpctl import models
 
     config = models.complete(resolve(needed))
     found: dict[str, object] = {"layers": config.layers} if stages else {}
     found |= {"weights_hash": config.weights_hash} if config.weights_hash else {}
-    for method in methods if measured else ():
-        of_method = models.complete(config.altered(method=method))
-        found |= {name: getattr(of_method, name) for name in METHODS[method].measured}
     return [replace(study, settings={**study.settings, **found})]
 
 
@@ -188,11 +179,12 @@ def execute(
 
     executor = executors.build(definition.execution, configs)
     alone = sum(config.stack_id is None for config in configs)
+    stacked = ", ".join(name for name, row in METHODS.items() if row.stacked)
     if definition.execution.stack > 1 and alone:
         console.print(
             Text("Note:", "yellow"),
             f"--stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
-            "a VAE, a random direction, bf16, a state that is carried over, and methods with a memory or a second image cannot be stacked.",
+            f"runs of {stacked} alone can be stacked, and of these none with a VAE, a random direction, bf16, or a state that is carried over.",
         )
     try:
         definition.keep(output)
@@ -332,5 +324,5 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
         + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
-        + ". The start of the processes, some seconds, and FID and KID are not in it."
+        + ". The start of the processes, some seconds, and what is measured after the last epoch (FID, KID, robustness) are not in it."
     )

@@ -157,9 +157,9 @@ class Study:
         """
         planned: dict[str, PlannedRun] = {}
         for seed in self.seeds:
-            combinations = list(self._combinations(seed))
+            combinations = [_with_cost(config) for config in self._combinations(seed)]
             for config in combinations:
-                for run in self._with_companions(config):
+                for run in self._with_references(config):
                     planned.setdefault(run.config.run_id, run)
             if self.compute_matched:
                 for config in map(compute_matched, combinations):
@@ -173,13 +173,19 @@ class Study:
         if not planned:
             raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
         roles = {run.role for run in planned.values()}
-        if self.controls and "method" not in roles:
-            raise UserError("--controls: there is no run of a method that has controls.")
-        if self.compute_matched and roles == {"baseline"}:
-            raise UserError("--compute-matched: there is no run of a method to match.")
+        if self.controls and not any(METHODS[run.config.method].controls for run in planned.values()):
+            raise UserError(
+                "--controls: no run of this study has controls; "
+                + ", ".join(name for name, row in METHODS.items() if row.controls)
+                + " have them. Leave it out."
+            )
+        if self.compute_matched and "compute-matched" not in roles:
+            raise UserError(
+                "--compute-matched: no run of this study costs more than its baseline, so there is nothing to match. Leave it out."
+            )
         return list(planned.values())
 
-    def _with_companions(self, config: RunConfig) -> Iterator[PlannedRun]:
+    def _with_references(self, config: RunConfig) -> Iterator[PlannedRun]:
         yield PlannedRun(config.baseline(), "baseline")
         if config.method == PLAIN:
             return
@@ -209,6 +215,15 @@ class Study:
 
     def _kept(self, settings: Mapping[str, object]) -> bool:
         return all(holds(condition, settings, f"--where {condition!r}") for condition in self.where)
+
+
+def _with_cost(config: RunConfig) -> RunConfig:
+    """A configuration with what its method measures on the model, on which its cost depends."""
+    if all(getattr(config, name) is not None for name in METHODS[config.method].measured):
+        return config
+    from icpctl import models
+
+    return models.complete(config)
 
 
 def _without(names: Container[str], settings: Mapping[str, object]) -> dict[str, object]:

@@ -113,7 +113,8 @@ class RunConfig(Hyperparameters):
         if self.task not in row.tasks:
             why = f", as {row.needs}" if row.needs else ""
             raise ValueError(
-                f"method is {self.method}, which cannot train {self.model}: it is for {' and '.join(row.tasks)}{why}"
+                f"method is {self.method}, which cannot train {self.model}: it is for {' and '.join(row.tasks)}{why}. Give another "
+                "method; `icpctl list methods` shows them"
             )
         for name, own in row.sets.items():
             value = getattr(self, name)
@@ -128,7 +129,9 @@ class RunConfig(Hyperparameters):
             if self.task == "generation":
                 raise ValueError(f"{name} is {value}, but {self.model} is not trained on labels: leave it out")
             if reason := row.refuses.get(name):
-                raise ValueError(f"{name} is {value}, which makes no sense with method {self.method}: {reason}")
+                raise ValueError(f"{name} is {value}, which makes no sense with method {self.method}, as {reason}: leave it out")
+        if self.robustness and self.task != "classification":
+            raise ValueError(f"robustness is for classifiers, and {self.model} is none: leave it out")
         if row.companion == "view" and self.augmentation == "none":
             raise ValueError(
                 f"method is {self.method}, which compares two views of an image, but augmentation is none, so both are the "
@@ -220,8 +223,11 @@ class RunConfig(Hyperparameters):
         if "optimizer" in settings:
             del before["method"]  # the input optimizer says it, as in version 0.1
         if "method" not in before | settings or settings.get("method", self.method) != self.method:
-            for name in {*METHODS[self.method].sets, *METHODS[str(settings.get("method", "icp"))].sets}:
-                del before[name]  # of the one method or the other
+            new = METHODS.get(str(settings.get("method", "icp")))
+            for name in {*METHODS[self.method].sets, *(new.sets if new else ())}:
+                before.pop(name)  # of the one method or the other
+        if before.get("mix") != settings.get("mix", before.get("mix")) or "mix" not in before:
+            before.pop("mix_probability")  # whose default depends on it
         return RunConfig.recorded(before | settings)
 
     @classmethod

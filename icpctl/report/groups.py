@@ -52,7 +52,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     Args:
         configs: a configuration of any seed, by its group_id in the table of runs.
         by: the settings that tell the rows apart; the others are pooled. Task, model, data set and its version, role and
-            control are always apart, and the compute-matched baselines by their epochs.
+            control and method are always apart, and the compute-matched baselines by their epochs.
     """
     versions = {
         group_id: group_id.removeprefix(config.group_id).removeprefix("-") for group_id, config in configs.items()
@@ -87,7 +87,7 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         row |= {"data": versions[group_id] or None, **values}
         key = group_id
         if by:
-            text = repr([*row.items(), config.control, config.method == PLAIN])
+            text = repr([*row.items(), config.control, config.method])
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
         member[group_id] = key
         rows.setdefault(key, row)
