@@ -45,6 +45,8 @@ class CapturedSteps:
 
     WARM_UP = 3
     """Steps of a kind before it is captured: libraries choose their algorithms in the first ones."""
+    BEFORE_USE = WARM_UP + 2
+    """Steps of a kind before its graph takes over: one more is captured, and another one checks the graph."""
     TOLERANCE = 1e-2
     """Of ‖a − b‖ / ‖b‖ for each result; two steps of one input that is all the same differ by 1e-3, where sums come in another
     order, as Adam-ICP divides by what may be tiny."""
