@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import floor
 import measure
 import pytest
-import reference
 import step
 import torch
 from torch import Tensor
 
 import icpctl
 from icpctl.ablate import estimate
+from icpctl.methods.icp import distillation
 from icpctl.models import network
 from icpctl.training.graphs import CapturedSteps
+from icpctl.training.trainer import Trainer
 
 CUDA = torch.device("cuda")
 
@@ -66,7 +66,7 @@ def test_the_estimate_times_steps_whose_graph_is_in_use(monkeypatch: pytest.Monk
     monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
     taken: list[int] = []
 
-    class Captured(estimate.Trainer):
+    class Captured(Trainer):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             self.captured = CapturedSteps(self.method, Replayed(), lambda said: None)
@@ -91,14 +91,14 @@ def test_engine_reference_and_floor_agree_on_a_vae_whose_noise_is_drawn_on_its_d
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[torch.device] = []
-    again = reference.random_numbers_from_here
+    again = distillation.random_numbers_from_here
 
     def noted(device: torch.device) -> Any:
         asked.append(device)
         return again(device)
 
-    monkeypatch.setattr(reference, "random_numbers_from_here", noted)
-    monkeypatch.setattr(floor.distill, "random_numbers_from_here", noted)
+    monkeypatch.setattr("reference.random_numbers_from_here", noted)
+    monkeypatch.setattr(distillation, "random_numbers_from_here", noted)
     cpu = torch.device("cpu")
     assert step.check("vae", "ademamix", 1, 2, cpu) < step.TOLERANCE
-    assert asked == 3 * [cpu]
+    assert asked == 3 * [cpu]  # the engine asks in distillation itself, as the floor does
