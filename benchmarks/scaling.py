@@ -100,6 +100,8 @@ class Memory:
     steps: int
     peak: float
     growth: float
+    allocated: float
+    """At the peak, on CUDA; on a CPU the peak itself."""
 
 
 def measure_steps(rounds: int, device: torch.device) -> Line:
@@ -161,7 +163,8 @@ def memory_of(side: str, steps: int, device: torch.device) -> Memory:
     for _ in range(warm_up(device) + 1):
         work()
     peak = peak_memory(device)
-    return Memory(side, steps, peak, peak - before)
+    allocated = float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak
+    return Memory(side, steps, peak, peak - before, allocated)
 
 
 def steps_in_words(line: Line) -> str:
