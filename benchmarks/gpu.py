@@ -94,6 +94,7 @@ def lines_apart(check: Check, device: torch.device, short: bool) -> Iterator[Lin
                     reason = f"its process ended with {done.returncode}: {told[-1]}"
             except subprocess.TimeoutExpired:
                 reason = f"it took more than {limit:,} s"
+        sys.stderr.write(errors.read_text(errors="replace"))
         for line in lines.read_text().splitlines() if lines.exists() else []:
             yield Line(**json.loads(line))
     if reason:

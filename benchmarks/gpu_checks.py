@@ -309,11 +309,10 @@ def _with_gradients(setting: Setting, model: str, precision: str) -> str:
 
 
 def second_gpu(setting: Setting) -> Iterator[Line]:
-    """Steps on cuda:1 while cuda:0 is current."""
+    """Captured steps on cuda:1."""
     if torch.cuda.device_count() < 2:
         raise Skipped("there is one GPU")
     device = torch.device("cuda:1")
-    torch.cuda.set_device(0)
     trainer, said = trainer_of(setting, device=device)
     losses = take(trainer, METHOD_EPOCH, 1, CapturedSteps.BEFORE_USE + 3)
     captured(trainer, said)

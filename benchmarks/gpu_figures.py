@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import epoch
 import precision
@@ -17,7 +18,7 @@ import scaling
 import stack
 import step
 import torch
-from gpu_checks import METHOD_EPOCH, Line, Setting, Skipped, Wrong, captured, figure, take, trainer_of, verdict
+from gpu_checks import METHOD_EPOCH, Line, Setting, Skipped, Wrong, attempt, captured, figure, take, trainer_of, verdict
 from measure import random_images, unsynchronised
 from torch import Tensor
 
@@ -114,7 +115,8 @@ def profile(setting: Setting) -> Iterator[Line]:
 def precision_table(setting: Setting) -> Iterator[Line]:
     """How much of the feature shift is rounding; see precision.py."""
     images, what = _photographs(setting)
-    rows = precision.measure(setting.device, images, *((1, 256) if setting.short else ()))
+    train_size = min(setting.of(4096, 256), len(images.train.labels))
+    rows = precision.measure(setting.device, images, setting.of(4, 1), train_size)
     yield figure("images", what)
     for row in rows:
         for name, errors in row.errors.items():
@@ -161,8 +163,6 @@ def whole_epoch(setting: Setting) -> Iterator[Line]:
         said: list[str] = []
         trainer = Trainer(config, images, setting.device, say=said.append)
         seconds = epoch.whole_epochs(trainer, setting.folder / model)
-        if trainer.captured is not None:
-            captured(trainer, said, kinds=3)
         plain, icp = seconds[config.warmup_epochs - 1], seconds[-1]
         evaluation = unsynchronised(
             lambda t=trainer: [t.task.evaluate(t.network, part) for part in t.evaluation_sets.values()],  # type: ignore[misc]
@@ -179,6 +179,13 @@ def whole_epoch(setting: Setting) -> Iterator[Line]:
             evaluation=evaluation,
             minutes_of_100=hundred,
         )
+        if trainer.captured is not None:
+            yield attempt(f"{model}: every kind of step is a graph", partial(_all_kinds, trainer, said))
+
+
+def _all_kinds(trainer: Trainer, said: list[str]) -> str:
+    captured(trainer, said, kinds=3)
+    return "all three"
 
 
 def authors_procedure(setting: Setting) -> Iterator[Line]:

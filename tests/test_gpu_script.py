@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,13 @@ def test_a_check_that_raises_is_a_failure_and_the_others_go_on(tmp_path: Path) -
     assert [row[0] for row in rows] == ["a", "b", "b", "c", "d", "e"]
 
 
-def test_a_check_in_a_process_of_its_own_gives_its_lines_or_why_it_ended() -> None:
+def test_a_check_in_a_process_of_its_own_gives_its_lines_or_why_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = gpu.lines_apart(CHECKS[1], CPU, short=True)
     assert (line.check, line.result) == ("float32 convolutions", "pass")
-    (line,) = gpu.lines_apart(Check("no such check", fine), CPU, short=True)
-    assert (line.check, line.result) == ("no such check", "fail")
-    assert "invalid choice: 'no such check'" in line.said
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    (line,) = gpu.lines_apart(CHECKS[1], CPU, short=True)
+    assert (line.check, line.result) == ("float32 convolutions", "fail")
+    assert line.said == "its process ended with 1: exit status 1"
 
 
 def test_the_first_command_is_that_of_the_readme() -> None:
