@@ -277,13 +277,13 @@ def _trained_alike(setting: Setting, model: str) -> str:
 
 
 def _trained(setting: Setting, model: str, graphs: bool) -> tuple[Tensor, Tensor]:
-    """The losses of 50 steps, and the change of the weights."""
+    """The losses of the steps, and the change of the weights."""
     trainer, said = trainer_of(setting, model)
     if not graphs:
         trainer.captured = None
     start = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     batches = list(trainer.epoch_batches(METHOD_EPOCH))
-    losses = [trainer.step(METHOD_EPOCH, i, batches[i % len(batches)])[0] for i in range(1, 51)]
+    losses = [trainer.step(METHOD_EPOCH, i, batches[i % len(batches)])[0] for i in range(1, setting.of(50, 12) + 1)]
     if graphs:
         captured(trainer, said)
     update = [(p.detach() - s).flatten() for p, s in zip(trainer.model.parameters(), start, strict=True)]
@@ -328,8 +328,8 @@ def no_waits(setting: Setting) -> Iterator[Line]:
         yield attempt("a wait is noticed", lambda: _noticed(setting.device))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for model in MODELS:
-        yield attempt(model, partial(_without_waits, setting, model))
+    for model, method in (*((model, "icp") for model in MODELS), ("resnet20", "mixup"), ("resnet20", "cutmix")):
+        yield attempt(f"{model}, {method}", partial(_without_waits, setting, model, method))
 
 
 def _noticed(device: torch.device) -> str:
@@ -340,12 +340,12 @@ def _noticed(device: torch.device) -> str:
     raise Wrong("torch did not raise where a value was read: the lines below mean nothing")
 
 
-def _without_waits(setting: Setting, model: str) -> str:
-    trainer, said = trainer_of(setting, model)
+def _without_waits(setting: Setting, model: str, method: str) -> str:
+    trainer, said = trainer_of(setting, model, method=method)
     batches = list(trainer.epoch_batches(METHOD_EPOCH))
     for step in (1, 10):
         take(trainer, METHOD_EPOCH, step, CapturedSteps.BEFORE_USE, batches)
-    captured(trainer, said, kinds=2)
+    captured(trainer, said, kinds=2 if method == "icp" else 1)
     meter = Meter()
     torch.cuda.synchronize(setting.device)
     torch.cuda.set_sync_debug_mode("error")

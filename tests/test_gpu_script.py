@@ -94,8 +94,8 @@ def test_the_first_command_is_that_of_the_readme() -> None:
     assert tuple(shlex.split(command)) == gpu_figures.FIRST_COMMAND
 
 
-def stand_in(model: nn.Module, wrong: bool = False) -> Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]:
-    """Replays by computing anew into the same places; a wrong one leaves out the gradients."""
+def stand_in(model: nn.Module) -> Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]:
+    """Replays by computing anew into the same places."""
 
     def capture(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         places = function()
@@ -105,7 +105,7 @@ def stand_in(model: nn.Module, wrong: bool = False) -> Callable[[Callable[[], An
             for place, value in zip(tree_leaves(places), tree_leaves(function()), strict=True):
                 place.copy_(value)
             for gradient, parameter in zip(gradients, model.parameters(), strict=True):
-                if gradient is not None and parameter.grad is not None and not wrong:
+                if gradient is not None and parameter.grad is not None:
                     gradient.copy_(parameter.grad)
 
         return places, replay
@@ -113,21 +113,38 @@ def stand_in(model: nn.Module, wrong: bool = False) -> Callable[[Callable[[], An
     return capture
 
 
-def test_the_checks_of_captured_steps_find_a_graph_that_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stood_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """The setting of a CPU whose steps are captured, as far as anyone can tell."""
     monkeypatch.setattr(Trainer, "_captured", lambda self, say: CapturedSteps(self.method, stand_in(self.method), say))
     monkeypatch.setattr(gpu_checks, "MODELS", ("resnet20",))
     monkeypatch.setattr(gpu_checks, "KINDS", {"with the method": gpu_checks.KINDS["with the method"]})
     for name in ("set_sync_debug_mode", "synchronize"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda given: None)
-    setting = Setting(CPU, True, tmp_path)
-    for check in (gpu_checks.kinds_of_step, gpu_checks.fifty_steps, gpu_checks.streaming_through_a_capture):
-        assert {line.result for line in check(setting)} == {"pass"}, check.__name__
-    noticed, without = gpu_checks.no_waits(setting)
-    assert (noticed.result, without.result) == ("fail", "pass")  # nothing notices a wait here
+    return Setting(CPU, True, tmp_path)
 
-    # One that went wrong after it was taken into use.
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        gpu_checks.kinds_of_step,
+        gpu_checks.fifty_steps,
+        pytest.param(gpu_checks.streaming_through_a_capture, marks=pytest.mark.slow),
+    ],
+)
+def test_the_checks_of_captured_steps(check: Callable[[Setting], Iterator[Line]], stood_in: Setting) -> None:
+    assert {line.result for line in check(stood_in)} == {"pass"}
+
+
+def test_the_check_of_waits(stood_in: Setting) -> None:
+    noticed, *without = gpu_checks.no_waits(stood_in)
+    assert noticed.result == "fail"  # nothing notices a wait here
+    assert {line.result for line in without} == {"pass"}
+
+
+def test_a_graph_that_went_wrong_after_it_was_taken_into_use_is_found(
+    stood_in: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked = CapturedSteps._check
 
     def check_and_break(self: CapturedSteps, kind: Any, *given: Any) -> None:
@@ -135,6 +152,25 @@ def test_the_checks_of_captured_steps_find_a_graph_that_is_wrong(
         self._graphs[kind].replay = lambda: None
 
     monkeypatch.setattr(CapturedSteps, "_check", check_and_break)
-    lines = list(gpu_checks.kinds_of_step(setting))
+    lines = list(gpu_checks.kinds_of_step(stood_in))
     assert {line.result for line in lines} == {"fail"}
     assert "the loss is not finite" in lines[0].said
+
+
+def test_the_check_of_a_failed_capture(stood_in: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(results: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    reserved = iter([0, 2**28])
+    monkeypatch.setattr(gpu_checks, "_waits", refuse)
+    monkeypatch.setattr(gpu_checks, "CudaGraphs", lambda device: stand_in(nn.Linear(1, 1)))
+    for name, given in {
+        "current_stream": lambda device: "main",
+        "memory_reserved": lambda device: next(reserved),
+        "empty_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", given)
+    found = {line.what: line for line in gpu_checks.failed_capture(stood_in)}
+    leak = found.pop("allocator")
+    assert {line.result for line in found.values()} == {"pass"}
+    assert (leak.result, leak.said) == ("fail", "Wrong: 256 MiB stay taken")
