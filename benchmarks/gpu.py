@@ -26,7 +26,7 @@ from pathlib import Path
 import gpu_checks as checks
 import gpu_figures as figures
 import torch
-from gpu_checks import Line, Setting, Skipped, last_line
+from gpu_checks import Line, Setting, Skipped, failure
 from measure import command, machine, table
 
 from icpctl.models.network import choose_device
@@ -76,29 +76,31 @@ def lines_of(check: Check, device: torch.device, short: bool) -> Iterator[Line]:
     except Skipped as reason:
         yield Line("", "skip", str(reason), check=check.name)
     except Exception as error:
-        yield Line("", "fail", last_line(error), check=check.name)
+        yield replace(failure("", error), check=check.name)
 
 
 def lines_apart(check: Check, device: torch.device, short: bool) -> Iterator[Line]:
     """The same in a process of its own, which may crash or hang."""
     with tempfile.TemporaryDirectory() as folder:
         lines, errors = Path(folder, "lines"), Path(folder, "errors")
-        said = [sys.executable, __file__, "--device", str(device), "--only", check.name, "--lines", str(lines)]
+        python = [sys.executable, "-X", "faulthandler", __file__, *(["--short"] if short else [])]
+        arguments = ["--device", str(device), "--only", check.name, "--lines", str(lines)]
         reason = ""
         with errors.open("w") as file:
             try:
                 limit = LIMIT_OF_FULL if "--full" in check.needs else LIMIT
-                done = subprocess.run([*said, *(["--short"] if short else [])], stderr=file, timeout=limit)
+                done = subprocess.run([*python, *arguments], stderr=file, timeout=limit)
                 if done.returncode:
-                    told = errors.read_text(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-                    reason = f"its process ended with {done.returncode}: {told[-1]}"
+                    reason = f"its process ended with status {done.returncode}"
             except subprocess.TimeoutExpired:
                 reason = f"it took more than {limit:,} s"
-        sys.stderr.write(errors.read_text(errors="replace"))
+        told = errors.read_text(errors="replace")
+        sys.stderr.write(told)
         for line in lines.read_text().splitlines() if lines.exists() else []:
             yield Line(**json.loads(line))
     if reason:
-        yield Line("", "fail", reason, check=check.name)
+        *_, last = ["", *told.strip().splitlines()]
+        yield Line("", "fail", f"{reason}: {last}" if last else reason, block=told, check=check.name)
 
 
 def skipped(check: Check, device: torch.device, full: bool) -> str:

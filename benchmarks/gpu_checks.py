@@ -6,6 +6,7 @@ Each takes the `Setting` and gives its `Line`s one by one, so that what was foun
 from __future__ import annotations
 
 import subprocess
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,12 +91,20 @@ def attempt(what: str, work: Callable[[], str]) -> Line:
     try:
         return Line(what, "pass", work())
     except Exception as error:
-        return Line(what, "fail", last_line(error))
+        return failure(what, error)
 
 
-def last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+def failure(what: str, error: Exception) -> Line:
+    """What an exception says, in a line, with its traceback; Wrong says what was found, and needs none."""
+    if isinstance(error, Wrong):
+        return Line(what, "fail", str(error))
+    block = "".join(traceback.format_exception(error))
+    return Line(what, "fail", in_a_line(error), block=block)
+
+
+def in_a_line(error: BaseException) -> str:
+    """The last line of the traceback; of an error of CUDA, which goes on for several, the one that says which it is."""
+    return traceback.format_exception_only(error)[0].strip().splitlines()[0]
 
 
 def require(condition: object, otherwise: str) -> None:
@@ -178,6 +187,7 @@ CONVOLUTIONS = [(3, 16, 3, 1), (16, 16, 3, 1), (16, 32, 3, 2), (32, 64, 1, 2), (
 
 def convolutions(setting: Setting) -> Iterator[Line]:
     """Outputs and gradients of convolutions and of a product of matrices in float32 against float64."""
+    torch.manual_seed(0)
     precisions = ["float32", "tf32"] if setting.device.type == "cuda" else ["float32"]
     for precision in precisions:
         set_precision(precision)
@@ -185,7 +195,7 @@ def convolutions(setting: Setting) -> Iterator[Line]:
         for layout in (torch.contiguous_format, torch.channels_last):
             for channels, out, kernel, stride in CONVOLUTIONS:
                 x, weight = (
-                    torch.randn(setting.of(128, 8), channels, 32, 32),
+                    torch.randn(setting.of(32, 8), channels, 32, 32),
                     torch.randn(out, channels, kernel, kernel),
                 )
                 name = f"{channels}→{out}, {kernel}×{kernel}, {str(layout).removeprefix('torch.')}"
@@ -420,7 +430,7 @@ def _refused(device: torch.device) -> str:
     try:
         CudaGraphs(device)(lambda: _waits(torch.ones(4, device=device)))
     except RuntimeError as error:
-        return last_line(error)
+        return in_a_line(error)
     raise Wrong("a capture that reads a value did not fail")
 
 

@@ -245,7 +245,7 @@ def first_command(setting: Setting) -> Iterator[Line]:
     output = setting.folder / "results"
     command = [sys.executable, "-m", "icpctl", *FIRST_COMMAND, "--device", str(setting.device), "--output", str(output)]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2.5 * 3600)
     minutes = (time.perf_counter() - began) / 60
     if done.returncode:
         raise Wrong((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
