@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all real lint docs clean
+.PHONY: help demo test test-all real lint gpu docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ lint: $(VENV)/installed-test ## ruff, mypy and the import contract alone
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+gpu: $(VENV)/installed ## check and measure all on the GPU of this machine, some minutes; writes benchmarks/results/gpu-*.md and .json
+	$(BIN)/python benchmarks/gpu.py
 
 docs: $(VENV)/installed ## write docs/cli.md anew from the declarations
 	$(BIN)/python docs/generate.py

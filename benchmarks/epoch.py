@@ -6,7 +6,8 @@ The engine's side is a run's own `Session`: order and augmentation of the images
 plain lines on a console. The authors' side is torchvision's: PIL images in a `Dataset`, transforms image by image in the main
 process, a `DataLoader`, the step of reference.py; it evaluates and records nothing. The two take turns, some batches
 each, so that a slow moment of the machine falls on both; a few batches of each before are to warm up. On CUDA the device is
-waited for after every piece, so that its work is counted where it was asked for.
+waited for after every piece, so that its work is counted where it was asked for, and an epoch before those that are counted is for
+the capture of the steps. The waits cost time: the engine's whole epoch without them is told too.
 
 With a part of the training images, validation and test images are as many for each of them as in a full epoch; the writing
 of checkpoints alone does not grow with the images. So a full epoch is the measured one, times the images, with as many checkpoints.
@@ -45,7 +46,7 @@ from icpctl.data.augment import CROP, MAGNITUDE, NUM_OPS
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import RunFolder
-from icpctl.training.display import ConsoleDisplay
+from icpctl.training.display import ConsoleDisplay, Display
 from icpctl.training.session import Session
 from icpctl.training.trainer import Images, Trainer
 
@@ -105,8 +106,8 @@ class Stopwatch:
         self._since = now
 
 
-def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch) -> Iterator[None]:
-    """Train the run of the trainer, a step a time; the beginning of the run is not of its epochs, and not counted."""
+def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch, uncounted: int = 0) -> Iterator[None]:
+    """Train the run of the trainer, a step a time; neither its beginning nor its first `uncounted` epochs are counted."""
     run = RunFolder(folder, trainer.config)
     run.create()
     session = Session(trainer.config, run, trainer, ConsoleDisplay(Console(file=io.StringIO())), lambda: False)
@@ -134,6 +135,8 @@ def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch) -> Iterator[No
                     session.take(*result)
                     if session.batch == trainer.batches:
                         session.finish_epoch()
+                if (session.epoch, session.batch) == (uncounted, 0):
+                    watch.times.clear()
                 yield
         session.finish()
 
@@ -162,11 +165,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def reference_side(trainer: Trainer, peer: Reference, watch: Stopwatch) -> Iterator[None]:
-    """Train for the same epochs by the authors' pipeline and procedure, a step a time."""
+def reference_side(trainer: Trainer, peer: Reference, watch: Stopwatch, uncounted: int = 0) -> Iterator[None]:
+    """Train for the same epochs by the authors' pipeline and procedure, a step a time; the first ones are not counted."""
     config, device = trainer.config, trainer.device
     loader = DataLoader(Pictures(trainer), config.batch_size, shuffle=True, drop_last=True)
     for epoch in range(config.epochs):
+        if epoch == uncounted:
+            watch.times.clear()
         with watch.doing("data"):
             batches = iter(loader)
         while True:
@@ -179,15 +184,35 @@ def reference_side(trainer: Trainer, peer: Reference, watch: Stopwatch) -> Itera
             yield
 
 
+def whole_epochs(trainer: Trainer, folder: Path) -> list[float]:
+    """The seconds of each epoch of a run, with its evaluation and without its checkpoint, as the run itself records them."""
+    run = RunFolder(folder, trainer.config)
+    run.create()
+    session = Session(trainer.config, run, trainer, Display(), lambda: False)
+    session.begin()
+    session.advance((trainer.config.epochs, 0))
+    rows, _ = run.read_metrics()
+    return [float(value) for value in rows[rows["metric"] == "seconds"].sort_values("epoch")["value"]]
+
+
+def uncounted_epochs(device: torch.device) -> int:
+    """Epochs before those that are counted, as steps are captured in them."""
+    return 1 if device.type == "cuda" else 0
+
+
 def measure(
     config: icpctl.RunConfig, images: ImageData, device: torch.device, turn: int
 ) -> tuple[Stopwatch, Stopwatch]:
-    """The times of both sides, which take turns of so many batches."""
+    """The times of both sides, which take turns of so many batches, after the `uncounted_epochs`."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, images, device)
         peer = Reference.of(trainer)
         watches = Stopwatch(device), Stopwatch(device)
-        sides = [engine_side(trainer, Path(folder), watches[0]), reference_side(trainer, peer, watches[1])]
+        first = uncounted_epochs(device)
+        sides = [
+            engine_side(trainer, Path(folder), watches[0], first),
+            reference_side(trainer, peer, watches[1], first),
+        ]
         while sides:
             sides = [side for side in sides if len(list(islice(side, turn))) == turn]
     return watches
@@ -243,7 +268,7 @@ def main() -> None:
     config = icpctl.RunConfig(
         steps=options.steps,
         batch_size=options.batch,
-        epochs=options.epochs,
+        epochs=uncounted_epochs(device) + options.epochs,
         warmup_epochs=0,
         val_fraction=VAL_FRACTION,
         device=options.device,
@@ -254,14 +279,20 @@ def main() -> None:
     engine, reference = (watch.seconds(options.epochs) for watch in watches)
     step, reference_step = (watch.step() for watch in watches)
     batches = number // options.batch
+    without_waits = None
+    if device.type == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            without_waits = whole_epochs(Trainer(config, part, device), Path(folder))[-1]
     full = full_epoch(engine, batches, options.batch)
     full_reference = full_epoch(reference, batches, options.batch)
     if options.json:
         settings = {"images": what, "train": number, "steps": options.steps, "batch": options.batch}
         sides = {"engine": engine, "reference": reference, "full_engine": full, "full_reference": full_reference}
         medians = {"engine_step": step, "reference_step": reference_step}
+        whole = {"engine_without_waits": without_waits}
         shares = {"outside_step": outside_step(engine), "full_outside_step": outside_step(full)}
-        print(json.dumps({"machine": machine(device), "command": command(), **settings, **sides, **medians, **shares}))
+        figures = {**settings, **sides, **medians, **whole, **shares}
+        print(json.dumps({"machine": machine(device), "command": command(), **figures}))
         return
 
     print("# An epoch: engine and authors' pipeline\n")
@@ -269,6 +300,8 @@ def main() -> None:
     print(f"ResNet-20, {what}, batch {options.batch}, crop-randaugment, AdEMAMix, T = {options.steps}.")
     print(f"The median step: engine {step * 1e3:.1f} ms, reference {reference_step * 1e3:.1f} ms, "
           f"{reference_step / step:.2f} times that.")  # fmt: skip
+    if without_waits is not None:
+        print(f"Without the waits for the device the engine's epoch takes {without_waits:.2f} s.")
     print(section(f"{number:,} training images, measured", engine, reference))
     if options.images != "all":
         print(section(f"{FULL['train']:,} training images, computed from these", full, full_reference))

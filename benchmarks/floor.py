@@ -76,7 +76,7 @@ class Floor:
         self, layers: tuple[str, ...], optimizer: str, steps: int, icp_lr: float, task_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The pieces put together to the method's gradients, left in `.grad`; x_T, the feature loss, the task loss."""
-        noise = torch.get_rng_state()
+        same_numbers = distill.random_numbers_from_here(self.x.device)
         with taps.tap(self.model, layers) as student:
             output = self.model(self.x)
         task_loss = self.criterion(output, self.y)
@@ -84,8 +84,7 @@ class Floor:
         x_t, update = self.x, icp.make_optimizer(optimizer)
         for _ in range(steps):
             x_t = x_t - icp_lr * update(self.gradient(x_t, frozen), x_t)
-        torch.set_rng_state(noise)
-        with torch.no_grad(), taps.tap(self.model, layers) as teacher:
+        with same_numbers(), torch.no_grad(), taps.tap(self.model, layers) as teacher:
             self.model(x_t)
         features = distill.feature_loss(student, teacher, distill.layer_weights(len(layers)))
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,10 @@ import numpy as np
 import torch
 
 from icpctl.data import ImageData, Split
+from icpctl.training.graphs import CapturedSteps
+
+TURN = 10
+"""Pieces of work on CUDA between two waits for the device."""
 
 
 def random_images(count: int, side: int, classes: int) -> ImageData:
@@ -28,18 +32,33 @@ def random_images(count: int, side: int, classes: int) -> ImageData:
 def interleaved(work: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """The median seconds of each piece of work.
 
-    Every round times each of them once, so that a slow moment of the machine falls on all; two rounds before are to warm up.
+    Every round times each of them in turn, so that a slow moment of the machine falls on all; rounds before are to warm up. A turn is
+    one piece on a CPU. On CUDA it is several, and the device is waited for after the last one alone, as in training.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 2):
-        for name, piece in work.items():
-            synchronise(device)
-            started = time.perf_counter()
+    for _ in range(warm_up(device)):
+        for piece in work.values():
             piece()
-            synchronise(device)
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - started)
+    pieces = TURN if device.type == "cuda" else 1
+    for _ in range(rounds):
+        for name, piece in work.items():
+            seconds[name].append(unsynchronised(piece, pieces, device))
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def unsynchronised(piece: Callable[[], object], times: int, device: torch.device) -> float:
+    """The mean seconds of a piece that is done so many times, with one wait for the device at the end."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        piece()
+    synchronise(device)
+    return (time.perf_counter() - started) / times
+
+
+def warm_up(device: torch.device) -> int:
+    """How often to do a piece before it is timed: a step on CUDA is not what training does before its graph is in use."""
+    return CapturedSteps.BEFORE_USE if device.type == "cuda" else 2
 
 
 def synchronise(device: torch.device) -> None:
@@ -48,9 +67,9 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: allocated on CUDA; resident, of the whole process, on a CPU."""
+    """Bytes: reserved on CUDA, as what a captured step needs beside its results is not allocated; on a CPU resident, of the whole process."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
+        return float(torch.cuda.max_memory_reserved(device))
     # On Linux ru_maxrss is at least what the process that started this one had; the high-water mark is its own.
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:

@@ -41,12 +41,14 @@ class Row:
     errors: dict[str, list[float]]
 
 
-def trained_network(images: data.ImageData, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def trained_network(
+    images: data.ImageData, device: torch.device, epochs: int, train_size: int | None
+) -> tuple[nn.Module, Tensor, Tensor]:
     """The network and a normalised batch with its targets."""
     config = icpctl.RunConfig(
         optimizer="none",
-        epochs=4,
-        train_size=4096,
+        epochs=epochs,
+        train_size=train_size,
         val_fraction=0,
         lr=1e-3,
         batch_size=64,
@@ -61,9 +63,10 @@ def trained_network(images: data.ImageData, device: torch.device) -> tuple[nn.Mo
     return trainer.model.eval(), x, trainer.train_set.labels[:64]
 
 
-def measure(device: torch.device) -> list[Row]:
+def measure(device: torch.device, images: data.ImageData, epochs: int = 4, train_size: int | None = 4096) -> list[Row]:
     """Every perturbation at every precision that the device has."""
-    model, x, y = trained_network(data.load("cifar100"), device)
+    set_precision("float32")
+    model, x, y = trained_network(images, device, epochs, train_size)
     precisions = ("float32", "bf16") if device.type == "cpu" else ("float32", "tf32", "bf16")
     exact = copy.deepcopy(model).double()
     rows = []
@@ -89,7 +92,7 @@ def measure(device: torch.device) -> list[Row]:
 
 def main() -> None:
     device = choose_device("auto")
-    rows = measure(device)
+    rows = measure(device, data.load("cifar100"))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print("# The feature shift and its error by rounding\n")
     print(f"{datetime.now(UTC):%Y-%m-%d}; {hardware}, torch {torch.__version__}; `python benchmarks/precision.py`.\n")

@@ -26,6 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from icpctl.methods.icp.distillation import random_numbers_from_here
 from icpctl.training.trainer import Trainer
 
 Criterion = Callable[[Any, Tensor], Tensor]
@@ -99,7 +100,7 @@ class Reference:
 
     def backward(self, x: Tensor, y: Tensor, task_weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """The same up to the gradients, which are left in `.grad`; x_T, the feature loss and the task loss."""
-        noise = torch.get_rng_state()
+        same_numbers = random_numbers_from_here(x.device)
         self.model.train()
         student, output = self._features(x)
         task_loss = self.criterion(output, y)
@@ -113,8 +114,8 @@ class Reference:
         if not self.extra_task_grad:
             self.model.zero_grad()
         self.model.train()
-        torch.set_rng_state(noise)
-        teacher, _ = self._features(x_icp)
+        with same_numbers():
+            teacher, _ = self._features(x_icp)
         feature_loss = torch.zeros((), dtype=x.dtype, device=x.device)
         for i, (of_student, of_teacher) in enumerate(zip(student, teacher, strict=True)):
             weight = math.cos(i / max(len(self.layers) - 1, 1) * math.pi / 4)

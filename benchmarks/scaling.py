@@ -4,7 +4,7 @@
 
 With T the time of a step should be a straight line whose slope is one pass of the perturbation, measured bare
 (floor.py), and the memory should not grow. Within a part every round times one step of each setting in turn. The memory is
-that of a fresh process for each T after some steps: resident on a CPU, allocated by torch on CUDA. ResNet-20, batch 32,
+that of a fresh process for each T after some steps: resident on a CPU, reserved by torch on CUDA. ResNet-20, batch 32,
 images of 32 pixels, AdEMAMix-ICP with T = 5, float32, where nothing else is said; images are random.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import torch
 from floor import Floor
-from measure import command, interleaved, machine, peak_memory, table
+from measure import command, interleaved, machine, peak_memory, table, warm_up
 from step import TASK_WEIGHT, engine, engine_step, inputs, reference
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,8 +33,6 @@ from icpctl.training.trainer import Trainer
 
 STEPS = (1, 2, 3, 5, 8, 12, 20)
 MEMORY_STEPS = (1, 5, 20)
-TRAINED = 3
-"""Steps of training before a process reads its peak memory."""
 SIDES_OF_MEMORY = ("engine", "reference")
 
 
@@ -102,6 +100,8 @@ class Memory:
     steps: int
     peak: float
     growth: float
+    allocated: float
+    """At the peak, on CUDA; on a CPU the peak itself."""
 
 
 def measure_steps(rounds: int, device: torch.device) -> Line:
@@ -159,11 +159,12 @@ def memory_of(side: str, steps: int, device: torch.device) -> Memory:
     if side == "reference":
         peer, x, y = reference(trainer)
         work = partial(peer.step, x, y, TASK_WEIGHT)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    for _ in range(TRAINED):
+    before = torch.cuda.memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    for _ in range(warm_up(device) + 1):
         work()
     peak = peak_memory(device)
-    return Memory(side, steps, peak, peak - before)
+    allocated = float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak
+    return Memory(side, steps, peak, peak - before, allocated)
 
 
 def steps_in_words(line: Line) -> str:

@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 from floor import Floor
-from measure import command, interleaved, machine, matrix_product, random_images, table
+from measure import command, interleaved, machine, matrix_product, random_images, table, warm_up
 from reference import Reference
 from torch import Tensor, nn
 from torch.profiler import profile
@@ -208,11 +208,12 @@ def _operations(least: Floor) -> tuple[int, int, int]:
 def profiled(trainer: Trainer) -> str:
     """The operations that a step spends most time in, as torch's profiler has it."""
     trainer.model.train()
-    for _ in range(2):
+    for _ in range(warm_up(trainer.device)):
         engine_step(trainer)
     with profile() as result:
         engine_step(trainer)
-    return str(result.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+    most = "self_device_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
+    return str(result.key_averages().table(sort_by=most, row_limit=12, max_name_column_width=40))
 
 
 def whole_set(trainer: Trainer) -> Images:

@@ -17,10 +17,11 @@ from icpctl.config.recipes import default_layers
 from icpctl.data.device import DeviceSplit
 from icpctl.models.network import choose_device, set_precision
 from icpctl.runs.fingerprints import load_data
+from icpctl.training.graphs import CapturedSteps
 from icpctl.training.trainer import Trainer
 
 MEASURED_SECONDS = 1.0
-"""How long each kind of step is measured, after one that is not counted."""
+"""How long each kind of step is measured, after the first ones."""
 EVALUATED_IMAGES = 500
 
 
@@ -82,22 +83,24 @@ def _measure(config: RunConfig) -> Pace:
     trainer.close()
     trainer.model.train()
     # Batch 1, as the first one of an epoch and each tenth measure more.
-    plain = _time(lambda: trainer.step(0, 1, batch), trainer.device)
-    icp = _time(lambda: trainer.step(1, 1, batch), trainer.device)
+    before = 1 if trainer.captured is None else CapturedSteps.BEFORE_USE
+    plain = _time(lambda: trainer.step(0, 1, batch), trainer.device, before)
+    icp = _time(lambda: trainer.step(1, 1, batch), trainer.device, before)
     part = DeviceSplit(images.test, trainer.device, np.arange(min(EVALUATED_IMAGES, len(images.test.labels))))
     evaluated = _time(lambda: trainer.task.evaluate(trainer.network, part), trainer.device) / len(part)
     evaluated *= sum(map(len, trainer.evaluation_sets.values()))
     return Pace(trainer.batches, plain, icp, step_passes(config), prepared + evaluated)
 
 
-def _time(work: Callable[[], object], device: torch.device) -> float:
-    """Mean seconds of a piece of work."""
+def _time(work: Callable[[], object], device: torch.device, before: int = 1) -> float:
+    """Mean seconds of a piece of work; it is done so many times before, which are not counted."""
 
     def finish() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    work()
+    for _ in range(before):
+        work()
     finish()
     began, number = time.perf_counter(), 0
     while number == 0 or time.perf_counter() - began < MEASURED_SECONDS:

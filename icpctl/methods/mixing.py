@@ -36,7 +36,7 @@ def mix(config: RunConfig, x: Tensor, y: Tensor, classes: int, generator: np.ran
     if generator.random() >= config.mix_probability:
         return x, targets
     share = generator.beta(config.mix_alpha, config.mix_alpha)
-    order = torch.from_numpy(generator.permutation(len(x))).to(x.device)
+    order = torch.from_numpy(generator.permutation(len(x))).to(x.device, non_blocking=True)  # else it waits for the GPU
     if config.mix == "mixup":
         return mixup(x, targets, share, order)
     height, width = x.shape[2:]

@@ -98,9 +98,12 @@ class Images(Protocol):
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: of the device since its statistics were reset on CUDA, of the process so far on a CPU."""
+    """Bytes: of the device since its statistics were reset on CUDA, of the process so far on a CPU.
+
+    On CUDA what torch has reserved: what a captured step needs beside its results stays taken, but is not allocated.
+    """
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
+        return float(torch.cuda.max_memory_reserved(device))
     if sys.platform == "win32":
         return math.nan
     import resource

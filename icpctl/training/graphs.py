@@ -45,6 +45,8 @@ class CapturedSteps:
 
     WARM_UP = 3
     """Steps of a kind before it is captured: libraries choose their algorithms in the first ones."""
+    BEFORE_USE = WARM_UP + 2
+    """Steps of a kind before its graph takes over: one more is captured, and another one checks the graph."""
     TOLERANCE = 1e-2
     """Of ‖a − b‖ / ‖b‖ for each result; two steps of one input that is all the same differ by 1e-3, where sums come in another
     order, as Adam-ICP divides by what may be tiny."""
@@ -183,15 +185,28 @@ class CudaGraphs:
         # Other threads go on: one of them may keep images in pinned memory.
         recording = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
         with torch.cuda.device(self.device):
-            stream = torch.cuda.current_stream()
+            stream, index = torch.cuda.current_stream(), torch.cuda.current_device()
+            generator = torch.cuda.default_generators[index]
+            random = generator.clone_state()
             try:
                 with recording:
                     outputs = function()
             except BaseException:
-                torch.cuda.set_stream(stream)  # torch leaves its own where the end of the capture fails, too
+                # Where the end of a capture fails, torch leaves all of this as it was during the capture.
+                torch.cuda.set_stream(stream)
                 graph.reset()
+                generator.graphsafe_set_state(random)
+                self._leave_pool(index)
                 raise
         return outputs, graph.replay
+
+    def _leave_pool(self, index: int) -> None:
+        """Let the allocator of a GPU forget a capture whose end failed."""
+        try:
+            torch._C._cuda_endAllocateToPool(index, self.pool)
+        except RuntimeError:  # the end came that far itself
+            return
+        torch._C._cuda_releasePool(index, self.pool)
 
 
 def _random_offset(device: torch.device) -> int:

@@ -25,6 +25,7 @@ from small_methods import (
 )
 from small_runs import small
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
 import icpctl
@@ -142,3 +143,19 @@ def test_the_mixed_batch_is_what_a_run_is_trained_on() -> None:
     again = trainer("mixup").batch(0, 0, images_of)
     assert again.y.shape == (4, 3)
     torch.testing.assert_close(loss, -(again.y * log["record"].log_softmax(1)).sum(1).mean())
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_does_not_wait_for_the_device(kind: str) -> None:
+    copies = []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.Tensor.to and isinstance(args[1], torch.device):
+                copies.append(kwargs)
+            return function(*args, **(kwargs or {}))
+
+    config = RunConfig(method=kind, mix_probability=1)
+    with Copies():
+        mix(config, torch.rand(4, 3, 8, 8), torch.arange(4), 4, np.random.default_rng(1))
+    assert copies == [{"non_blocking": True}]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from precision import measure
 
+from icpctl import data
+
 WHERE = Path(os.environ.get("ICPCTL_DATA_DIR", "none"))
 
 
@@ -18,7 +20,7 @@ WHERE = Path(os.environ.get("ICPCTL_DATA_DIR", "none"))
     reason="ICPCTL_DATA_DIR does not point to a folder with CIFAR-100",
 )
 def test_the_feature_shift_is_exact_at_the_default_precision_and_drowns_in_bfloat16() -> None:
-    rows = {(row.optimizer, row.lr): row for row in measure(torch.device("cpu"))}
+    rows = {(row.optimizer, row.lr): row for row in measure(torch.device("cpu"), data.load("cifar100"))}
     for optimizer in ("adam", "ademamix"):
         default = rows[optimizer, 2e-3]
         assert max(default.errors["float32"]) < 0.01

@@ -218,10 +218,28 @@ def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: p
 class Torch:
     """Stands in for torch.cuda, and notes what is asked of it."""
 
-    def __init__(self, fails: bool) -> None:
+    def __init__(self, fails: str) -> None:
         self.fails, self.stream = fails, "main"
         self.asked: list[object] = []
         self.CUDAGraph = lambda: SimpleNamespace(reset=lambda: self.asked.append("reset"), replay="replay")
+        self.generator = SimpleNamespace(
+            state="capturing", clone_state=lambda: "before", graphsafe_set_state=self.draw_from
+        )
+        self.default_generators = [None, self.generator]
+        self.pools: list[object] = []
+        """That the allocator fills."""
+        self._cuda_releasePool = lambda *pool: self.asked.append(("released", *pool))
+
+    def draw_from(self, state: str) -> None:
+        self.generator.state = state
+
+    def _cuda_endAllocateToPool(self, *pool: object) -> None:  # noqa: N802
+        if not self.pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.pools.clear()
+
+    def current_device(self) -> int:
+        return 1
 
     def graph_pool_handle(self) -> str:
         return "pool"
@@ -240,19 +258,21 @@ class Torch:
     @contextmanager
     def graph(self, graph: object, **options: str) -> Iterator[None]:
         self.asked.append(options)
-        self.stream = "side"
+        self.stream, self.generator.state = "side", "capturing"
+        self.pools.append(options["pool"])
         yield
-        if self.fails:  # at the end of the capture, where torch itself leaves its stream current
+        if self.fails == "early":  # at the end of the capture, where torch itself leaves all as it is
             raise RuntimeError("capture_end")
-        self.stream = "main"
+        self.pools.clear()
+        if self.fails == "late":
+            raise RuntimeError("capture_end")
+        self.stream, self.generator.state = "main", "before"
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_graph_is_captured_on_its_device_and_leaves_it_as_it_was(
-    fails: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("fails", ["", "early", "late"])
+def test_a_graph_is_captured_on_its_device_and_leaves_it_as_it_was(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Torch(fails)
-    monkeypatch.setattr("icpctl.training.graphs.torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr("icpctl.training.graphs.torch", SimpleNamespace(cuda=cuda, _C=cuda))
     capture = CudaGraphs(torch.device("cuda:1"))
     for _ in range(2):
         if fails:
@@ -262,9 +282,10 @@ def test_a_graph_is_captured_on_its_device_and_leaves_it_as_it_was(
             outputs, replay = capture(lambda: 1)
             assert outputs == 1
             assert str(replay) == "replay"
-        assert cuda.stream == "main"
-    how = ["on cuda:1", {"pool": "pool", "capture_error_mode": "thread_local"}, *(["reset"] if fails else [])]
-    assert cuda.asked == 2 * how
+        assert (cuda.stream, cuda.generator.state, cuda.pools) == ("main", "before", [])
+    how: list[object] = ["on cuda:1", {"pool": "pool", "capture_error_mode": "thread_local"}]
+    after: dict[str, list[object]] = {"": [], "early": ["reset", ("released", 1, "pool")], "late": ["reset"]}
+    assert cuda.asked == 2 * [*how, *after[fails]]
 
 
 def test_the_run_takes_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
