@@ -20,6 +20,7 @@ from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import load_toml, typed_settings
 from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
+from icpctl.runs.references import controls_of
 
 STUDY_FILE = "study.toml"
 LARGEST = 100_000
@@ -173,7 +174,7 @@ class Study:
         if not planned:
             raise UserError(f"--where {' --where '.join(map(repr, self.where))}: no combination of the grid is left.")
         roles = {run.role for run in planned.values()}
-        if self.controls and not any(METHODS[run.config.method].controls for run in planned.values()):
+        if self.controls and not any(controls_of(run.config) for run in planned.values()):
             raise UserError(
                 "--controls: no run of this study has controls; "
                 + ", ".join(name for name, row in METHODS.items() if row.controls)
@@ -190,10 +191,8 @@ class Study:
         if config.method == PLAIN:
             return
         yield PlannedRun(config, "control" if config.control else "method")
-        if self.controls and not config.control:
-            for control in METHODS[config.method].controls.values():
-                made = config.altered(**control.settings)
-                yield PlannedRun(made, "control" if made.control else "method")  # label smoothing is one itself
+        for made in controls_of(config).values() if self.controls else ():
+            yield PlannedRun(made, "control" if made.control else "method")  # label smoothing is one itself
 
     def _combinations(self, seed: int) -> Iterator[RunConfig]:
         for values in itertools.product(*self.grid.values()):

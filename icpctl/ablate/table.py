@@ -12,8 +12,7 @@ from icpctl.ablate.study import Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.files import write_atomic
 from icpctl.runs.folder import read_record
-from icpctl.runs.references import METHOD as METHOD_RUN
-from icpctl.runs.references import references
+from icpctl.runs.references import METHOD_RUN, of_controls, references
 from icpctl.runs.table import METHOD, runs_table
 from icpctl.text import csv_text
 
@@ -41,7 +40,11 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
         table[fact] = ["+".join(filter(None, values)) for values in starts]
     # A run that was trained on other data is not what a run is compared with.
     data = {record.config.run_id: record.fingerprint for record in records}
+    methods = of_controls({run.config.group_id: run.config for run in planned}.values())
     compared = [{kind: twin.run_id for kind, twin in references(run.config).items()} for run in planned]
+    for run, twins in zip(planned, compared, strict=True):
+        if (method := methods.get(run.config.group_id)) is not None:
+            twins[METHOD_RUN] = method.altered(seed=run.config.seed).run_id
     for name, kind in COMPARED.items():
         table[name] = [
             twins[kind] if twins.get(kind) in data and _same(data[twins[kind]], data[run.config.run_id]) else ""

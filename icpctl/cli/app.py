@@ -204,7 +204,10 @@ def evaluate(
     data_memory: Annotated[float | None, typer.Option(help=_help("data_memory"))] = None,
     robustness: Annotated[
         bool,
-        typer.Option("--robustness", help="Also of a classifier on attacked (FGSM, PGD-20), noisy and blurred images."),
+        typer.Option(
+            "--robustness",
+            help="Also measure a classifier's accuracy on attacked (FGSM, PGD-20), noisy and blurred images.",
+        ),
     ] = False,
 ) -> None:
     """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
@@ -272,7 +275,7 @@ def ablate(
         bool,
         typer.Option(
             "--controls",
-            help="Add what a method has to be held against: ICP ascending and in random directions, label smoothing beside soft targets.",
+            help="Add the controls of each method: ICP with an ascending and a random direction, label smoothing for methods with soft targets, BYOT's heads without distillation.",
             rich_help_panel="Study",
         ),
     ] = False,

@@ -61,6 +61,8 @@ class MethodRow:
     """Its own defaults of settings that every method has."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Settings that every method has, but that make no sense with it, and why."""
+    least_stages: int = 0
+    """How many stages of the network it needs, by --layers."""
     measured: tuple[str, ...] = ()
     """Settings that are measured on the model where they are not given; see `icpctl.methods.base.Method.measure`."""
     controls: Mapping[str, Control] = field(default_factory=dict)
@@ -211,6 +213,7 @@ METHODS: dict[str, MethodRow] = {
         "icpctl.methods.byot:BYOT",
         passes=lambda config: PLAIN_STEP * (1 + (config.byot_share or 0.0)),
         groups=("features", "byot"),
+        least_stages=2,
         measured=("byot_share",),
         controls={
             "heads": Control({"byot_alpha": 0.0, "byot_lambda": 0.0}, "its heads without distillation"),

@@ -18,7 +18,7 @@ GROUPS = {
     "run": "Run",
     "perturbation": "ICP: perturbation",
     "distillation": "ICP: self-distillation",
-    "features": "Features of methods that compare them",
+    "features": "Features (methods that compare features)",
     "training": "Training recipe",
     "labels": "Labels and mixing of images",
     "ps-kd": "PS-KD",

@@ -67,8 +67,8 @@ class Hyperparameters(BaseModel):
         lt=1,
     )
     fit_images: int | None = field(
-        None, "Training images, without augmentation, on which the metrics are measured after every epoch too, in balanced classes: "
-        "how well the run fits them; 0: none.", "run", default_text="a tenth of the training images, at most 5,000", unit="images",
+        None, "Training images, without augmentation, on which the metrics are also measured after every epoch; 0: none, and then no "
+        "generalization gap and no sharpness.", "run", default_text="a tenth of the training images, at most 5,000", unit="images",
         identity=False, ge=0, lt=2**31,
     )  # fmt: skip
     robustness: bool = field(
@@ -242,7 +242,7 @@ class Hyperparameters(BaseModel):
         None, "Operations of the heads as a share of the network's, for the cost; without it, they are counted.", "byot",
         identity=False, ge=0,
     )  # fmt: skip
-    sam_rho: float = field(0.1, "ρ, the length of the step to the sharper weights.", "sam", gt=0)
+    sam_rho: float = field(0.1, "ρ, how far uphill in the weights the gradient is taken.", "sam", gt=0)
     vat_weight: float = field(1.0, "α, the weight of the divergence.", "vat", ge=0)
     vat_xi: float = field(
         0.01, "ξ, the length of the step from which the direction is found.", "vat", unit="normalised input", gt=0

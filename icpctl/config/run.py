@@ -129,7 +129,9 @@ class RunConfig(Hyperparameters):
             if self.task == "generation":
                 raise ValueError(f"{name} is {value}, but {self.model} is not trained on labels: leave it out")
             if reason := row.refuses.get(name):
-                raise ValueError(f"{name} is {value}, which makes no sense with method {self.method}, as {reason}: leave it out")
+                raise ValueError(
+                    f"{name} is {value}, which makes no sense with method {self.method}, as {reason}: leave it out"
+                )
         if self.robustness and self.task != "classification":
             raise ValueError(f"robustness is for classifiers, and {self.model} is none: leave it out")
         if row.companion == "view" and self.augmentation == "none":

@@ -6,6 +6,6 @@ torch code, is imported on its own.
 
 from icpctl.data.cache import ImageData, Split
 from icpctl.data.loading import DATASETS, check_name, default_data_dir, load
-from icpctl.data.splitting import balanced_part, split_train
+from icpctl.data.splitting import split_train, stratified_part
 
-__all__ = ["DATASETS", "ImageData", "Split", "balanced_part", "check_name", "default_data_dir", "load", "split_train"]
+__all__ = ["DATASETS", "ImageData", "Split", "check_name", "default_data_dir", "load", "split_train", "stratified_part"]

@@ -43,8 +43,8 @@ def split_train(
     return _stratified(labels, chosen, round(val_fraction * len(chosen)), classes)
 
 
-def balanced_part(labels: NDArray[np.int64], indices: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    """So many of the images at these indices, sorted: always the same ones, of each class as many as there are, to within one.
+def stratified_part(labels: NDArray[np.int64], indices: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """So many of the images at these indices, sorted: always the same ones, with the shares of the classes kept to within one image.
 
     Args:
         labels: (N,) class indices of all images.
@@ -54,8 +54,8 @@ def balanced_part(labels: NDArray[np.int64], indices: NDArray[np.int64], number:
     shuffled = np.random.default_rng(SEED).permutation(indices)
     by_class = np.argsort(labels[shuffled], kind="stable")
     _, firsts, counts = np.unique(labels[shuffled][by_class], return_index=True, return_counts=True)
-    turn = np.empty(len(shuffled), dtype=np.int64)
-    turn[by_class] = np.arange(len(shuffled)) - np.repeat(firsts, counts)
+    turn = np.empty(len(shuffled))
+    turn[by_class] = (np.arange(len(shuffled)) - np.repeat(firsts, counts) + 0.5) / np.repeat(counts, counts)
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:number]])
 
 

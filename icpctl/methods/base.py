@@ -19,7 +19,7 @@ Loss = tuple[Tensor, dict[str, Any]]
 
 
 class Data(NamedTuple):
-    """What a method may know of the training images before it sees them."""
+    """What a method is told about the training data."""
 
     labels: Tensor
     """(N,) int64."""
@@ -97,7 +97,7 @@ class Method(nn.Module):
         say: Callable[[str], None] = warnings.warn,
     ) -> None:
         super().__init__()
-        self.config, self.model = config, model
+        self.config, self.model, self.data = config, model, data
         self.__dict__["trained"] = trained  # no second registration of the model
 
     def objective(self, batch: Batch) -> Loss:

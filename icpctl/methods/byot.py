@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from icpctl.config import RunConfig
-from icpctl.errors import UserError
-from icpctl.methods.base import Batch, Loss
+from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.evalmode import eval_mode
 from icpctl.methods.icp.perturbation import at_least_float32
-from icpctl.methods.plain import Plain
 from icpctl.methods.soft import log_softmax
 from icpctl.methods.taps import channels_first, pooled, tap
 
@@ -34,19 +32,16 @@ SIDES = (32, 64, 224)
 The share is about the same for other sizes, as both are in proportion to the pixels."""
 
 
-class BYOT(Plain):
+class BYOT(Method):
     """The task loss of the network and of the heads on its stages, and the heads' distance from the network."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        *_, data, _ = given
         self.taps = self.config.layers
-        if len(self.taps) == 1:
-            raise UserError(
-                f"--method byot puts heads on the stages before the last one, and --layers names one alone, {self.taps[0]}. Name two or more."
-            )
         first = next(self.model.parameters())
-        self.heads_of_stages = make_heads(self.model, self.taps, first.new_zeros(2, *data.shape), data.classes)
+        self.heads_of_stages = make_heads(
+            self.model, self.taps, first.new_zeros(2, *self.data.shape), self.data.classes
+        )
 
     def objective(self, batch: Batch) -> Loss:
         """CE_C + Σ_i [(1 − α)·CE_i + α·H + λ·‖h_i − sg f_C‖]."""
@@ -66,9 +61,6 @@ class BYOT(Plain):
             loss = loss + (1 - config.byot_alpha) * own + config.byot_alpha * soft + config.byot_lambda * distance
             log |= {f"head_loss_{i}": own, f"head_distance_{i}": distance}
         return loss, {name: value.detach() for name, value in log.items()}
-
-    def active(self, epoch: int) -> bool:
-        return True
 
     @classmethod
     def measure(cls, config: RunConfig, model: nn.Module) -> dict[str, object]:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import torch
 
-from icpctl.methods.base import Batch, Loss
-from icpctl.methods.plain import Plain
+from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.soft import divergence
 from icpctl.methods.taps import buffers_kept
 
 
-class CSKD(Plain):
+class CSKD(Method):
     """The task loss, and the divergence from the prediction of another image of the class."""
 
     def objective(self, batch: Batch) -> Loss:
@@ -33,6 +32,3 @@ class CSKD(Plain):
         loss = task_loss + self.config.cs_kd_weight * distance
         log = {"output": output, "task_loss": task_loss, "divergence": distance}
         return loss, {name: value.detach() for name, value in log.items()}
-
-    def active(self, epoch: int) -> bool:
-        return True

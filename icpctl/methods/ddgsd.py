@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from icpctl.methods.base import Batch, Loss
+from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.icp.perturbation import at_least_float32
-from icpctl.methods.plain import Plain
 from icpctl.methods.soft import divergence
 from icpctl.methods.taps import pooled, tap
 
 
-class DDGSD(Plain):
+class DDGSD(Method):
     """The task loss of two views, the divergences of their predictions, and the distance of their mean features."""
 
     def __init__(self, *given: Any) -> None:
@@ -43,6 +42,3 @@ class DDGSD(Plain):
         loss = both + config.ddgsd_weight * distance + config.ddgsd_mmd * discrepancy
         log = {"output": a, "task_loss": task_loss, "divergence": distance, "discrepancy": discrepancy}
         return loss, {name: value.detach() for name, value in log.items()}
-
-    def active(self, epoch: int) -> bool:
-        return True

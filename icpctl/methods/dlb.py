@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icpctl.methods.base import Batch, Loss
-from icpctl.methods.plain import Plain
+from icpctl.methods.base import Batch, Loss, Method
+from icpctl.methods.plain import plain_objective
 from icpctl.methods.soft import divergence
 
 
-class DLB(Plain):
+class DLB(Method):
     """The task loss on this batch and the last one, and the divergence of the last one's predictions from its earlier ones."""
 
     previous: Tensor | None = None
@@ -31,7 +31,7 @@ class DLB(Plain):
         """CE over both + α·τ²·KL; in the first step of a run CE alone."""
         assert batch.companion is not None
         if self.previous is None:
-            loss, log = super().objective(batch)
+            loss, log = plain_objective(self, batch)
             return loss, log | {"logits": log["output"]}
         outputs = self.trained(torch.cat([batch.x, batch.companion.x]))
         now, again = outputs.chunk(2)
@@ -45,9 +45,6 @@ class DLB(Plain):
     def after(self, batch: Batch, log: dict[str, Any]) -> None:
         """Store the logits of this batch."""
         self.previous = batch.gather(log.pop("logits"))
-
-    def active(self, epoch: int) -> bool:
-        return True
 
     def state(self) -> dict[str, Any]:
         return {} if self.previous is None else {"previous": self.previous}

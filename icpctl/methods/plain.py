@@ -13,9 +13,14 @@ class Plain(Method):
 
     def objective(self, batch: Batch) -> Loss:
         """L_task(x)."""
-        output = self.trained(batch.x)
-        loss = batch.criterion(output, batch.y)
-        return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "task_loss": loss.detach()}
+        return plain_objective(self, batch)
 
     def active(self, epoch: int) -> bool:
         return False
+
+
+def plain_objective(method: Method, batch: Batch) -> Loss:
+    """L_task(x), as the objective of a method."""
+    output = method.trained(batch.x)
+    loss = batch.criterion(output, batch.y)
+    return loss, {"output": tree_map_only(Tensor, Tensor.detach, output), "task_loss": loss.detach()}

@@ -17,26 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from icpctl.methods.base import Batch, Loss
-from icpctl.methods.plain import Plain
+from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.soft import log_softmax
 
 
-class PSKD(Plain):
+class PSKD(Method):
     """Cross-entropy against labels and the predictions of the epoch before."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        *_, data, _ = given
-        self.classes = data.classes
-        self.predictions = F.one_hot(data.labels, data.classes).float()
+        self.predictions = F.one_hot(self.data.labels, self.data.classes).float()
         """(N, K): q_i of each training image."""
 
     def objective(self, batch: Batch) -> Loss:
         """CE(p(x), (1 − α_e)·y + α_e·q)."""
         output = self.trained(batch.x)
         weight = self.config.ps_kd_alpha * (batch.epoch + 1) / self.config.epochs
-        targets = F.one_hot(batch.y, self.classes).float().lerp(self.predictions[batch.index], weight)
+        targets = F.one_hot(batch.y, self.data.classes).float().lerp(self.predictions[batch.index], weight)
         loss = batch.criterion(output, targets)
         probabilities = log_softmax(output.detach()).exp()
         task_loss = batch.criterion(output.detach(), batch.y)
@@ -46,9 +43,6 @@ class PSKD(Plain):
         """Store the predictions."""
         probabilities = batch.gather(log.pop("probabilities"))
         self.predictions[batch.gather(batch.index)] = probabilities.to(self.predictions.dtype)
-
-    def active(self, epoch: int) -> bool:
-        return True
 
     def state(self) -> dict[str, Any]:
         return {"predictions": self.predictions}

@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icpctl.methods.base import Loss
-from icpctl.methods.plain import Plain
+from icpctl.methods.base import Batch, Loss, Method
+from icpctl.methods.plain import plain_objective
 
 SMALLEST_NORM = 1e-12
 
 
-class SAM(Plain):
+class SAM(Method):
     """The task loss, of which the gradient is taken at other weights."""
+
+    def objective(self, batch: Batch) -> Loss:
+        """L_task(x)."""
+        return plain_objective(self, batch)
 
     def update(self, compute: Callable[[], Loss], apply: Callable[[dict[str, Any]], None]) -> Loss:
         """Two passes, and one change of the weights."""
@@ -44,6 +48,3 @@ class SAM(Plain):
         log["gradient_norm"] = norm
         apply(log)
         return loss, log
-
-    def active(self, epoch: int) -> bool:
-        return True

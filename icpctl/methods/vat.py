@@ -13,13 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from icpctl.methods.base import Batch, Loss
+from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.icp.perturbation import at_least_float32, per_sample
-from icpctl.methods.plain import Plain
 from icpctl.methods.soft import divergence
 
 
-class VAT(Plain):
+class VAT(Method):
     """The task loss, and the divergence of the predictions around each image."""
 
     def objective(self, batch: Batch) -> Loss:
@@ -47,9 +46,6 @@ class VAT(Plain):
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         logits: Tensor = torch.func.functional_call(self.model, buffers, (x,))
         return logits
-
-    def active(self, epoch: int) -> bool:
-        return True
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import pandas as pd
 from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.errors import UserError, unknown
-from icpctl.runs.references import AGAINST, references, rivals
-from icpctl.runs.references import METHOD as METHOD_RUN
+from icpctl.runs.references import AGAINST, METHOD_RUN, of_controls, references, rivals
 from icpctl.runs.table import METHOD, of_version
 from icpctl.text import value_text
 
@@ -69,6 +68,11 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
         }
         for group_id, config in configs.items()
     }
+    for version in set(versions.values()):
+        there = [config for group_id, config in configs.items() if versions[group_id] == version]
+        for control, config in of_controls(there).items():
+            if (control_id := of_version(control, version)) in twins:
+                twins[control_id][METHOD_RUN] = of_version(config.group_id, version)
     roles = _roles(configs, twins)
     apart = [*by] if by else varied(list(configs.values()))
     if by and "compute-matched" in roles.values():
@@ -153,7 +157,7 @@ def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[Run
         of_kind = [key for key in rows if kinds[key] == kind]
         # That a baseline at equal compute has other epochs is in its own name alone, and so is what makes a control.
         others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in members[key]]
-        others = [references(config)[METHOD_RUN] if config.control else config for config in others]
+        others = [config for config in others if not config.control]
         named = [name for name in varied(others) if name in apart and name not in ("method", "optimizer", "direction")]
         several = sum(other[0] == kind[0] for other in set(kinds.values())) > 1
         for key in of_kind:

@@ -107,7 +107,7 @@ MEASURES = {
         "sharpness",
         decimals=4,
         falls=True,
-        meaning="How much the loss on training images rises 0.05 up its gradient, in the weights",
+        meaning="Rise of the training loss when the weights move 0.05 along its gradient",
     ),
     "loss": Measure("loss", decimals=4, falls=True, meaning="Mean task loss: cross-entropy, or the VAE's objective"),
     "ssim": Measure("SSIM", decimals=4, meaning="Structural similarity of a reconstruction and its image"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from icpctl.config import RunConfig
-from icpctl.config.catalogue import METHODS, PLAIN, controls
+from icpctl.config import RunConfig, settings_of_methods
+from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS, PLAIN, controls
 from icpctl.config.cost import compute_matched
 
 AGAINST = {
@@ -16,31 +16,49 @@ AGAINST = {
     **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp")},
 }
 """What a run is compared with, in words."""
-METHOD = "method"
-"""Stands among the references of a control for the run whose control it is."""
+METHOD_RUN = "method"
+"""Stands among the references of a control for the run whose control it is; see `of_controls`."""
 
 
 def references(config: RunConfig) -> dict[str, RunConfig]:
-    """What a run is compared with, on the same seed: its twins by the keys of `AGAINST`; of a control also the run of
-    the method, as `METHOD`. A baseline has none. For other methods see `rivals`.
+    """What a run is compared with, on the same seed: its twins by the keys of `AGAINST`. A baseline has none. For other methods
+    see `rivals`.
     """
     if config.method == PLAIN:
         return {}
     found = {"baseline": config.baseline(), "compute-matched": compute_matched(config)}
     if found["compute-matched"] == found["baseline"]:  # the method costs nothing
         del found["compute-matched"]
-    of_method = METHODS[config.method].controls
-    if not config.control:
-        return found | {key: config.altered(**control.settings) for key, control in of_method.items()}
-    defaults = {name: RunConfig.model_fields[name].default for name in of_method[config.control].settings}
-    return found | {METHOD: config.altered(**defaults)}
+    return found | controls_of(config)
+
+
+def controls_of(config: RunConfig) -> dict[str, RunConfig]:
+    """The controls of a run of a method; a control has none. Labels that are smoothed for all runs need no such control."""
+    if config.control:
+        return {}
+    return {
+        key: config.altered(**control.settings)
+        for key, control in METHODS[config.method].controls.items()
+        if key != LABEL_SMOOTHING or not config.label_smoothing
+    }
+
+
+def of_controls(configs: Iterable[RunConfig]) -> dict[str, RunConfig]:
+    """The run whose control a run is, by the group_id of the control.
+
+    Args:
+        configs: one of each group.
+    """
+    return {
+        control.group_id: config for config in configs for control in controls_of(config).values() if control.control
+    }
 
 
 def rivals(configs: Iterable[RunConfig]) -> dict[str, dict[str, RunConfig]]:
     """The runs of other methods that each run of ICP is compared with, by its group_id and by the names of the methods.
 
-    They have the baseline of the run of ICP, so that they differ from it in the method alone. Of several runs of a method, the
-    one of its default settings counts; without it none does.
+    They have the baseline of the run of ICP, so that they differ from it in the method alone. Of several runs of a method, those
+    count that have the settings of ICP where both methods read them; of these the one of default settings; without it none.
 
     Args:
         configs: one of each group.
@@ -54,15 +72,18 @@ def rivals(configs: Iterable[RunConfig]) -> dict[str, dict[str, RunConfig]]:
         by_method: dict[str, list[RunConfig]] = defaultdict(list)
         for config in alike:
             by_method[config.method].append(config)
-        of_icp = by_method.pop("icp", [])
-        chosen = {method: _default(several) for method, several in by_method.items()}
-        for config in of_icp:
+        for config in by_method.pop("icp", []):
+            chosen = {method: _nearest(config, several) for method, several in by_method.items()}
             found[config.group_id] = {method: one for method, one in chosen.items() if one is not None}
     return found
 
 
-def _default(several: list[RunConfig]) -> RunConfig | None:
+def _nearest(config: RunConfig, several: list[RunConfig]) -> RunConfig | None:
     if len(several) == 1:
         return several[0]
-    usual = several[0].baseline().altered(method=several[0].method).group_id
-    return next((config for config in several if config.group_id == usual), None)
+    names = [name for name in settings_of_methods() if several[0].uses(name)]
+    shared = [name for name in names if config.uses(name)]
+    alike = [one for one in several if all(getattr(one, name) == getattr(config, name) for name in shared)]
+    own = [*METHODS[several[0].method].sets, "mix_alpha", "mix_probability", *(n for n in names if n not in shared)]
+    usual = [one for one in alike if all(map(one.is_default, own))]
+    return alike[0] if len(alike) == 1 else usual[0] if usual else None

@@ -23,6 +23,9 @@ class Task(Protocol):
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """The batch mean of the task loss, a scalar."""
 
+    def plain_loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The same without what smooths labels: the loss of the metrics."""
+
     def record(self, outputs: Any, targets: Tensor) -> Tensor:
         """What the metrics of an epoch need of a batch, (B, …), detached, on the device."""
 

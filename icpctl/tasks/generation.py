@@ -48,6 +48,10 @@ class Generation:
         """The mean of L_task over the batch, a scalar, in float32 or better."""
         return self._terms(outputs, targets)[:, 0].mean()
 
+    def plain_loss(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
+        """The same."""
+        return self.loss(outputs, targets)
+
     def record(self, outputs: VAEOutput, targets: Tensor) -> Tensor:
         """(B, 3): of each image L_task, ‖x̂ − x‖²/D and KL."""
         return self._terms(outputs, targets).detach()

@@ -43,7 +43,8 @@ def sharpness(
         for start in range(0, len(split), size):
             x = network.normalise(split[start : start + size])
             y = targets(x, split.labels[start : start + size])
-            with torch.set_grad_enabled(gradients is not None), network.autocast():
+            # In float32, as it is a small difference.
+            with torch.set_grad_enabled(gradients is not None), torch.autocast(x.device.type, enabled=False):
                 part = loss(network.model(x), y) * (len(x) / len(split))
             total += part.detach()
             if gradients is not None:

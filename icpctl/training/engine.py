@@ -19,6 +19,7 @@ from filelock import Timeout
 
 from icpctl import data, models, tasks
 from icpctl.config import RunConfig, option
+from icpctl.config.catalogue import METHODS
 from icpctl.errors import UserError, is_out_of_memory
 from icpctl.files import not_lockable
 from icpctl.models import own
@@ -70,6 +71,11 @@ def check(config: RunConfig) -> None:
         way_out = ", or list their paths in an attribute `stages` of the model" if own.is_own(config.model) else ""
         raise UserError(
             f"There are no stages of {config.model} to tap. Name modules with --layers{way_out}. Its top-level modules are {top}."
+        )
+    least = METHODS[config.method].least_stages
+    if len(config.layers) < least and config.uses("layers"):
+        raise UserError(
+            f"{option('method')} {config.method} needs {least} stages or more, and --layers names {','.join(config.layers)} alone. Name another."
         )
     for layer in config.layers:
         if layer not in modules:

@@ -29,6 +29,11 @@ Capture = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 """Records a function; gives its outputs, which need not hold anything yet, and what computes them anew in their place."""
 
 
+GRADIENT = "the gradient of"
+SMALL_GRADIENT = 1e-3
+"""Of the norm of all gradients: one that is smaller is held against so much, as that of a bias before batch norm is rounding alone."""
+
+
 class CapturedSteps:
     """The gradients of a step, by a CUDA graph for each kind of step.
 
@@ -111,7 +116,7 @@ class CapturedSteps:
                 if isinstance(value, Tensor):
                     found[f"{name} {i or ''}".strip()] = value - x if value.shape == x.shape else value
         of_model = [
-            *((f"the gradient of {name}", parameter.grad) for name, parameter in self.model.named_parameters()),
+            *((f"{GRADIENT} {name}", parameter.grad) for name, parameter in self.model.named_parameters()),
             *self.model.named_buffers(),
         ]
         found |= {name: value for name, value in of_model if value is not None}
@@ -132,10 +137,14 @@ def _largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -
     """Where ‖a − b‖ / ‖b‖ is largest, and how large: infinite where one is missing or not finite."""
     if missing := found.keys() ^ expected.keys():
         return min(missing), math.inf
-    differences = {
-        name: float((found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12))
-        for name, value in expected.items()
-    }
+    gradients = [float(value.double().norm()) for name, value in expected.items() if name.startswith(GRADIENT)]
+    least = SMALL_GRADIENT * math.hypot(*gradients)
+
+    def difference(name: str, value: Tensor) -> float:
+        norm = max(float(value.double().norm()), least if name.startswith(GRADIENT) else 1e-12)
+        return float((found[name].double() - value.double()).norm()) / max(norm, 1e-12)
+
+    differences = {name: difference(name, value) for name, value in expected.items()}
     differences = {name: value if math.isfinite(value) else math.inf for name, value in differences.items()}
     return max(differences.items(), key=lambda item: item[1])
 

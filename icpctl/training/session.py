@@ -210,6 +210,13 @@ class Session:
                 f"The data set {self.config.dataset} is not what {self.folder.path} was begun with. Restore the data, or "
                 "start the run anew with --overwrite."
             )
+        begun = saved["config"].get("fit_images", self.config.fit_images)
+        if begun != self.config.fit_images:
+            number = "its default" if begun is None else str(begun)
+            raise UserError(
+                f"{self.folder.path} was begun with {option('fit_images')} {number}, and its metrics are of those images. Give the same, "
+                "or start the run anew with --overwrite."
+            )
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.seconds, self.notes = saved["seconds"], list(saved.get("notes", []))
         if change := own.change(self.config.model, saved.get("source")):
@@ -296,7 +303,7 @@ class Session:
         task, network, sets = self.trainer.task, self.trainer.network, self.trainer.evaluation_sets
         measured = task.evaluate_last(network, sets["test"], self.display.say, warn, pause)
         if "fit" in sets:
-            measured |= {"sharpness": sharpness(network, sets["fit"], task.targets, task.loss)}
+            measured |= {"sharpness": sharpness(network, sets["fit"], task.targets, task.plain_loss)}
         if not measured:
             return
         last = self.config.epochs - 1

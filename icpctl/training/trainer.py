@@ -102,7 +102,7 @@ class Trainer:
         self.optimizer = _model_optimizer(config, self.method.parameters(), device)
         self.captured = self._captured(say)
         self.batch_size = min(config.batch_size, len(self.train_set))
-        shape, labels = tuple(self.train_set.shape), self.train_set.labels.cpu()
+        shape = tuple(self.train_set.shape)
         self.plan = Plan(
             config.seed,
             config.augmentation,
@@ -111,7 +111,7 @@ class Trainer:
             processes.rank,
             processes.size,
             self.row.companion,
-            labels if self.row.companion == "class" else None,
+            self.train_set.labels.cpu() if self.row.companion == "class" else None,
         )
         self.batches = self.plan.batches
 
@@ -124,7 +124,7 @@ class Trainer:
         fit_images = config.fit_images
         if fit_images is None:
             fit_images = min(MOST_FIT_IMAGES, round(FIT_SHARE * len(train_part)))
-        fit_part = data.balanced_part(images.train.labels, train_part, fit_images)
+        fit_part = data.stratified_part(images.train.labels, train_part, fit_images)
         # Of the training images each run has another copy: an epoch of them is augmented at once.
         number = (1 + self.stack) * len(train_part) + len(fit_part) + len(val_part) + len(images.test.labels)
         needed = number * images.train.images[0].nbytes

@@ -202,6 +202,6 @@ def test_features_of_a_transformer_have_their_channels_last() -> None:
 
 def test_one_stage_is_refused(tmp_path: Path) -> None:
     config = RunConfig(dataset="digits", method="byot", layers=("layer3",), epochs=1)
-    with pytest.raises(UserError, match=r"names one alone, layer3\. Name two or more"):
+    with pytest.raises(UserError, match=r"needs 2 stages or more, and --layers names layer3 alone\. Name another"):
         icpctl.train(config, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from icpctl.config import RunConfig, resolve
 from icpctl.config.cost import compute_matched
 from icpctl.errors import UserError
 from icpctl.report.groups import Grouping, check_settings, group
-from icpctl.runs.references import references
+from icpctl.runs.references import of_controls, references
 
 
 def grouped(runs: list[RunConfig], *by: str) -> Grouping:
@@ -28,7 +28,8 @@ def test_a_run_is_compared_with_its_twins() -> None:
     assert twins["compute-matched"] == compute_matched(run)
     assert (twins["ascend"].direction, twins["random"].direction) == ("ascend", "random")
     assert {twin.seed for twin in twins.values()} == {3}
-    assert references(twins["ascend"])["method"] == run
+    assert list(references(twins["ascend"])) == ["baseline", "compute-matched"]
+    assert of_controls([run])[twins["ascend"].group_id] == run
     assert references(run.baseline()) == {}
 
 

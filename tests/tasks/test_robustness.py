@@ -16,10 +16,12 @@ from torch import Tensor, nn
 import icpctl
 from icpctl.models import CifarResNet
 from icpctl.models.network import Network
+from icpctl.report.measures import MEASURES
 from icpctl.tasks import robustness
 from icpctl.tasks.sharpness import sharpness
 from icpctl.training.trainer import Trainer
 
+UNUSED, UNUSED_NETWORK = torch.Generator(), nn.Identity()
 foolbox: Any = import_module("foolbox")  # which exports nothing by name
 
 
@@ -44,33 +46,34 @@ def test_attacks_are_those_of_foolbox(epsilon: int, model: nn.Module) -> None:
     size = epsilon / 255
     known = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     _, of_library, _ = foolbox.attacks.LinfFastGradientAttack()(known, x, y, epsilons=size)
-    torch.testing.assert_close(robustness.fgsm(model, x, y, size), of_library, rtol=0, atol=1e-6)
+    torch.testing.assert_close(robustness.fgsm(model, x, y, UNUSED, size), of_library, rtol=0, atol=1e-6)
     attack = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=20, random_start=False)
     _, of_library, _ = attack(known, x, y, epsilons=size)
-    torch.testing.assert_close(robustness.pgd(model, x, y, size, None), of_library, rtol=0, atol=1e-6)
+    torch.testing.assert_close(robustness.ascend(model, x, x, y, size), of_library, rtol=0, atol=1e-6)
     model.zero_grad(set_to_none=True)  # of the library's backward passes
 
 
-def test_an_attack_stays_near_and_raises_the_loss(model: nn.Module) -> None:
+def test_an_attack_stays_near_and_raises_the_loss(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pixels(32)
     size = 8 / 255
     losses = []
     generator = torch.Generator().manual_seed(3)
-    for disturbed in (x, robustness.fgsm(model, x, y, size), robustness.pgd(model, x, y, size, generator)):
+    for disturbed in (x, robustness.fgsm(model, x, y, UNUSED, size), robustness.pgd(model, x, y, generator, size)):
         assert (disturbed - x).abs().max() <= size + 1e-6
         assert 0 <= disturbed.min() <= disturbed.max() <= 1
         losses.append(float(nn.functional.cross_entropy(model(disturbed), y).detach()))
     assert losses[0] < losses[1] < losses[2]
-    starts = [robustness.pgd(model, x, y, size, torch.Generator().manual_seed(seed), steps=0) for seed in (1, 2)]
+    monkeypatch.setattr(robustness, "PGD_STEPS", 0)
+    starts = [robustness.pgd(model, x, y, torch.Generator().manual_seed(seed), size) for seed in (1, 2)]
     assert (starts[0] - x).abs().mean() == pytest.approx(size / 2, rel=0.1)  # uniform, where the range allows it
     assert not torch.equal(*starts)
 
 
 def test_noise_has_its_deviation_and_stays_in_range() -> None:
     x = torch.full((4, 3, 64, 64), 0.5)
-    noisy = robustness.noise(x, 16 / 255, torch.Generator().manual_seed(0))
+    noisy = robustness.noise(UNUSED_NETWORK, x, x, torch.Generator().manual_seed(0), 16 / 255)
     assert (noisy - x).std() == pytest.approx(16 / 255, rel=0.02)
-    assert robustness.noise(torch.ones(1, 3, 8, 8), 0.1, torch.Generator()).max() == 1
+    assert robustness.noise(UNUSED_NETWORK, torch.ones(1, 3, 8, 8), x, torch.Generator(), 0.1).max() == 1
 
 
 def test_blur_is_a_gaussian_filter() -> None:
@@ -80,7 +83,7 @@ def test_blur_is_a_gaussian_filter() -> None:
         expected = scipy.ndimage.gaussian_filter(
             x.double().numpy(), (0, 0, sigma, sigma), mode="mirror", truncate=reach
         )
-        np.testing.assert_allclose(robustness.blur(x, sigma).numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(robustness.blur(UNUSED_NETWORK, x, x, UNUSED, sigma).numpy(), expected, atol=1e-5)
 
 
 def test_each_image_is_disturbed_alike_whatever_the_batch_and_the_network_is_left_alone(model: nn.Module) -> None:
@@ -92,6 +95,7 @@ def test_each_image_is_disturbed_alike_whatever_the_batch_and_the_network_is_lef
     first, second = (robustness.robustness(network, trainer.train_set, seed=5) for _ in range(2))
     assert first == second
     assert first.keys() == robustness.disturbances().keys()
+    assert first.keys() <= MEASURES.keys()
     assert all(0 <= value <= 1 for value in first.values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

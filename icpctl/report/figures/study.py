@@ -43,7 +43,7 @@ from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
 from icpctl.report.measures import measure_of
 from icpctl.runs.folder import RunRecord
-from icpctl.runs.references import METHOD as METHOD_RUN
+from icpctl.runs.references import METHOD_RUN
 from icpctl.runs.table import METHOD
 from icpctl.text import value_text
 
