@@ -180,7 +180,7 @@ def test_the_page_of_the_methods_says_what_the_catalogue_says() -> None:
         *_, processes, stacked, vae = of_needs[name]
         assert (processes == "yes") == (not row.single_process), name
         assert (stacked == "yes") == row.stacked, name
-        assert (vae == "yes") == ("generation" in row.tasks), name
+        assert vae.startswith("yes") == ("generation" in row.tasks), name
         *_, passes, source = of_idea[name]
         assert source == "–" or source in row.summary or name == "icp", name
         if name not in ("icp", "byot"):

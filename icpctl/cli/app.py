@@ -172,7 +172,8 @@ def train(
             run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
         )
     if run.skipped:
-        say(f"{run.path} is finished already; --overwrite trains it anew, `icpctl eval` measures it again.")
+        again = f"icpctl eval {run.path}{' --robustness' if run_config.robustness else ''}"
+        say(f"{run.path} is finished already; --overwrite trains it anew, `{again}` measures it again.")
     metrics = run.metrics
     last = metrics[metrics["epoch"] == metrics["epoch"].max()]
     splits = {

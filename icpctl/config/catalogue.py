@@ -30,6 +30,12 @@ class Control(NamedTuple):
     """In which the run differs from that of the method."""
     words: str
     """What it is to the method, in a sentence: "its …"."""
+    name: str = ""
+    """The same in the legend of a figure; empty for a run that is a method itself."""
+    line: str = ""
+    """In figures, as matplotlib has it."""
+    filling: str = ""
+    """Of its marker, as matplotlib has it."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,10 @@ METHODS: dict[str, MethodRow] = {
         passes=_icp_passes,
         groups=("perturbation", "features", "distillation"),
         controls={
-            "ascend": Control({"direction": "ascend"}, "its ascending control"),
-            "random": Control({"direction": "random"}, "its control in a random direction"),
+            "ascend": Control({"direction": "ascend"}, "its ascending control", "its ascending control", "--", "none"),
+            "random": Control(
+                {"direction": "random"}, "its control in a random direction", "its random control", ":", "bottom"
+            ),
         },
         captured=True,
         stacked=True,
@@ -216,7 +224,13 @@ METHODS: dict[str, MethodRow] = {
         least_stages=2,
         measured=("byot_share",),
         controls={
-            "heads": Control({"byot_alpha": 0.0, "byot_lambda": 0.0}, "its heads without distillation"),
+            "heads": Control(
+                {"byot_alpha": 0.0, "byot_lambda": 0.0},
+                "its heads without distillation",
+                "its heads alone",
+                "--",
+                "none",
+            ),
             **_SMOOTHED,
         },
         single_process="it has parameters beside the model's, which several processes do not share",

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from icpctl.config.catalogue import PLAIN, Variant, variants
+from icpctl.config.catalogue import PLAIN, Variant, controls, variants
 from icpctl.report import Report
 from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
 from icpctl.report.groups import TOLD_BY_OPTIMIZER, short_dataset
@@ -35,14 +35,12 @@ LOG_FROM = 20
 """An axis of positive values is logarithmic where the largest is more than so many times the smallest."""
 POOLED = "pooled"
 """Stands for the variant where a row of the report is of several."""
-DIRECTIONS = {"descend": ("-", "full"), "ascend": ("--", "none"), "random": (":", "bottom"), "heads": ("--", "none")}
-"""Line, and filling of the marker, of a method and of its controls, by the direction of ICP."""
-ROLES = {
-    "baseline": (BLACK, "-."),
-    "descend": (BLUE, "-"),
-    "ascend": (VERMILION, "--"),
-    "random": (GREEN, ":"),
-    "heads": (VERMILION, "--"),
+DRAWN = {key: control for key, control in controls().items() if control.line}
+"""The controls that have a line of their own."""
+DIRECTIONS = {"descend": ("-", "full")} | {key: (control.line, control.filling) for key, control in DRAWN.items()}
+"""Line, and filling of the marker, of a method and of its controls, which the directions of ICP are."""
+ROLES = {"baseline": (BLACK, "-."), "descend": (BLUE, "-")} | {
+    key: (GREEN if control.line == ":" else VERMILION, control.line) for key, control in DRAWN.items()
 }
 """Colour and line where lines are told apart by these alone."""
 INTERVALS = "95 % intervals of the mean by t, none of one seed"
@@ -124,8 +122,8 @@ def parts(report: Report) -> tuple[list[Part], str]:
     place = {row: number for number, row in enumerate(table.index)}
     runs = runs.sort_values("row", key=lambda rows: rows.map(place), kind="stable")
     constructive = runs["role"].isin(["method", "control"])
-    controls = [report.records[run_id].config.control for run_id in runs["run_id"]]
-    runs["direction"] = pd.Series(controls, runs.index).replace("", "descend").where(constructive, "")
+    which = [report.records[run_id].config.control for run_id in runs["run_id"]]
+    runs["direction"] = pd.Series(which, runs.index).replace("", "descend").where(constructive, "")
     runs["variant"] = [report.records[run_id].config.variant for run_id in runs["run_id"]]
     told = {"method", "optimizer"} & set(report.grouping.settings)
     if not told and runs["variant"][constructive].nunique() > 1:

@@ -17,6 +17,7 @@ from icpctl.config.catalogue import PLAIN
 from icpctl.report import Report
 from icpctl.report.figures.drawing import (
     BLACK,
+    DRAWN,
     INTERVALS,
     ROLES,
     Part,
@@ -54,13 +55,7 @@ COLOURS, LINES = zip(*ROLES.values(), strict=True)
 FITTED = ("baseline", "method")
 """The lines, by their names in the legend, of which the fit is drawn."""
 EPOCH, PASSES = "epoch, from 0", "passes of an image through the network"
-ROLE_NAMES = {
-    "baseline": "baseline",
-    "descend": "method",
-    "ascend": "its ascending control",
-    "random": "its random control",
-    "heads": "its heads alone",
-}
+ROLE_NAMES = {"baseline": "baseline", "descend": "method"} | {key: control.name for key, control in DRAWN.items()}
 
 
 def study_figures(report: Report) -> list[Drawing]:
@@ -124,7 +119,7 @@ def _curves(part: Part) -> list[Drawing]:
         one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     limit(axes[0], measure)
     figure.supylabel(axis_label(measure), fontsize=10)
-    legend(figure, entries, 2 if len(shown) == 1 else 3 if "its heads alone" in entries else 4)
+    legend(figure, entries, 2 if len(shown) == 1 else min(4, max(3, 8 - len(entries))))
     text = f"Mean over the seeds at the end of each epoch, on the test split; bands: {INTERVALS}. {explained}"
     if runs.groupby("row")["epochs_recorded"].nunique().max() > 1:
         text += " A line that pools runs of several lengths ends with the shortest."
@@ -198,7 +193,7 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
     chosen = leading[leading.index.isin(turn.index[:MOST_PANELS])]
     shown = []
     for row, label, direction in chosen[["label", "direction"]].itertuples():
-        roles = [kind for kind in ("baseline", "random", "ascend", "heads") if kind in twins[row]]
+        roles = [kind for kind in ("baseline", *reversed(DRAWN)) if kind in twins[row]]
         lines = [_Line(twins[row][kind], ROLE_NAMES[kind], *ROLES[kind]) for kind in roles]
         shown.append((label, [*lines, _Line(row, ROLE_NAMES[direction], *ROLES[direction])]))
     text = "A panel is a row of the table, beside its baseline and its controls, where they are there."
