@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering of the tables; without this the page has all that it has, in the order of the report.
+// Sorting, filtering and folding of the tables; without this the page has all that it has, in the order of the report.
 document.documentElement.classList.add("scripted");
 
 const words = new Intl.Collator("en", { numeric: true });
@@ -48,6 +48,26 @@ for (const input of document.querySelectorAll("input[data-table]")) {
       row.hidden = !wanted.every((word) => texts[number].includes(word));
       if (!row.hidden) shown += 1;
     });
+    document.getElementById(input.dataset.table).classList.toggle("searched", wanted.length > 0);
     count.textContent = wanted.length ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
   });
+}
+
+const inSight = 30; // rows of a table; report.css has the number too
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const number = table.tBodies[0].rows.length;
+  if (number <= inSight) continue;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "more";
+  const fold = (folded) => {
+    table.classList.toggle("folded", folded);
+    button.setAttribute("aria-expanded", String(!folded));
+    button.textContent = folded ? `Show all ${number} rows` : `Show the first ${inSight} rows`;
+  };
+  button.setAttribute("aria-controls", table.id);
+  button.addEventListener("click", () => fold(!table.classList.contains("folded")));
+  fold(true);
+  table.closest(".scroll").after(button);
 }
