@@ -20,7 +20,7 @@ import icpctl
 from icpctl.methods.icp import distillation
 from icpctl.methods.icp.distillation import PASS_ORDERS
 from icpctl.models.network import keeps_gradients, set_precision
-from icpctl.training.graphs import CapturedSteps, CudaGraphs
+from icpctl.training.graphs import CapturedSteps, CudaGraphs, _largest_difference
 from icpctl.training.trainer import Trainer
 
 
@@ -338,3 +338,14 @@ def test_captured_steps_on_a_gpu_are_the_steps(tmp_path: Path) -> None:
         results.append([float(loss) for loss, _ in train(trainer)])
     assert said == []
     assert results[0] == pytest.approx(results[1], rel=1e-2)
+
+
+def test_a_gradient_that_is_rounding_alone_is_no_difference() -> None:
+    """As that of a bias before batch norm is: 5e-8 in one way, and another 5e-8 where sums come in another order."""
+    of_weight, of_bias = "the gradient of conv.weight", "the gradient of conv.bias"
+    expected = {of_weight: torch.ones(4), of_bias: torch.tensor([5e-8])}
+    name, difference = _largest_difference({of_weight: torch.ones(4), of_bias: torch.tensor([-5e-8])}, expected)
+    assert (name, difference < 1e-4) == (of_bias, True)
+    name, difference = _largest_difference({of_weight: torch.ones(4), of_bias: torch.tensor([0.1])}, expected)
+    assert (name, difference > 10) == (of_bias, True)
+    assert _largest_difference({of_weight: torch.ones(4)}, expected) == (of_bias, float("inf"))
