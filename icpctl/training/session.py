@@ -114,7 +114,8 @@ class Session:
 
     def finish(self) -> None:
         """Measure what is too costly for every epoch, and write down that the run is finished."""
-        self.processes.lead(self._measure_last)
+        if self.processes.lead(self._measure_last):
+            self._save()  # so that it knows of the rows that were added
         self.processes.lead(lambda: self.folder.check_metrics(self.rows))
         self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
 
@@ -196,6 +197,9 @@ class Session:
         for problem in problems:
             self.display.warn(problem)
         if saved is None:
+            return
+        if self.epoch == self.config.epochs:
+            self.display.say(f"Resuming {self.config.run_id} after its last epoch.")
             return
         place = f"epoch {self.epoch + 1} of {self.config.epochs}" + (f", batch {self.batch + 1}" if self.batch else "")
         self.display.say(f"Resuming {self.config.run_id} at {place}.")
@@ -285,8 +289,8 @@ class Session:
         }
         self.display.batch(self.epoch, self.batch, values, self.cost.seconds_left(self.epoch, self.batch))
 
-    def _measure_last(self) -> None:
-        """Add the costly metrics to the last epoch, which is saved by now.
+    def _measure_last(self) -> bool:
+        """Add the costly metrics to the last epoch, which is saved by now; whether there are any new ones.
 
         A run that is stopped or killed in here measures them anew.
         """
@@ -304,14 +308,13 @@ class Session:
         measured = task.evaluate_last(network, sets["test"], self.display.say, warn, pause)
         if "fit" in sets:
             measured |= {"sharpness": sharpness(network, sets["fit"], task.targets, task.plain_loss)}
-        if not measured:
-            return
         last = self.config.epochs - 1
         rows, _ = self.folder.read_metrics()
         recorded = set(rows[(rows["epoch"] == last) & (rows["split"] == "test")]["metric"])
         new = {name: value for name, value in measured.items() if name not in recorded}
         if new:
             self.rows += self.folder.append_metrics(last, {"test": new})
+        return bool(new)
 
     def _warn(self, values: dict[str, float]) -> None:
         """Say, once a run each, what is wrong with how the method works."""

@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_behind(reference: Callable[..., Path]) -> None:
     assert content["run_id"] == config.run_id
     assert icpctl.RunConfig(**content["config"]) == config
     assert content["parameters"] == 272_474  # ResNet-20 with 10 classes
-    assert content["data"]["images"] == {"train": 128, "val": 32, "test": 360}
+    assert content["data"]["images"] == {"train": 128, "fit": 13, "val": 32, "test": 360}
     (session,) = content["sessions"]
     assert {"commit", "command", "started", "packages", "device", "threads", "python"} <= session.keys()
     assert json.loads((path / "status.json").read_text())["state"] == "finished"
@@ -69,14 +69,16 @@ def test_a_run_leaves_everything_behind(reference: Callable[..., Path]) -> None:
     mine = metrics[metrics["run_id"] == config.run_id]
     assert list(mine.columns) == ["run_id", "epoch", "split", "metric", "value"]
     assert not mine.duplicated(["epoch", "split", "metric"]).any()
-    task = {"loss", "accuracy", "accuracy_top5", "f1_macro", "precision_macro", "recall_macro", "ece"}
+    task = {"loss", "accuracy", "accuracy_top5", "f1_macro", "precision_macro", "recall_macro", "ece", "brier"}
     icp = {"feature_loss", "icp_loss_before", "icp_loss_after", "delta_linf", "delta_l2"}
     icp |= {f"feature_shift_{i}" for i in (1, 2, 3)} | {f"feature_shift_error_{i}" for i in (1, 2, 3)}
     always = {"task_loss", "task_weight", "images_per_second", "seconds", "peak_memory"}
     for epoch in range(3):
         rows = mine[mine["epoch"] == epoch]
         names = {str(split): set(part["metric"]) for split, part in rows.groupby("split")}
-        assert names["val"] == names["test"] == task
+        assert names["fit"] == names["val"] == task
+        late = {"sharpness"} if epoch == 2 else set()
+        assert names["test"] == task | {"generalization_gap_loss", "generalization_gap_accuracy"} | late
         assert names["train"] == task | always | (icp if epoch >= 1 else set())
     table = mine.set_index(["epoch", "split", "metric"])["value"]
     assert [table[e, "train", "task_weight"] for e in range(3)] == pytest.approx([1, 1, 2**-0.5])
@@ -216,7 +218,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(reference: Callable
     said = Recorder()
     icpctl.train(small(), tmp_path, display=said)
     assert any("truncated" in message and "last.pt" in message for message in said.messages)
-    assert any("epoch 3 of 3" in message for message in said.messages)
+    assert any("after its last epoch" in message for message in said.messages)
     assert_same_run(reference(), run)
 
 

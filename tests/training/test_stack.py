@@ -382,7 +382,8 @@ def test_members_share_their_images_and_count_a_copy_for_each(monkeypatch: pytes
     config = RunConfig(val_fraction=0, optimizer="none", epochs=1, batch_size=4)
     first = Trainer(config, images, torch.device("cpu"), stack=3)
     second = Trainer(config, images, torch.device("cpu"), stack=3, beside=first)
-    assert needs == [(1 + 3 + 1) * 20 * 3 * 8 * 8]  # the training images, an epoch for each run, the test images
+    # The training images, a tenth of them for the fit, an epoch for each run, the test images.
+    assert needs == [((1 + 3 + 1) * 20 + 2) * 3 * 8 * 8]
     assert second.train_set is first.train_set
     assert second.evaluation_sets is first.evaluation_sets
 
