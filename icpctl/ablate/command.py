@@ -258,8 +258,8 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
 
 def _rough(seconds: float) -> str:
     if seconds < 60:
-        return "less than a minute"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+        return "Less than a minute"
+    return f"About {seconds / 60:.0f} minutes" if seconds < 5400 else f"About {seconds / 3600:.1f} hours"
 
 
 def _check_data(scheduler: Scheduler, say: Callable[[str], None] = lambda summary: None) -> None:
@@ -320,8 +320,8 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
     seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
     return (
-        f"About {_rough(seconds)} of computing on this machine, if they run one at a time"
-        + (f", {_rough(seconds / jobs)} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
+        f"{_rough(seconds)} of computing on this machine, if they run one at a time"
+        + (f", {_rough(seconds / jobs).lower()} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
         + ". The start of the processes, some seconds, and what is measured after the last epoch (FID, KID, robustness) are not in it."

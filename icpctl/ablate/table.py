@@ -45,6 +45,8 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     for run, twins in zip(planned, compared, strict=True):
         if (method := methods.get(run.config.group_id)) is not None:
             twins[METHOD_RUN] = method.altered(seed=run.config.seed).run_id
+        if "baseline" in twins:  # which a method that costs no more is matched by
+            twins.setdefault("compute-matched", twins["baseline"])
     for name, kind in COMPARED.items():
         table[name] = [
             twins[kind] if twins.get(kind) in data and _same(data[twins[kind]], data[run.config.run_id]) else ""

@@ -283,7 +283,9 @@ def ablate(
     compute_matched: Annotated[
         bool,
         typer.Option(
-            "--compute-matched", help="Add baselines of as many passes as the runs with ICP.", rich_help_panel="Study"
+            "--compute-matched",
+            help="Add plain training of as many passes as each run of a method.",
+            rich_help_panel="Study",
         ),
     ] = False,
     study: Annotated[

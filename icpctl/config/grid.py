@@ -65,7 +65,7 @@ def grid_values(key: str, listed: Iterable[object], where: str) -> tuple[str, li
     for each in listed:
         text = str(each).lower() if isinstance(each, bool) else abbreviated(each, longest=10_000).strip()
         if not text:
-            raise UserError(f"{where}: a value is empty. Part the values with one comma, for example {EXAMPLE}.")
+            raise UserError(f"{where}: a value is empty. Separate the values by one comma, for example {EXAMPLE}.")
         if ".." in text and ("int" in kind or "float" in kind):
             values += _range(text, "int" in kind, where)
         else:

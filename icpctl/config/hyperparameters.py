@@ -157,7 +157,7 @@ class Hyperparameters(BaseModel):
 
     # ── features
     layers: Annotated[tuple[str, ...], BeforeValidator(split_names)] = field(
-        lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, parted by commas.", "features",
+        lambda data: default_layers(data["model"], data["image_size"]), "Module paths of the stages F_1 … F_L, separated by commas.", "features",
         default_text="the model's stages",
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ def complete(config: RunConfig) -> RunConfig:
     elif config.weights_hash:
         raise UserError(f"--weights-hash {config.weights_hash} says which content --weights has. Give that file, too.")
     config = config.altered(**found) if found else config
-    if any(getattr(config, name) is None for name in METHODS[config.method].measured):
+    if config.layers and any(getattr(config, name) is None for name in METHODS[config.method].measured):
         measured = _measured(config.method, config.model, config.stem, config.image_size, config.layers)
         return config.altered(**measured)
     return config

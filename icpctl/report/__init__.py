@@ -20,6 +20,7 @@ from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
+from icpctl.report.measures import MEASURES
 from icpctl.report.selection import select
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
 from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
@@ -223,6 +224,10 @@ def _metrics(runs: pd.DataFrame, metric: str | None, notes: list[str]) -> dict[s
         of_features = [each for each in known if each.startswith(f"{name}_by_") and not each.endswith("_best")]
         if name not in known and len(of_features) == 1:
             (name,) = of_features
+        if name not in known and name in MEASURES:
+            raise UserError(
+                f"--metric {metric}: none of these runs has it at its last epoch. `icpctl list metrics {name}` says what it is."
+            )
         if name not in known:
             listed = ", ".join(sorted(each for each in known if not each.endswith("_best")))
             raise UserError(

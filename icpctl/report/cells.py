@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from icpctl.config import SELECTION
+from icpctl.config.catalogue import METHODS
 from icpctl.report import Report
 from icpctl.report.comparison import VERDICTS
 from icpctl.report.groups import short_dataset
@@ -28,7 +29,7 @@ from icpctl.text import value_text
 
 MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
-SHORT = {key: key for key in AGAINST} | {"compute-matched": "equal compute"}
+SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {"compute-matched": "equal compute"}
 """What a difference is taken from, for the heading of a column."""
 MOST_CLAIMS = 4
 """In the sentence for a reader in a hurry."""
@@ -75,6 +76,11 @@ def lead(report: Report, task: str) -> str:
     if undecided:
         said += f". {undecided} cannot be decided with these seeds, which does not show that there is no difference"
     return f"{said}."
+
+
+def of_rivals(table: pd.DataFrame) -> bool:
+    """Whether ICP is compared with other methods."""
+    return bool(table["against"].isin(METHODS).any())
 
 
 def lacks(report: Report, task: str) -> bool:

@@ -162,7 +162,8 @@ def common_settings(configs: Sequence[RunConfig], by: Sequence[str], metrics: It
     always = {
         name: values.pop()
         for name in ("epochs", "steps", "icp_lr")  # whatever their defaults, for no one knows these by heart
-        if len(values := {getattr(config, name) for config in methods or configs}) == 1
+        if len(values := {getattr(config, name) for config in methods or configs if name == "epochs" or config.steps})
+        == 1
     }
     same = ", ".join(f"{name} {value_text(value)}" for name, value in {**always, **shared(configs)}.items() if value)
     text = "Settings that are not in the table have their defaults."

@@ -26,6 +26,7 @@ from icpctl.report.cells import (
     heading_of,
     interval_text,
     needed_text,
+    of_rivals,
     scorecard,
     sentences,
     setting_columns,
@@ -57,8 +58,9 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
             yield Text(f"\nDifferences in {measure.name}{unit}, paired by seed", "bold")
             yield rich_comparisons(table, measure, width)
             yield Text(
-                "p: two-sided paired t test, corrected over all comparisons of the metric (Holm). d: mean difference in standard "
-                "deviations of the differences. Needs: so many seeds would show a difference as large as this.",
+                "p: two-sided paired t test, corrected for the number of comparisons (Holm); the intervals are not. d: mean difference "
+                "in standard deviations of the differences. Needs: how many seeds would show a difference as large as this."
+                + (" Other methods are compared at equal epochs, whatever their passes." if of_rivals(table) else ""),
                 "dim",
             )
             yield Text(f"\nWhat the comparisons of {counted_role(table)} say", "bold")

@@ -298,7 +298,7 @@ def write_evaluation(path: Path, what: Mapping[str, str], metrics: Mapping[str, 
         columns, *old = [next(csv.reader([line]), []) for line in lines] or [[]]
         if lines and not {"run_id", "metric", "value"} <= set(columns):
             raise UserError(
-                f"{file} does not begin with the names of its columns, parted by commas, so nothing was added to it. Save it so, "
+                f"{file} does not begin with the names of its columns, separated by commas, so nothing was added to it. Save it so, "
                 "or move it away."
             )
         columns += [name for name in (*what, "metric", "value") if name not in columns]  # that have come since

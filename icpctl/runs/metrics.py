@@ -129,7 +129,7 @@ def _read_rows(file: Path) -> tuple[pa.Table, list[str]]:
         return ROWS.empty_table(), [f"{file} cannot be read: {error.strerror}."]
     if content.startswith(";".join(COLUMNS).encode()):
         return ROWS.empty_table(), [
-            f"{file} is left out: its columns are parted by semicolons, as some spreadsheets save them. Restore the commas."
+            f"{file} is left out: its columns are separated by semicolons, as some spreadsheets save them. Restore the commas."
         ]
     clean = content.endswith(b"\n") and content.startswith((_HEADER + b"\n", _HEADER + b"\r\n"))
     if clean and b"\r" in content:  # alone it is no end of a line, as Arrow has it

@@ -47,6 +47,7 @@ class Session:
         self.cost = CostEstimate(config, trainer.batches)
         self.warned: set[str] = set()
         self.notes: list[str] = []  # what the report says of the run
+        self.begun = False  # whether it is at work
 
     def train(self) -> None:
         """Train the run to its end.
@@ -76,6 +77,7 @@ class Session:
     def begin(self) -> None:
         """Go on from the last checkpoint, if there is one, and write down that the run is at work."""
         self._resume()
+        self.begun = True
         self.processes.lead(self._begin)
 
     def batches(self) -> Iterator[tuple[int, Images]]:
@@ -120,7 +122,9 @@ class Session:
         self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
 
     def record(self, error: BaseException) -> None:
-        """Write down what stopped the run."""
+        """Write down what stopped the run; of one that was refused before it went on, nothing has changed."""
+        if not self.begun:
+            return
         if isinstance(error, (KeyboardInterrupt, SystemExit)):  # asked to stop, or the reader of the output went away
             self._write_status("interrupted", epoch=self.epoch)
         elif isinstance(error, Exception):
@@ -216,10 +220,10 @@ class Session:
             )
         begun = saved["config"].get("fit_images", self.config.fit_images)
         if begun != self.config.fit_images:
-            number = "its default" if begun is None else str(begun)
+            how = f"without {option('fit_images')}" if begun is None else f"with {option('fit_images')} {begun}"
             raise UserError(
-                f"{self.folder.path} was begun with {option('fit_images')} {number}, and its metrics are of those images. Give the same, "
-                "or start the run anew with --overwrite."
+                f"{self.folder.path} was begun {how}, and its metrics are of those images. Go on with it so, or start the run anew with "
+                "--overwrite."
             )
         self.epoch, self.batch, self.best = saved["epoch"], saved["batch"], saved["best"]
         self.seconds, self.notes = saved["seconds"], list(saved.get("notes", []))

@@ -205,3 +205,8 @@ def test_one_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs 2 stages or more, and --layers names layer3 alone\. Name another"):
         icpctl.train(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_stages_is_refused_before_its_heads_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There are no stages of alexnet to tap"):
+        icpctl.train(RunConfig(model="alexnet", dataset="digits", image_size=64, method="byot", epochs=1), tmp_path)

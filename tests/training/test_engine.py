@@ -500,3 +500,14 @@ def test_stopped_at_any_write_of_its_end_and_resumed_it_leaves_the_same_files(
         icpctl.train(small(**NOTED), run.parent)
         assert_same_run(whole, run)
         assert (run / "status.json").read_bytes() == (whole / "status.json").read_bytes()
+
+
+def test_what_is_refused_leaves_a_stopped_run_as_it_was(tmp_path: Path) -> None:
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted):
+        icpctl.train(small(), tmp_path, should_stop=lambda: next(asked) >= 6)
+    status = (tmp_path / small().run_id / "status.json").read_text()
+    with pytest.raises(icpctl.UserError, match="was begun without --fit-images"):
+        icpctl.train(small(fit_images=50), tmp_path)
+    assert (tmp_path / small().run_id / "status.json").read_text() == status
+    icpctl.train(small(), tmp_path)
