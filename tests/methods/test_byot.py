@@ -207,6 +207,13 @@ def test_one_stage_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_stages_is_refused_before_its_heads_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There are no stages of alexnet to tap"):
-        icpctl.train(RunConfig(model="alexnet", dataset="digits", image_size=64, method="byot", epochs=1), tmp_path)
+def test_a_model_without_stages_is_refused_before_its_heads_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "from torch import nn\n\ndef make(n):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(n))\n"
+    (tmp_path / "flat_for_byot.py").write_text(code)
+    config = RunConfig(model="flat_for_byot:make", dataset="digits", method="byot", epochs=1)
+    assert models.complete(config).byot_share is None
+    with pytest.raises(UserError, match="There are no stages of flat_for_byot:make to tap"):
+        icpctl.train(config, tmp_path / "results")
