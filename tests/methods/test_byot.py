@@ -211,7 +211,7 @@ def test_a_model_without_stages_is_refused_before_its_heads_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = "from torch import nn\n\ndef make(n):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(n))\n"
+    code = "from torch import nn\n\ndef make(n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, n))\n"
     (tmp_path / "flat_for_byot.py").write_text(code)
     config = RunConfig(model="flat_for_byot:make", dataset="digits", method="byot", epochs=1)
     assert models.complete(config).byot_share is None
