@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reports import write_run
 
@@ -21,7 +21,7 @@ from icpctl.config import RunConfig, resolve
 from icpctl.report import Report, build, write
 from icpctl.report.figures.study import study_figures
 from icpctl.report.formats import render
-from icpctl.report.measures import measure_of
+from icpctl.report.measures import LEAST, MOST_DIGITS, measure_of
 from icpctl.text import csv_text
 
 
@@ -164,6 +164,7 @@ def test_runs_that_record_no_fingerprint_are_one_version_and_named(tmp_path: Pat
     half=st.floats(0, 1e300),
     metric=st.sampled_from(["accuracy", "kid_prior", "fid_prior", "seconds"]),
 )
+@example(number=0.001953125, half=1e-300, metric="accuracy")
 def test_a_number_is_right_to_its_digits_and_zero_has_no_sign(number: float, half: float, metric: str) -> None:
     measure = measure_of(metric)
     for beside in (math.nan, half):
@@ -177,6 +178,7 @@ def test_a_number_is_right_to_its_digits_and_zero_has_no_sign(number: float, hal
             0.51 * 10.0**-measure.decimals * (size >= 10.0**-measure.decimals),
             0.06 * size,
             1e-6 * abs(measure.scale * number),
+            0.51 * 10.0**-MOST_DIGITS * (abs(measure.scale * number) >= LEAST),
         )
 
 

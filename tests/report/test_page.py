@@ -127,6 +127,8 @@ def test_names_are_shown_as_they_are(browser: Browser, file: Path, results: Path
     with opened(browser, file) as report:
         text = report("document.body.textContent")
         assert report.page.title() == f"icpctl report: {results}"
+        for button in report.page.locator("button.more").all():
+            button.click()
         datasets = column(report.page.locator("#summary-classification"), "dataset")
         for name in ODD:
             assert f"Note: {name}" in text
