@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from icpctl.ablate.study import Definition, PlannedRun, study_lock
+from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
+from icpctl.errors import UserError
 from icpctl.files import write_atomic
 from icpctl.runs.folder import read_record
 from icpctl.runs.references import METHOD_RUN, of_controls, references
@@ -75,8 +76,11 @@ def write_study_table(output: Path) -> pd.DataFrame:
     """
     file = output / STUDY_TABLE
     with study_lock(output):  # another ablation may come to its end at this moment
-        definition = Definition.kept(output)
-        assert definition is not None
+        if (definition := Definition.kept(output)) is None:
+            raise UserError(
+                f"{output / STUDY_FILE} is gone, as if the results folder had been removed while the study was at work. The same "
+                "command begins anew."
+            )
         table = study_table(definition.runs(), output)
         write_atomic(file, csv_text(table).encode())
     return table

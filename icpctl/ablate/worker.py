@@ -102,7 +102,11 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
     output = Path(job.output)
     if not (output / STUDY_FILE).exists():
         return dict.fromkeys(
-            job.runs, _refused(f"the results folder {output} is not there. Put it where every machine sees it")
+            job.runs,
+            _refused(
+                f"the results folder {output} is not there. If it was removed, the same command begins anew. On a cluster, put it "
+                "where every machine sees it"
+            ),
         )
     try:
         if (needs := engine.data_needs(configs[0])) not in _checked:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from icpctl.ablate.command import define, executed_by
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
+from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, resolve
 from icpctl.config.cost import compute_matched, passes
 from icpctl.config.grid import parse_grid
@@ -373,3 +374,9 @@ def test_resuming_takes_the_studies_as_they_are(tmp_path: Path) -> None:
 def test_options_of_another_executor_are_refused(options: dict[str, object], slurm: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         executed_by(Definition([]), options, slurm)
+
+
+def test_a_results_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"study\.toml is gone, .* The same command begins anew\."):
+        write_study_table(tmp_path)
+    assert not (tmp_path / "study.csv").exists()
