@@ -68,7 +68,7 @@ CHECKS = (
 
 
 def lines_of(check: Check, device: torch.device, short: bool) -> Iterator[Line]:
-    """What a check finds, in this process; its exception is a line, too."""
+    """The lines of a check, made in this process; an exception is a line, too."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             for line in check.function(Setting(device, short, Path(folder))):

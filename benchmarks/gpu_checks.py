@@ -95,7 +95,7 @@ def attempt(what: str, work: Callable[[], str]) -> Line:
 
 
 def failure(what: str, error: Exception) -> Line:
-    """What an exception says, in a line, with its traceback; Wrong says what was found, and needs none."""
+    """An exception as a line, with its traceback; Wrong needs none, as it names the finding."""
     if isinstance(error, Wrong):
         return Line(what, "fail", str(error))
     block = "".join(traceback.format_exception(error))

@@ -106,7 +106,7 @@ def _timed(
 
 
 def profile(setting: Setting) -> Iterator[Line]:
-    """What a step spends its time in."""
+    """The operations in which a step spends its time."""
     for model in ("resnet20",) if setting.short else ("resnet20", "vae"):
         trainer = step.engine(model, "ademamix", setting.of(5, 1), setting.of(32, 4), setting.device)
         yield figure(f"{model}, batch {trainer.batch_size}", "below", block=step.profiled(trainer))

@@ -1,4 +1,4 @@
-"""What a step of each method takes, beside the passes of the network that its row of the catalogue declares.
+"""The time of a step of each method, beside the passes of the network that its row of the catalogue declares.
 
     python benchmarks/methods.py [--batch 128] [--side 32] [--rounds 10]
 

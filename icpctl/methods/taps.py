@@ -107,6 +107,12 @@ def channels_first(features: Tensor) -> Tensor:
     return features
 
 
+def unmoved(model: nn.Module, x: Tensor) -> Any:
+    """The output of a pass on x (B, …) that moves neither running statistics nor any other buffer: it has copies of them."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return torch.func.functional_call(model, buffers, (x,))
+
+
 def buffers_kept(model: nn.Module) -> AbstractContextManager[Any]:
     """Graphs made inside keep copies of the buffers that a later train-mode pass may move, so that it may come before the backward pass.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from icpctl.methods.base import Batch, Loss, Method
 from icpctl.methods.icp.perturbation import at_least_float32, per_sample
 from icpctl.methods.soft import divergence
+from icpctl.methods.taps import unmoved
 
 
 class VAT(Method):
@@ -25,7 +26,7 @@ class VAT(Method):
         """CE + α·KL."""
         output = self.trained(batch.x)
         task_loss = batch.criterion(output, batch.y)
-        distance = divergence(output, self._predictions(batch.x + self.perturbation(batch.x, output)))
+        distance = divergence(output, unmoved(self.model, batch.x + self.perturbation(batch.x, output)))
         loss = task_loss + self.config.vat_weight * distance
         log = {"output": output, "task_loss": task_loss, "divergence": distance}
         return loss, {name: value.detach() for name, value in log.items()}
@@ -38,14 +39,8 @@ class VAT(Method):
             output: the logits of x, (B, K).
         """
         start = (self.config.vat_xi * _unit(torch.randn_like(x))).requires_grad_()
-        (gradient,) = torch.autograd.grad(divergence(output, self._predictions(x + start)), start)
+        (gradient,) = torch.autograd.grad(divergence(output, unmoved(self.model, x + start)), start)
         return self.config.vat_epsilon * _unit(gradient)
-
-    def _predictions(self, x: Tensor) -> Tensor:
-        """The logits of x, by a pass that moves no statistics."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        logits: Tensor = torch.func.functional_call(self.model, buffers, (x,))
-        return logits
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from icpctl.methods.icp.perturbation import (
     per_sample,
     perturb,
 )
-from icpctl.methods.taps import buffers_kept, detached, module_at, tap
+from icpctl.methods.taps import buffers_kept, detached, module_at, tap, unmoved
 
 Criterion = Callable[[Any, Tensor], Tensor]
 LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
@@ -370,9 +370,8 @@ def teacher_features(model: nn.Module, layers: Sequence[str], x: Tensor, statist
     with torch.no_grad(), tap(model, layers) as features:
         if statistics:
             model(x)
-        else:  # a copy of whatever the pass moves
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            torch.func.functional_call(model, buffers, (x,))
+        else:
+            unmoved(model, x)
     return features
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -42,7 +44,7 @@ from icpctl.report.figures.drawing import (
 from icpctl.report.figures.forest import forest
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
-from icpctl.report.measures import measure_of
+from icpctl.report.measures import Measure, measure_of
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.references import METHOD_RUN
 from icpctl.runs.table import METHOD
@@ -105,27 +107,14 @@ def _curves(part: Part) -> list[Drawing]:
     if not of_row:
         return []
 
-    alone = len(shown) == 1
-    figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
-    entries: dict[str, Line2D] = {}
-    drawn = []
-    for one, (title, lines) in zip(axes, shown, strict=True):
-        one.set_title(folded(title, 30), fontsize=9)
-        for line in lines:
-            if line.row in of_row:
-                data = of_row[line.row]
-                entries[plain(line.name)] = _draw_curve(one, data, measure.scale, line)
-                drawn.append(data.assign(panel=title))
-        one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    limit(axes[0], measure)
+    figure, entries, drawn = _line_panels(shown, measure, lambda line: [(line, of_row.get(line.row))])
     figure.supylabel(axis_label(measure), fontsize=10)
     legend(figure, entries, 2 if len(shown) == 1 else min(4, max(3, 8 - len(entries))))
     text = f"Mean over the seeds at the end of each epoch, on the test split; bands: {INTERVALS}. {explained}"
     if runs.groupby("row")["epochs_recorded"].nunique().max() > 1:
         text += " A line that pools runs of several lengths ends with the shortest."
     columns = ["panel", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
-    data = pd.concat(drawn, ignore_index=True)[columns]
-    return [part.drawing(f"{metric}-by-epoch", f"{measure.name} by epoch", text, figure, data)]
+    return [part.drawing(f"{metric}-by-epoch", f"{measure.name} by epoch", text, figure, drawn[columns])]
 
 
 def _of_rows(part: Part, runs: pd.DataFrame, split: str, metric: str) -> dict[str, pd.DataFrame]:
@@ -145,21 +134,14 @@ def _fit_and_test(part: Part) -> list[Drawing]:
     splits = {split: _of_rows(part, runs, split, metric) for split in ("fit", "test") if len(runs)}
     if not splits.get("fit"):
         return []
-    alone = len(shown) == 1
-    figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
-    entries: dict[str, Line2D] = {}
-    drawn = []
-    for one, (title, lines) in zip(axes, shown, strict=True):
-        one.set_title(folded(title, 30), fontsize=9)
-        for line in lines:
-            for split, style in (("fit", ":"), ("test", "-")):
-                if (data := splits[split].get(line.row)) is None:
-                    continue
-                name = f"{line.name}, {'training' if split == 'fit' else 'test'} images"
-                entries[plain(name)] = _draw_curve(one, data, measure.scale, replace(line, style=style))
-                drawn.append(data.assign(panel=title, split=split))
-        one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    limit(axes[0], measure)
+
+    def both(line: _Line) -> Iterator[tuple[_Line, pd.DataFrame | None]]:
+        for split, images, style in (("fit", "training", ":"), ("test", "test", "-")):
+            data = splits[split].get(line.row)
+            named = replace(line, name=f"{line.name}, {images} images", style=style)
+            yield named, None if data is None else data.assign(split=split)
+
+    figure, entries, drawn = _line_panels(shown, measure, both)
     figure.supylabel(plain(f"{measure.name} ({measure.unit})" if measure.unit else measure.name), fontsize=10)
     legend(figure, entries, 2)
     text = (
@@ -167,10 +149,35 @@ def _fit_and_test(part: Part) -> list[Drawing]:
         "The distance between the two lines of a colour is the gap between fitting and generalisation."
     )
     columns = ["panel", "split", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
-    data = pd.concat(drawn, ignore_index=True)[columns]
-    return [
-        part.drawing(f"{metric}-fit-and-test", f"{measure.name} on training and on test images", text, figure, data)
-    ]
+    title = f"{measure.name} on training and on test images"
+    return [part.drawing(f"{metric}-fit-and-test", title, text, figure, drawn[columns])]
+
+
+def _line_panels(
+    shown: Sequence[tuple[str, Sequence[_Line]]],
+    measure: Measure,
+    curves: Callable[[_Line], Iterable[tuple[_Line, pd.DataFrame | None]]],
+) -> tuple[Figure, dict[str, Line2D], pd.DataFrame]:
+    """Panels of curves by epoch: the figure, its legend, and what is drawn.
+
+    Args:
+        shown: the title and the lines of each panel.
+        measure: of the values.
+        curves: maps a line of a panel to those that are drawn for it, each with its data, if there are any.
+    """
+    alone = len(shown) == 1
+    figure, axes = panels(len(shown), 1 if alone else 3, 3.0 if alone else 1.7, EPOCH, sharex=True, sharey=True)
+    entries: dict[str, Line2D] = {}
+    drawn = []
+    for one, (title, lines) in zip(axes, shown, strict=True):
+        one.set_title(folded(title, 30), fontsize=9)
+        for line, data in itertools.chain.from_iterable(map(curves, lines)):
+            if data is not None:
+                entries[plain(line.name)] = _draw_curve(one, data, measure.scale, line)
+                drawn.append(data.assign(panel=title))
+        one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    limit(axes[0], measure)
+    return figure, entries, pd.concat(drawn, ignore_index=True)
 
 
 def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
