@@ -318,8 +318,7 @@ class SelfDistiller:
     def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Criterion, modules: Sequence[nn.Module]) -> Tensor:
         """The task loss at x in eval mode, in which these modules are, with its gradient."""
         if self.gradient_of is func_gradient:  # the graph refers to the running statistics, which the passes move
-            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            return criterion(torch.func.functional_call(self.model, buffers, (x,)), y)
+            return criterion(unmoved(self.model, x), y)
         loss = criterion(self.model(x), y)
         if not loss.requires_grad:
             return loss
