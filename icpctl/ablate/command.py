@@ -17,9 +17,11 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from icpctl.ablate import deciding
 from icpctl.ablate.claim import holder
+from icpctl.ablate.deciding import LEAST_SEEDS
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
+from icpctl.ablate.study import STUDY_FILE, Definition, Execution, Plan, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.catalogue import METHODS
@@ -43,8 +45,11 @@ def define(
     compute_matched: bool = False,
     study: Path | None = None,
     resume: Path | None = None,
+    plan: Mapping[str, object] | None = None,
 ) -> Definition:
     """The definition that the options of the command line give, or a file with what they change in it.
+
+    `plan` has claims, margin, until_decided and max_seeds, where they are given.
 
     Raises:
         UserError: a fault in an option or in the file; options that contradict each other; nothing to study.
@@ -53,8 +58,15 @@ def define(
     environment = os.environ.get("ICPCTL_DATA_DIR")
     found = typed_settings({"data_dir": environment} if environment else {}, "ICPCTL_DATA_DIR")  # kept for --resume
     if resume is not None:
-        options = {"--grid": grid, "--where": where, "--seeds": seeds, "--controls": controls, "--study": study}
+        options: dict[str, object] = {
+            "--grid": grid,
+            "--where": where,
+            "--seeds": seeds,
+            "--controls": controls,
+            "--study": study,
+        }
         options["--compute-matched"] = compute_matched
+        options |= {option(name): value for name, value in (plan or {}).items()}
         return _complete(_resumed(resume, given, [name for name, value in options.items() if value]))
     if study is not None:
         if grid:
@@ -74,8 +86,8 @@ def define(
             replace(each, settings={**found, **each.settings, **given}, where=[*each.where, *where], **changes)
             for each in definition.studies
         ]
-        return _complete(Definition(studies, definition.execution))
-    if not (grid or seeds or controls or compute_matched):
+        return _with_plan(_complete(replace(definition, studies=studies)), plan or {})
+    if not (grid or seeds or controls or compute_matched or (plan or {}).get("until_decided")):
         raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
     values = parse_grid(grid)
     # The two arguments have to be given before others; so a grid may vary what they set.
@@ -86,8 +98,27 @@ def define(
         )
     first = given.pop("seed", None)
     given = {**found, **given}
-    study_given = Study(given, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)
-    return _complete(Definition([study_given]))
+    usual = str(LEAST_SEEDS) if (plan or {}).get("until_decided") else "1"
+    study_given = Study(given, values, tuple(where), parse_seeds(seeds or usual, first), controls, compute_matched)
+    return _with_plan(_complete(Definition([study_given])), plan or {})
+
+
+def _with_plan(definition: Definition, given: Mapping[str, object]) -> Definition:
+    """The definition with the claims that options add, and what they change in the plan.
+
+    Raises:
+        UserError: as `Plan.planned`.
+    """
+    changes = {name: value for name, value in given.items() if value}
+    if not changes:
+        return definition
+    margin = changes.get("margin")
+    claims = [each.model_copy(update={"margin": margin} if margin else {}) for each in definition.claims]
+    most = {claim.max_seeds for claim in claims if claim.max_seeds}
+    before: dict[str, object] = {"until_decided": True, "max_seeds": max(most)} if most else {}
+    texts: Any = changes.pop("claims", [])
+    plan = Plan.model_validate({**before, **changes, "claims": [*claims, *texts]})
+    return replace(definition, claims=plan.planned("The plan"), until_decided=plan.until_decided)
 
 
 def _complete(definition: Definition) -> Definition:
@@ -128,7 +159,7 @@ def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) 
             f"--output {folder} with the new settings: that adds runs to the folder."
         )
     studies = [replace(each, settings={**each.settings, **given}) for each in definition.studies]
-    return Definition(studies, definition.execution)
+    return replace(definition, studies=studies)
 
 
 def executed_by(definition: Definition, options: Mapping[str, object], slurm: Sequence[str]) -> Definition:
@@ -164,8 +195,8 @@ def execute(
         UserError: something can be refused before the first run; or a machine that cannot do any of them.
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
-    Definition.kept(output)  # what is wrong with it is said at once
-    scheduler = Scheduler(definition.runs(), output)
+    definition = deciding.plan(definition, output)
+    scheduler = Scheduler(deciding.planned_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
     _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
     _warn_of_other_code(scheduler, console)
@@ -189,7 +220,14 @@ def execute(
     try:
         definition.keep(output)
         with Progress(console) as progress:
-            scheduler.run(executor, definition.execution.retries, progress, should_stop, definition.execution.stack)
+            scheduler.run(
+                executor,
+                definition.execution.retries,
+                progress,
+                should_stop,
+                definition.execution.stack,
+                lambda: deciding.planned_runs(definition, output),
+            )
     except BaseException:
         executor.close()
         scheduler.let_go()
@@ -228,8 +266,8 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     Raises:
         UserError: as `execute`, before the first run.
     """
-    Definition.kept(output)
-    planned = definition.runs()
+    definition = deciding.plan(definition, output)
+    planned = deciding.planned_runs(definition, output)
     scheduler = Scheduler(planned, output)
     _check_data(scheduler)
     varied = _varied(planned)

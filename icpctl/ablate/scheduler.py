@@ -63,13 +63,26 @@ class Scheduler:
 
     def __init__(self, planned: Sequence[PlannedRun], output: Path) -> None:
         self.output = output
-        self.runs = {run.config.run_id: RunState(run, RunFolder(output, run.config)) for run in planned}
-        for run in self.runs.values():
+        self.runs: dict[str, RunState] = {}
+        self.waiting: deque[str] = deque()
+        self._looked = 0.0
+        self._add(planned)
+
+    def _add(self, planned: Sequence[PlannedRun]) -> None:
+        """Take in the runs that are not there yet, in their order; they have the data of those of their group."""
+        fingerprints = {run.planned.config.group_id: run.fingerprint for run in self.runs.values()}
+        for each in planned:
+            run_id = each.config.run_id
+            if run_id in self.runs:
+                continue
+            run = RunState(each, RunFolder(self.output, each.config))
+            run.fingerprint = fingerprints.get(each.config.group_id, "")
             run.status = run.folder.status()
+            self.runs[run_id] = run
             if run.folder.is_finished():
                 run.state = "finished"
-        self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
-        self._looked = 0.0
+            else:
+                self.waiting.append(run_id)
 
     def unfinished(self) -> list[RunState]:
         """The runs that are not finished."""
@@ -99,6 +112,7 @@ class Scheduler:
         watch: Callable[[Scheduler, RunState | None], None],
         should_stop: Callable[[], bool],
         stack: int = 1,
+        more: Callable[[], Sequence[PlannedRun]] = tuple,
     ) -> None:
         """Train what is not finished yet.
 
@@ -108,6 +122,7 @@ class Scheduler:
             watch: told of every run whose state has changed; and at every look at the runs, with None.
             should_stop: asked at every look; at True the runs at work are saved.
             stack: how many runs that can be trained together are, as one job.
+            more: asked when all runs have ended: the runs of the study that their results call for.
 
         Raises:
             Stopped: as asked.
@@ -116,7 +131,7 @@ class Scheduler:
         self._watch = watch
         refusal = ""
         stopping = False
-        while self.waiting or self._any("running", "elsewhere"):
+        while self._goes_on(more):
             if (refusal or should_stop()) and not stopping:
                 stopping = True
                 executor.stop()
@@ -152,6 +167,12 @@ class Scheduler:
                 if claim := Claim.take(run.folder.path):
                     with claim:
                         run.folder.write_status(**status | {"state": "interrupted"})
+
+    def _goes_on(self, more: Callable[[], Sequence[PlannedRun]]) -> bool:
+        """Whether a run has not ended, of those there are or of those that the results call for."""
+        if not (self.waiting or self._any("running", "elsewhere")):
+            self._add(more())
+        return bool(self.waiting) or self._any("running", "elsewhere")
 
     def _any(self, *states: State) -> bool:
         return any(run.state in states for run in self.runs.values())

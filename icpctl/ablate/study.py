@@ -20,9 +20,12 @@ from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import load_toml, typed_settings
 from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
+from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.references import controls_of
 
 STUDY_FILE = "study.toml"
+DEFAULT_MAX_SEEDS = 40
+"""Of claims whose seeds go on until they are decided."""
 LARGEST = 100_000
 """Combinations that a study may have; more are a slip of the pen."""
 
@@ -73,8 +76,8 @@ class _StudyTable(BaseModel):
             raise UserError(f"{where}: {key} cannot be {abbreviated(named[key])}. It is {meant}.")
         if key in RunConfig.model_fields:
             raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
-        if key == "execution":
-            raise UserError(f"{where}: [execution] stands once in the file, beside the studies.")
+        if key in ("execution", *Plan.model_fields):
+            raise UserError(f"{where}: {key} stands once in the file, beside the studies.")
         raise UserError(f"{where}: {unknown('key', key, cls.model_fields)}")
 
 
@@ -285,12 +288,68 @@ class Execution(BaseModel):
     """Parameters of the Slurm jobs, by submitit's names: slurm_partition, timeout_min, gpus_per_node …"""
 
 
+class Plan(BaseModel):
+    """What a study is to decide: keys of its TOML file, and options; a description says what a key can be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    claims: list[str | PlannedClaim] = Field([], description="a list of texts")
+    margin: float | None = Field(None, gt=0, description="a number above 0")
+    until_decided: bool = Field(False, description="true or false")
+    max_seeds: int | None = Field(None, ge=3, description="a whole number of 3 or more")
+
+    @classmethod
+    def pop(cls, table: dict[str, Any], where: str, recorded: bool) -> Self:
+        """The plan in a TOML table, which loses its keys.
+
+        Raises:
+            UserError: a fault in it, with the place.
+        """
+        given = {name: table.pop(key) for key in [*table] if (name := key.replace("-", "_")) in cls.model_fields}
+        try:
+            plan = cls.model_validate(given)
+        except ValidationError as error:
+            key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
+            meant = cls.model_fields[key].description
+            raise UserError(f"{where}: {key} cannot be {abbreviated(given[key])}. It is {meant}.") from None
+        return plan if recorded else plan.model_copy(update={"claims": plan.planned(where)})
+
+    def planned(self, where: str) -> list[PlannedClaim]:
+        """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
+
+        Raises:
+            UserError: one cannot be read, or is there twice; seeds that nothing is to decide; with the place.
+        """
+        if self.max_seeds is not None and not self.until_decided:
+            raise UserError(f"{where}: max-seeds is for until-decided, which adds seeds. Give both, or neither.")
+        if self.until_decided and not self.claims:
+            raise UserError(
+                f"{where}: until-decided adds seeds until the claims are decided, and there is none. Give claims."
+            )
+        if self.margin is not None and not self.claims:
+            raise UserError(
+                f"{where}: margin is of claims, and there is none. Give claims; `icpctl report --margin` needs none."
+            )
+        most = (self.max_seeds or DEFAULT_MAX_SEEDS) if self.until_decided else None
+        found: dict[str, PlannedClaim] = {}
+        for each in self.claims:
+            text, margin = (each, None) if isinstance(each, str) else (each.claim, each.margin)
+            claim = PlannedClaim.parse(text, margin or self.margin).model_copy(update={"max_seeds": most})
+            if claim.claim in found:
+                raise UserError(f"{where}: {claim.place[0].lower()}{claim.place[1:]} is given twice.")
+            found[claim.claim] = claim
+        return [*found.values()]
+
+
 @dataclass(frozen=True)
 class Definition:
-    """What study.toml holds: one study or several, and how their runs are executed."""
+    """What study.toml holds: one study or several, what they are to decide, and how their runs are executed."""
 
     studies: Sequence[Study]
     execution: Execution = field(default_factory=Execution)
+    claims: Sequence[PlannedClaim] = ()
+    until_decided: bool = False
+    """Whether seeds are added until every claim is decided."""
 
     @classmethod
     def read(cls, file: Path, recorded: bool = False) -> Self:
@@ -317,6 +376,7 @@ class Definition:
             if fault.get("type") == "extra_forbidden":
                 message = str(unknown("key", name, Execution.model_fields))
             raise UserError(f"{file}, [execution] {name}: {message}") from None
+        plan = Plan.pop(table, str(file), recorded)
         tables = table.get("study", [table])
         if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables) or not tables:
             raise UserError(f"{file}: several studies are written as [[study]] tables.")
@@ -328,7 +388,7 @@ class Definition:
             studies = [
                 replace(each, settings={**_without(each.grid, earlier_settings()), **each.settings}) for each in studies
             ]
-        return cls(studies, execution)
+        return cls(studies, execution, plan.claims, plan.until_decided)  # type: ignore[arg-type]
 
     @classmethod
     def kept(cls, folder: Path) -> Self | None:
@@ -352,18 +412,23 @@ class Definition:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with study_lock(folder):
-                kept = self.kept(folder)
-                before = kept.studies if kept else []
-                studies = {_meaning(study): study for study in (*before, *self.studies)}
+                kept = self.kept(folder) or Definition([])
+                studies = {_meaning(study): study for study in (*kept.studies, *self.studies)}
+                claims = {each.claim: each for each in (*kept.claims, *self.claims)}
                 execution = self.execution.model_dump(exclude_defaults=True)
-                content: dict[str, Any] = {"execution": execution} if execution else {}
+                content: dict[str, Any] = {"until-decided": True} if self.until_decided or kept.until_decided else {}
+                content |= {"execution": execution} if execution else {}
+                listed = [
+                    each.model_dump(mode="json", by_alias=True, exclude_defaults=True) for each in claims.values()
+                ]
+                content |= {"claims": listed} if listed else {}
                 content |= {"study": [study.to_table() for study in studies.values()]}
                 write_atomic(file, tomli_w.dumps(content).encode())
         except OSError as error:
             raise not_writable(folder, error) from error
 
     def runs(self) -> list[PlannedRun]:
-        """The runs of all studies, each once.
+        """The runs of all studies, each once, all of one seed before those of the next.
 
         Raises:
             UserError: as `Study.runs`.
@@ -372,7 +437,9 @@ class Definition:
         for study in self.studies:
             for run in study.runs():
                 planned.setdefault(run.config.run_id, run)
-        return list(planned.values())
+        seeds = dict.fromkeys(run.config.seed for run in planned.values())
+        rank = {seed: place for place, seed in enumerate(seeds)}
+        return sorted(planned.values(), key=lambda run: rank[run.config.seed])
 
 
 def study_lock(folder: Path) -> AbstractContextManager[None]:

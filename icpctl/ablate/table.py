@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from icpctl.ablate.deciding import planned_runs
 from icpctl.ablate.study import STUDY_FILE, Definition, PlannedRun, study_lock
 from icpctl.config import RunConfig, declaration
 from icpctl.errors import UserError
@@ -81,6 +82,6 @@ def write_study_table(output: Path) -> pd.DataFrame:
                 f"{output / STUDY_FILE} is gone, as if the results folder had been removed while the study was at work. The same "
                 "command begins anew."
             )
-        table = study_table(definition.runs(), output)
+        table = study_table(planned_runs(definition, output), output)
         write_atomic(file, csv_text(table).encode())
     return table

@@ -288,6 +288,29 @@ def ablate(
             rich_help_panel="Study",
         ),
     ] = False,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLAIM",
+            help='What the study is to decide, written down before its runs: "method=icp,steps=5 better than compute-matched in accuracy". Repeat for more.',
+            rich_help_panel="Plan",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="The smallest difference that matters, in points or the unit of the metric: groups that differ by less are level.",
+            rich_help_panel="Plan",
+        ),
+    ] = None,
+    until_decided: Annotated[
+        bool,
+        typer.Option("--until-decided", help="Add seeds until every claim is decided.", rich_help_panel="Plan"),
+    ] = False,
+    max_seeds: Annotated[
+        int | None,
+        typer.Option(help="With --until-decided: no more seeds than this.", show_default="40", rich_help_panel="Plan"),
+    ] = None,
     study: Annotated[
         Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
     ] = None,
@@ -352,7 +375,10 @@ def ablate(
     if resume is not None and output is not None:
         raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
     folder = resume or output or Path("results")
-    definition = command.define(settings, grid or [], where or [], seeds, controls, compute_matched, study, resume)
+    plan = {"claims": claim, "margin": margin, "until_decided": until_decided, "max_seeds": max_seeds}
+    definition = command.define(
+        settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, plan
+    )
     options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
     options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
     definition = command.executed_by(definition, options, slurm or [])

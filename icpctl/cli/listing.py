@@ -58,7 +58,7 @@ def _methods() -> Iterable[Entry]:
 
 
 def _metrics() -> Iterable[Entry]:
-    from icpctl.report.measures import MEASURES
+    from icpctl.runs.measures import MEASURES
 
     return (
         (name, measure.meaning + (", less is better" if measure.falls else "")) for name, measure in MEASURES.items()

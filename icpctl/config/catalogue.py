@@ -81,6 +81,8 @@ class MethodRow:
     """Whether several runs can be trained together: `torch.vmap` can map its objective, and `update` is that of `Method`."""
 
 
+SCHEDULE = "schedule"
+"""What falls in ICP's training beside what it distils: the control of the weight of its task loss."""
 LABEL_SMOOTHING = "label-smoothing"
 _SMOOTHED = {LABEL_SMOOTHING: Control({"method": LABEL_SMOOTHING}, "label smoothing")}
 """Soft targets alone, which is the control of every method that has them."""
@@ -114,12 +116,13 @@ METHODS: dict[str, MethodRow] = {
         },
         "icpctl.methods.icp.method:ICP",
         passes=_icp_passes,
-        groups=("perturbation", "features", "distillation"),
+        groups=("perturbation", "features", "distillation", "schedule"),
         controls={
             "ascend": Control({"direction": "ascend"}, "its ascending control", "its ascending control", "--", "none"),
             "random": Control(
                 {"direction": "random"}, "its control in a random direction", "its random control", ":", "bottom"
             ),
+            SCHEDULE: Control({"method": SCHEDULE}, "its schedule alone"),
         },
         captured=True,
         stacked=True,
@@ -130,9 +133,18 @@ METHODS: dict[str, MethodRow] = {
         {"two-views": Variant("two views", "#56B4E9", "v")},
         "icpctl.methods.two_views:TwoViews",
         passes=lambda config: PLAIN_STEP + 1,
-        groups=("features", "distillation"),
+        groups=("features", "distillation", "schedule"),
         companion="view",
         refuses={"mix": "two views would be mixed with two other images"},
+    ),
+    SCHEDULE: MethodRow(
+        "schedule alone",
+        "Plain training with ICP's falling weight of the task loss, and no feature loss",
+        {SCHEDULE: Variant("schedule alone", "#999933", ".")},
+        "icpctl.methods.icp.schedule:Schedule",
+        groups=("schedule",),
+        captured=True,
+        stacked=True,
     ),
     LABEL_SMOOTHING: MethodRow(
         "label smoothing",

@@ -18,7 +18,7 @@ def plain_epochs(config: RunConfig) -> int:
     """Epochs without the method: the warm-up, or all of a baseline's."""
     if config.method == PLAIN:
         return config.epochs
-    return config.warmup_epochs if "distillation" in METHODS[config.method].groups else 0
+    return config.warmup_epochs if "schedule" in METHODS[config.method].groups else 0
 
 
 def passes(config: RunConfig, epoch: float | None = None) -> float:

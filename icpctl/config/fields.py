@@ -18,6 +18,7 @@ GROUPS = {
     "run": "Run",
     "perturbation": "ICP: perturbation",
     "distillation": "ICP: self-distillation",
+    "schedule": "ICP: self-distillation",
     "features": "Features (methods that compare features)",
     "training": "Training recipe",
     "labels": "Labels and mixing of images",

@@ -166,7 +166,7 @@ class Hyperparameters(BaseModel):
         "cosine", "Weights w_i of the stages.", "distillation", source="A"
     )
     warmup_epochs: int = field(
-        lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "distillation",
+        lambda data: data["epochs"] // 4, "Epochs of plain training before the method starts, k.", "schedule",
         default_text="a quarter of the epochs: 25 of 100", source="S", unit="epochs", ge=0, le=1_000_000,
     )  # fmt: skip
     teacher_statistics: bool = field(

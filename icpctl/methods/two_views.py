@@ -15,14 +15,13 @@ from icpctl.methods.icp.distillation import (
     feature_loss,
     layer_weights,
     random_numbers_from_here,
-    task_weight,
     teacher_features,
 )
-from icpctl.methods.plain import Plain
+from icpctl.methods.icp.schedule import Schedule
 from icpctl.methods.taps import buffers_kept, detached, tap
 
 
-class TwoViews(Plain):
+class TwoViews(Schedule):
     """Plain training for the warm-up, then the features of a second view as targets."""
 
     def __init__(self, *given: Any) -> None:
@@ -44,10 +43,3 @@ class TwoViews(Plain):
         features = feature_loss(student, teacher, self.weights)
         loss = batch.weight * task_loss + (1 - batch.weight) * features
         return loss, {"output": detached(output), "task_loss": task_loss.detach(), "feature_loss": features.detach()}
-
-    def active(self, epoch: int) -> bool:
-        return epoch >= self.config.warmup_epochs
-
-    def task_weight(self, epoch: int) -> float:
-        """a_e."""
-        return task_weight(epoch, self.config.warmup_epochs, self.config.epochs)

@@ -20,9 +20,9 @@ from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
-from icpctl.report.measures import MEASURES
 from icpctl.report.selection import select
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
+from icpctl.runs.measures import MEASURES
 from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.terminal import printable
 from icpctl.text import csv_text

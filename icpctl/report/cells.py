@@ -12,7 +12,7 @@ from icpctl.config.catalogue import METHODS
 from icpctl.report import Report
 from icpctl.report.comparison import VERDICTS
 from icpctl.report.groups import short_dataset
-from icpctl.report.measures import (
+from icpctl.runs.measures import (
     EFFECT,
     MARK,
     Measure,
@@ -22,9 +22,9 @@ from icpctl.report.measures import (
     p_text,
     shown_metrics,
 )
-from icpctl.report.statistics import LEAST_SEEDS, MOST_SEEDS, ROUNDING
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, records
+from icpctl.statistics.paired import LEAST_SEEDS, MOST_SEEDS, ROUNDING
 from icpctl.text import value_text
 
 MOST_ROWS = 100

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from icpctl.report.groups import Grouping, twin_places
-from icpctl.report.measures import EFFECT, Measure, falls, interval_half, measure_of, p_text
-from icpctl.report.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
+from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_of, p_text
 from icpctl.runs.metrics import FloatArray
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, metric_columns, records
+from icpctl.statistics.paired import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
 
 VERDICTS = ("better", "worse", "cannot tell", "equal", "no test")
 """What a comparison can say. Equal: the same in all seeds. No test: one seed, or differences without any spread."""

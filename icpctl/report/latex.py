@@ -21,7 +21,7 @@ from icpctl.report.cells import (
     summary_cells,
     texts,
 )
-from icpctl.report.measures import MARK, Measure, interval_half, measure_of
+from icpctl.runs.measures import MARK, Measure, interval_half, measure_of
 from icpctl.runs.references import AGAINST
 
 LONG = 40

@@ -12,8 +12,8 @@ from icpctl.config import RunConfig
 from icpctl.config.catalogue import PLAIN, PLAIN_STEP
 from icpctl.errors import first_names
 from icpctl.report.groups import Grouping, shared, twin_places, varied
-from icpctl.report.measures import feature_letters
 from icpctl.runs.folder import RunRecord
+from icpctl.runs.measures import feature_letters
 from icpctl.runs.references import AGAINST
 from icpctl.text import value_text
 

@@ -28,7 +28,7 @@ from icpctl.report.cells import (
     summary_cells,
 )
 from icpctl.report.figures.style import Drawing, encode
-from icpctl.report.measures import measure_of
+from icpctl.runs.measures import measure_of
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
 from icpctl.text import csv_text, value_text

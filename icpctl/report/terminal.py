@@ -33,7 +33,7 @@ from icpctl.report.cells import (
     summary_cells,
     texts,
 )
-from icpctl.report.measures import (
+from icpctl.runs.measures import (
     Measure,
     measure_of,
     p_text,

@@ -21,7 +21,7 @@ from icpctl.config import RunConfig, resolve
 from icpctl.report import Report, build, write
 from icpctl.report.figures.study import study_figures
 from icpctl.report.formats import render
-from icpctl.report.measures import LEAST, MOST_DIGITS, measure_of
+from icpctl.runs.measures import LEAST, MOST_DIGITS, measure_of
 from icpctl.text import csv_text
 
 

@@ -21,8 +21,8 @@ from icpctl.report import Report, build
 from icpctl.report.cells import at_best_epoch, sentences
 from icpctl.report.command import Request, write_report
 from icpctl.report.formats import render
-from icpctl.report.measures import falls, measure_of, p_text
 from icpctl.runs.folder import RunFolder
+from icpctl.runs.measures import falls, measure_of, p_text
 
 
 def adam(seed: int, **settings: object) -> RunConfig:

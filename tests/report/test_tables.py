@@ -21,8 +21,8 @@ from icpctl.report.cells import compared
 from icpctl.report.formats import Format, render
 from icpctl.report.groups import short_dataset
 from icpctl.report.latex import _latex_text
-from icpctl.report.measures import measure_of
 from icpctl.report.terminal import terminal
+from icpctl.runs.measures import measure_of
 from icpctl.runs.table import records
 
 TEX = shutil.which("pdflatex")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import icpctl
 from icpctl.models import CifarResNet
 from icpctl.models.network import Network
-from icpctl.report.measures import MEASURES
+from icpctl.runs.measures import MEASURES
 from icpctl.tasks import robustness
 from icpctl.tasks.sharpness import sharpness
 from icpctl.training.trainer import Trainer

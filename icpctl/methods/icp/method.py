@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from icpctl.config import RunConfig
 from icpctl.methods.base import Batch, Data, Fault, Loss
 from icpctl.methods.icp.diagnosis import diagnose
-from icpctl.methods.icp.distillation import SelfDistiller, feature_shift_errors, task_weight
+from icpctl.methods.icp.distillation import SelfDistiller, feature_shift_errors
 from icpctl.methods.icp.perturbation import (
     SGD,
     Adam,
@@ -22,13 +22,13 @@ from icpctl.methods.icp.perturbation import (
     autograd_gradient,
     func_gradient,
 )
-from icpctl.methods.plain import Plain
+from icpctl.methods.icp.schedule import Schedule
 
 LOSSES_EVERY = 10  # steps; the loss after the perturbation costs a forward pass
 SHIFT_ERROR_IMAGES = 32  # of the first batch of each epoch with the method; float64 is slow
 
 
-class ICP(Plain):
+class ICP(Schedule):
     """Plain training for the warm-up, then the objective of `SelfDistiller`."""
 
     def __init__(
@@ -59,13 +59,6 @@ class ICP(Plain):
             x, x_icp = (batch.gather(part)[:SHIFT_ERROR_IMAGES] for part in (batch.x, x_icp))
             errors = feature_shift_errors(self.model, self.taps, x, x_icp)
             log |= {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
-
-    def active(self, epoch: int) -> bool:
-        return epoch >= self.config.warmup_epochs
-
-    def task_weight(self, epoch: int) -> float:
-        """a_e."""
-        return task_weight(epoch, self.config.warmup_epochs, self.config.epochs)
 
     def kind(self, epoch: int, step: int) -> Hashable:
         active = self.active(epoch)

@@ -20,10 +20,10 @@ from icpctl.config.catalogue import PLAIN, Variant, controls, variants
 from icpctl.report import Report
 from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
 from icpctl.report.groups import TOLD_BY_OPTIMIZER, short_dataset
-from icpctl.report.measures import MARK, Measure, feature_letters, measure_of
-from icpctl.report.statistics import describe
 from icpctl.runs.folder import RunRecord
+from icpctl.runs.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.runs.table import metric_columns
+from icpctl.statistics.paired import describe
 from icpctl.text import value_text
 
 Values = NDArray[np.float64]

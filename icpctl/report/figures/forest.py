@@ -8,19 +8,19 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
-from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS
+from icpctl.config.catalogue import METHODS, controls
 from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
 from icpctl.report.figures.style import BLUE, VERMILION, Drawing
-from icpctl.report.statistics import ALPHA
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
+from icpctl.statistics.paired import ALPHA
 
 MOST_ROWS = 60
 ROW, ABOVE = 0.19, 0.9
 """Inches of a row, and of what is around them all."""
 OTHER_METHODS = "other methods"
-OTHERS = [name for name in METHODS if name != LABEL_SMOOTHING]
-"""Of which each is compared with ICP alone; label smoothing is a control of others, too."""
+OTHERS = [name for name in METHODS if name not in controls()]
+"""Of which each is compared with ICP alone; those that are controls of others, too, are not among them."""
 COLOURS = {"better": BLUE, "worse": VERMILION}
 MARKERS = {"better": "o", "worse": "s"}
 

@@ -35,7 +35,7 @@ from icpctl.report.figures.drawing import (
 )
 from icpctl.report.figures.style import Drawing
 from icpctl.report.groups import SIGNS
-from icpctl.report.measures import Measure
+from icpctl.runs.measures import Measure
 from icpctl.runs.table import METHOD
 from icpctl.text import value_text
 

@@ -44,8 +44,8 @@ from icpctl.report.figures.drawing import (
 from icpctl.report.figures.forest import forest
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
-from icpctl.report.measures import Measure, measure_of
 from icpctl.runs.folder import RunRecord
+from icpctl.runs.measures import Measure, measure_of
 from icpctl.runs.references import METHOD_RUN
 from icpctl.runs.table import METHOD
 from icpctl.text import value_text

@@ -18,8 +18,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 from icpctl.config import RunConfig, resolve
 from icpctl.report.comparison import comparison_table
 from icpctl.report.groups import Grouping, group
-from icpctl.report.statistics import compare, describe, holm, seeds_needed
 from icpctl.runs.table import COSTS
+from icpctl.statistics.paired import compare, describe, holm, seeds_needed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
