@@ -432,6 +432,13 @@ def report(
             rich_help_panel="Selection",
         ),
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="The smallest difference in this metric that matters, in points or its unit: groups that differ by less are level.",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
     format: Annotated[
         Literal["table", "csv", "markdown", "latex", "json"],
         typer.Option(help="How the report is printed.", rich_help_panel="Output"),
@@ -469,6 +476,7 @@ def report(
         tuple(where or ()),
         tuple(name for name in (by or "").split(",") if name),
         metric,
+        margin,
         format,
         figures,
         export,

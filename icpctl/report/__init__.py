@@ -11,23 +11,30 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from icpctl.ablate.study import Definition
 from icpctl.config import SELECTION
 from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.selection import select
+from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
-from icpctl.runs.measures import MEASURES
+from icpctl.runs.measures import MEASURES, measure_of
 from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.terminal import printable
 from icpctl.text import csv_text
 
+if TYPE_CHECKING:
+    from icpctl.report.claims import Claims
+
 TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
+CLAIMS = "claims.csv"
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Report:
     """The runs that are finished and whole, by their ids."""
     left_out: Mapping[str, RunRecord]
     """The other runs, by their ids."""
+    claims: Claims
+    """What the planned claims of the results folders come to."""
     common: str
     """Sentences: the settings that the tables do not show, for they are the same in all rows; what pools others."""
     notes: list[str]
@@ -73,6 +82,7 @@ def build(
     where: Sequence[str] = (),
     by: Sequence[str] = (),
     metric: str | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Read results folders, or the folders of single runs. What is damaged is noted, the rest reported.
 
@@ -82,6 +92,8 @@ def build(
         where: conditions, as `selection.select` takes them.
         by: the settings that tell the rows apart; without it, all in which the runs differ.
         metric: the one that the report is about; without it, accuracy, or SSIM of a generative model.
+        margin: the smallest difference in this metric that matters, in its unit, points for a percentage. Of a study with
+            claims, the plan says it.
 
     Raises:
         UserError: a folder does not exist, or there is no run that can be read; a condition, setting or metric that is
@@ -101,6 +113,15 @@ def build(
                 [f"There is no run to report in {listed}. `icpctl train --output {folders[0]}` makes one.", *notes]
             )
         )
+    planned = {claim.claim: claim for folder in folders for claim in _claims_of(folder, notes)}
+    if margin is not None and not margin > 0:
+        raise UserError(f"--margin {margin:g} has to be above 0: it is the smallest difference that matters.")
+    if margin is not None and planned:
+        raise UserError(
+            f"--margin {margin:g}: the claims of the study were planned with their own margins, and no look at the results can change them. "
+            "Leave it out."
+        )
+    every = records
     if where:
         kept = select({run_id: record.config for run_id, record in records.items()}, where)
         records = {run_id: record for run_id, record in records.items() if run_id in kept}
@@ -128,14 +149,44 @@ def build(
 
     from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
 
-    summary, comparisons = summary_table(ended, grouping), comparison_table(ended, grouping)
+    claims = _weighed([*planned.values()], every)
+    verdicts = {
+        (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
+        for each, sentence in claims.sentences()
+    }
+    margins = {name: margin / measure_of(name).scale for name in metrics.values()} if margin is not None else {}
+    margins |= {f"{name}_best": size for name, size in margins.items()}
+    margins |= {each.claim.metric: each.claim.difference() for each in claims.evidence}
+    summary = summary_table(ended, grouping)
+    comparisons = comparison_table(ended, grouping, margins, verdicts if claims else None)
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
     notes += remarks.unpaired(ended, grouping)
     common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
-    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), notes)
+    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, claims, printable(common), notes)
+
+
+def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
+    """The claims of the studies of a results folder; a file that cannot be read is noted."""
+    try:
+        definition = Definition.kept(folder)
+    except UserError as error:
+        notes.append(f"No claim of {folder} is reported. {error}")
+        return ()
+    return definition.claims if definition else ()
+
+
+def _weighed(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord]) -> Claims:
+    """The claims with what all runs say about them, whatever the rest of the report is about."""
+    from icpctl.report.claims import claims_table  # it needs scipy
+
+    runs = runs_table([*records.values()]) if claims else pd.DataFrame()
+    if claims:
+        diverged = runs["run_id"].isin([run_id for run_id, record in records.items() if has_diverged(record)])
+        runs["state"] = runs["state"].mask(diverged, "failed")
+    return claims_table(claims, records if claims else {}, runs)
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:
@@ -201,12 +252,13 @@ def _differences(one: RunRecord, other: RunRecord) -> list[str]:
 
 
 def write(folder: Path, report: Report) -> list[Path]:
-    """Write runs.csv, summary.csv and comparisons.csv, each whole or not at all.
+    """Write runs.csv, summary.csv and comparisons.csv, and claims.csv where there are claims; each whole or not at all.
 
     Raises:
         UserError: one cannot be written.
     """
     tables = dict(zip(TABLES, (report.runs, report.summary, report.comparisons), strict=True))
+    tables |= {CLAIMS: report.claims.table} if report.claims else {}
     for name, table in tables.items():
         write_atomic(folder / name, csv_text(table).encode())
     return [folder / name for name in tables]

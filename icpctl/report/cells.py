@@ -10,7 +10,7 @@ import pandas as pd
 from icpctl.config import SELECTION
 from icpctl.config.catalogue import METHODS
 from icpctl.report import Report
-from icpctl.report.comparison import VERDICTS
+from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.groups import short_dataset
 from icpctl.runs.measures import (
     EFFECT,
@@ -59,7 +59,7 @@ def lead(report: Report, task: str) -> str:
     """What the comparisons of a task say, for a reader in a hurry; empty where there is none."""
     table = compared(report, task)
     tested = int(table["p"].notna().sum())
-    if not tested:
+    if not tested or report.claims:
         return ""
     measure = measure_of(report.metrics[task])
     seeds = table["seeds"]
@@ -72,10 +72,25 @@ def lead(report: Report, task: str) -> str:
     if claims:
         more = f"; and {len(claims) - MOST_CLAIMS} more" if len(claims) > MOST_CLAIMS else ""
         said += f": {'; '.join(claims[:MOST_CLAIMS])}{more}"
+    if level := int((table["verdict"] == "level").sum()):
+        said += f". {level} {'are' if level > 1 else 'is'} level: the difference is smaller than the margin"
     undecided = int((table["verdict"] == "cannot tell").sum())
     if undecided:
         said += f". {undecided} cannot be decided with these seeds, which does not show that there is no difference"
     return f"{said}."
+
+
+def claims_lead(report: Report) -> str:
+    """How many planned claims came to what, for a reader in a hurry."""
+    counts = report.claims.table["outcome"].value_counts()
+    number = len(report.claims.table)
+    parts = [f"{counts[outcome]} {outcome}" for outcome in ("supported", "refuted", "undecided") if outcome in counts]
+    these = "The one planned claim is" if number == 1 else f"Of {number} planned claims,"
+    said = f"{these} {parts[0].split(' ', 1)[1] if number == 1 else ', '.join(parts)}."
+    late = int((report.claims.table["finished_before"] > 0).sum())
+    if late:
+        said += f" {late} {'was' if late == 1 else 'were'} added after runs had finished."
+    return f"{said} All other comparisons are exploratory: they have intervals, and no verdicts."
 
 
 def of_rivals(table: pd.DataFrame) -> bool:
@@ -96,10 +111,12 @@ def compared(report: Report, task: str) -> pd.DataFrame:
 
 
 def scorecard(table: pd.DataFrame) -> pd.DataFrame:
-    """How many runs of the method are better and worse than what they are compared with: a row for each of `AGAINST`.
+    """How many runs of the method are better and worse than what they are compared with: a row for each of `AGAINST`. What is
+    exploratory is not counted.
 
     Controls are counted only if there is no run of the method.
     """
+    table = table[table["verdict"] != EXPLORATORY]
     method = table[table["role"] == "method"]
     counted = method if len(method) else table
     counts = pd.crosstab(counted["against"], counted["verdict"])
@@ -139,14 +156,16 @@ def sentences(table: pd.DataFrame, limit: int) -> list[str]:
 
 
 def at_best_epoch(report: Report, task: str) -> pd.DataFrame:
-    """The comparisons at the best epoch that say something else than those at the last: is it the last epoch, or luck?"""
+    """The comparisons at the best epoch that say something else than those at the last: is it the last epoch, or luck? None
+    in a study with claims, where these alone have verdicts.
+    """
     last, best = report.metrics[task], f"{report.metrics[task]}_best"
     table = report.comparisons
     table = table[table["task"] == task]
     said = table[table["metric"] == last].set_index(["group_id", "against"])["verdict"]
     there = table[table["metric"] == best]
     other = said.reindex(pd.MultiIndex.from_frame(there[["group_id", "against"]])).to_numpy()
-    changed: pd.DataFrame = there[there["verdict"].to_numpy() != other]
+    changed: pd.DataFrame = there[(there["verdict"].to_numpy() != other) & (not report.claims)]
     return changed
 
 
@@ -261,7 +280,7 @@ def comparison_cells(table: pd.DataFrame) -> Columns:
             "p": (p_text(row["p"]), row["p"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
-            "says": (row["verdict"], ""),
+            "says": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
             "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
         }
         for heading, cell in cells.items():

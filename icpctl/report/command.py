@@ -39,6 +39,7 @@ class Request:
     where: Sequence[str] = ()
     by: Sequence[str] = ()
     metric: str | None = None
+    margin: float | None = None
     format: Format | Literal["table"] = "table"
     figures: bool = False
     export: Kind | None = None
@@ -51,13 +52,14 @@ class Request:
         return self.output or (self.folders[0] if whole else Path(REPORT))
 
     def build(self, only: Collection[str] | None = None) -> Report:
-        return build(self.folders, only, self.where, self.by, self.metric)
+        return build(self.folders, only, self.where, self.by, self.metric, self.margin)
 
     def options(self) -> list[str]:
         """Those that change what the report is about, as on the command line."""
         options = [part for condition in self.where for part in ("--where", condition)]
         options += ["--by", ",".join(self.by)] if self.by else []
-        return [*options, *(["--metric", self.metric] if self.metric else [])]
+        options += ["--metric", self.metric] if self.metric else []
+        return [*options, *(["--margin", f"{self.margin:g}"] if self.margin is not None else [])]
 
 
 def write_report(request: Request, console: Console, say: Say) -> None:

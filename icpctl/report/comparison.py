@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,23 @@ from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_
 from icpctl.runs.metrics import FloatArray
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, metric_columns, records
-from icpctl.statistics.paired import ALPHA, LEAST_SEEDS, MOST_SEEDS, compare, describe, holm, seeds_needed
+from icpctl.statistics.paired import (
+    ALPHA,
+    LEAST_SEEDS,
+    MOST_SEEDS,
+    compare,
+    describe,
+    holm,
+    level_p,
+    seeds_needed,
+    seeds_to_settle,
+)
 
-VERDICTS = ("better", "worse", "cannot tell", "equal", "no test")
-"""What a comparison can say. Equal: the same in all seeds. No test: one seed, or differences without any spread."""
+VERDICTS = ("better", "worse", "level", "cannot tell", "equal", "no test")
+"""What a comparison can say. Level: the difference is smaller than the margin. Equal: the same in all seeds. No test: one
+seed, or differences without any spread."""
+EXPLORATORY = "exploratory"
+"""In the place of a verdict: the study has claims, and this is none of them."""
 
 
 COLUMNS = (
@@ -33,6 +47,8 @@ COLUMNS = (
         "p",
         "p_holm",
         "comparisons",
+        "margin",
+        "p_level",
     ),
     *("effect", "verdict", "seeds_needed", "sentence"),
 )
@@ -60,29 +76,54 @@ def summary_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
     return _joined(grouping, table[table["seeds"] + table["lacking"] > 0].reset_index("metric"))
 
 
-def comparison_table(runs: pd.DataFrame, grouping: Grouping) -> pd.DataFrame:
+def comparison_table(
+    runs: pd.DataFrame,
+    grouping: Grouping,
+    margins: Mapping[str, float] = MappingProxyType({}),
+    planned: Mapping[tuple[str, str, str], tuple[str, str]] | None = None,
+) -> pd.DataFrame:
     """One row a group, what it is compared with, and metric: paired by seed, each run with its own twin.
 
     Columns: those of the group, as in `summary_table`; against, a key of `AGAINST`; metric; seeds, that both have a value of;
     lacking, the seeds that both have runs of, but one of them no value; failed, how many of these failed; difference, std, low, high, p, effect, as in
-    `statistics.compare`; p_holm, corrected over the comparisons of the metric in this table; comparisons, how many these
-    are; verdict, one of `VERDICTS`; seeds_needed, for a difference as large as the one that was measured, where the verdict
+    `statistics.paired.compare`; p_holm, corrected over the comparisons of the metric in this table; comparisons, how many these
+    are; margin, the smallest difference that matters, and p_level of `statistics.paired.level_p`, corrected likewise; verdict, one of `VERDICTS`; seeds_needed, for a difference as large as the one that was measured, where the verdict
     is that the seeds cannot tell; sentence, which says all this.
 
     Args:
         runs: the rows of `runs_table` that count, those of failed runs without a value.
         grouping: of these runs.
+        margins: of metrics, in their own size.
+        planned: of a study with claims their verdicts and sentences, by group_id, against and metric. The other comparisons then have no
+            corrected p and no verdict: they are `EXPLORATORY`.
     """
     table = _joined(grouping, _paired(runs, grouping))
     of_metric = table.groupby(["task", "metric"])["p"]
     table["p_holm"] = of_metric.transform(holm)
     table["comparisons"] = of_metric.transform("count")
+    table["margin"] = table["metric"].map(margins).astype(float)
+    table["p_level"] = level_p(table, table["margin"])
+    table["p_level"] = table.groupby(["task", "metric"])["p_level"].transform(holm)
     table["verdict"] = _verdicts(table)
+    if planned is not None:
+        keys = [*zip(table["group_id"], table["against"], table["metric"], strict=True)]
+        table["verdict"] = [planned.get(key, (EXPLORATORY, ""))[0] for key in keys]
+        table[["p_holm", "p_level"]] = np.nan
     undecided = table["effect"].where((table["verdict"] == "cannot tell") & (table["lacking"] == 0))
-    table["seeds_needed"] = seeds_needed(undecided, table["comparisons"].clip(lower=1))
+    number = table["comparisons"].clip(lower=1)
+    table["seeds_needed"] = seeds_needed(undecided, number)
+    either = undecided.notna() & table["margin"].notna()
+    table.loc[either, "seeds_needed"] = [
+        seeds_to_settle(effect, margin / std, ALPHA / family) or pd.NA
+        for effect, margin, std, family in zip(
+            *(column[either] for column in (undecided, table["margin"], table["std"], number)), strict=True
+        )
+    ]
     measures = {name: measure_of(name) for name in table["metric"].unique()}
     said_of = table[["label", *COLUMNS[:-1]]]
     table["sentence"] = [_sentence(row, measures[row["metric"]]) for row in records(said_of)]
+    if planned is not None:
+        table["sentence"] = [planned.get(key, ("", said))[1] for key, said in zip(keys, table["sentence"], strict=True)]
     return table[[*(name for name in table if name not in COLUMNS), *COLUMNS]]
 
 
@@ -179,10 +220,11 @@ def _verdicts(table: pd.DataFrame) -> pd.Series:
     better = np.where(table["metric"].map(falls), table["difference"] < 0, table["difference"] > 0)
     claimed = (table["p_holm"] <= ALPHA) & (table["seeds"] >= LEAST_SEEDS) & (table["lacking"] == 0)
     equal = table["constant"] & (table["difference"] == 0) & (table["lacking"] == 0)
+    level = (table["p_level"] <= ALPHA) & (table["seeds"] >= LEAST_SEEDS) & (table["lacking"] == 0)
     return pd.Series(
         np.select(
-            [equal, table["p"].isna(), claimed & better, claimed],
-            ["equal", "no test", "better", "worse"],
+            [equal, table["p"].isna(), level, claimed & better, claimed],
+            ["equal", "no test", "level", "better", "worse"],
             default="cannot tell",
         ),
         index=table.index,
@@ -200,6 +242,10 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
         return f"Nothing can be said of {label} and {other}: {measure.name}, of which no seed has a value of both.{survivors}"
     if verdict == "equal":
         return f"{label} is equal to {other} in all {seeds} seeds: {measure.name}."
+    if verdict == EXPLORATORY and seeds > 1:
+        low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
+        which = f"{seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
+        return f"{label} less {other}: {size}, 95 % interval {low} to {high}, {which}. Exploratory: no claim was planned of it."
     if seeds == 1:
         one = "One seed" if number == 1 else f"One seed of {number}"
         return (
@@ -214,6 +260,9 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
     if row["comparisons"] > 1:
         tested += f" among {row['comparisons']} comparisons" + (f", {p} by itself" if p != corrected else "")
     numbers = f"{size}, 95 % interval {low} to {high}, {tested}"
+    if verdict == "level":
+        margin = measure.difference(row["margin"]).lstrip("+")
+        return f"{label} is level with {other}, as the difference is smaller than {margin} (p {_equal(p_text(row['p_level']))}): {numbers}, {seeds} seeds."
     if verdict != "cannot tell":
         effect = EFFECT.value(row["effect"], signed=True)
         return f"{label} is {verdict} than {other}: {numbers}, effect size {effect}, {seeds} seeds."
@@ -222,6 +271,8 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
         way_on = survivors
     elif row["p_holm"] <= ALPHA:
         way_on = f" No claim is made of less than {LEAST_SEEDS} seeds: the spread of so few says little."
+    elif pd.notna(needed) and pd.notna(row["margin"]):
+        way_on = f" If difference and spread are as measured, about {needed:,} seeds settle it either way."
     elif pd.notna(needed):
         way_on = f" If the difference is that large, {needed:,} seeds would show it."
     else:

@@ -10,6 +10,7 @@ from icpctl.report import Report
 from icpctl.report.cells import (
     MOST_ROWS,
     at_best_epoch,
+    claims_lead,
     compared,
     comparison_cells,
     counted_role,
@@ -27,6 +28,13 @@ from icpctl.runs.measures import (
 from icpctl.runs.references import AGAINST
 
 
+def markdown_claims(report: Report) -> Iterator[str]:
+    """The planned claims, where there are any."""
+    if report.claims:
+        yield f"{escaped(claims_lead(report))}\n"
+        yield "".join(f"- {escaped(sentence)}\n" for sentence in report.claims.table["sentence"])
+
+
 def markdown(report: Report, task: str) -> Iterator[str]:
     cells, above = summary_cells(report, task)
     yield f"{escaped(above)}\n" if above else ""
@@ -37,6 +45,8 @@ def markdown(report: Report, task: str) -> Iterator[str]:
     table = compared(report, task)
     if len(table):
         yield _pipe_table(*_differences(table, measure_of(report.metrics[task])))
+        if report.claims:
+            return
         card = scorecard(table)
         people = (
             card.astype(str).rename(index=AGAINST).rename_axis(f"{counted_role(table)} compared with").reset_index()

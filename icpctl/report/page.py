@@ -19,6 +19,7 @@ from icpctl.report import Report
 from icpctl.report.cells import (
     Columns,
     at_best_epoch,
+    claims_lead,
     compared,
     comparison_cells,
     counted_role,
@@ -27,6 +28,7 @@ from icpctl.report.cells import (
     scorecard,
     summary_cells,
 )
+from icpctl.report.comparison import EXPLORATORY
 from icpctl.report.figures.style import Drawing, encode
 from icpctl.runs.measures import measure_of
 from icpctl.runs.references import AGAINST
@@ -79,6 +81,8 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         dates=" to ".join(dict.fromkeys([*started[:1], *started[-1:]])),
         number=len(report.records),
         notes=report.notes,
+        claims=records(report.claims.table),
+        claims_lead=claims_lead(report) if report.claims else "",
         common=report.common,
         tasks=[_task(report, task) for task in report.metrics],
         drawings=[_drawn(drawing, command) for drawing in drawings],
@@ -96,6 +100,8 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
     said = records(table[["verdict", "sentence"]])
     first = [each for each, claims in zip(said, decided, strict=True) if claims or len(said) <= OPEN]
     rest = [each for each, claims in zip(said, decided, strict=True) if not claims and len(said) > OPEN]
+    if report.claims:
+        first, rest = [], [each for each in said if each["verdict"] == EXPLORATORY]
     return {
         "name": task,
         "metric": measure.name,
@@ -106,6 +112,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "verdicts": [str(verdict) for verdict in card],
         "card": [[AGAINST[str(against)], *row] for against, row in card.iterrows()],
         "compared": len(table),
+        "exploratory": bool(report.claims),
         "tested": int(table["comparisons"].max()) if len(table) else 0,
         "changed": at_best_epoch(report, task)[["verdict", "sentence"]].to_dict("records"),
         "first": first,

@@ -18,6 +18,7 @@ from icpctl.report.cells import (
     MOST_ROWS,
     SHORT,
     at_best_epoch,
+    claims_lead,
     compared,
     counted_role,
     difference_text,
@@ -33,6 +34,7 @@ from icpctl.report.cells import (
     summary_cells,
     texts,
 )
+from icpctl.report.comparison import EXPLORATORY
 from icpctl.runs.measures import (
     Measure,
     measure_of,
@@ -44,34 +46,55 @@ from icpctl.runs.table import records
 SENTENCES = 8
 """Comparisons of which the terminal shows all the sentences; of more it shows those that claim something."""
 GAP = 2
+OUTCOME_STYLES = {"supported": "green", "refuted": "red", "undecided": ""}
 
 
 def terminal(report: Report, width: int) -> Iterator[RenderableType]:
-    """What is printed, `width` columns wide: of each task its groups, its comparisons and what they say."""
+    """What is printed, `width` columns wide: the verdicts first; then of each task its differences and its groups."""
+    if report.claims:
+        yield Text("Planned claims", "bold")
+        yield Text(claims_lead(report))
+        for row in records(report.claims.table):
+            yield Text(f"• {row['sentence']}", OUTCOME_STYLES[row["outcome"]])
+        yield Text("")
     for task in report.metrics:
-        yield rich_table(report, task, width)
-        yield Text(explanation(report, task), "dim")
         table = compared(report, task)
+        measure = measure_of(report.metrics[task])
         if len(table):
-            measure = measure_of(report.metrics[task])
+            yield from _verdicts(report, task, table)
             unit = f", {'points' if measure.unit == '%' else measure.unit}" if measure.unit else ""
-            yield Text(f"\nDifferences in {measure.name}{unit}, paired by seed", "bold")
+            yield Text(f"Differences in {measure.name}{unit}, paired by seed", "bold")
             yield rich_comparisons(table, measure, width)
-            yield Text(
-                "p: two-sided paired t test, corrected for the number of comparisons (Holm); the intervals are not. d: mean difference "
-                "in standard deviations of the differences. Needs: how many seeds would show a difference as large as this."
-                + (" Other methods are compared at equal epochs, whatever their passes." if of_rivals(table) else ""),
-                "dim",
-            )
-            yield Text(f"\nWhat the comparisons of {counted_role(table)} say", "bold")
-            yield rich_scorecard(scorecard(table))
-            yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
-            changed = at_best_epoch(report, task)
-            if len(changed):
-                yield Text("\nAt the best epoch these say something else", "bold")
-                yield from (Text(f"• {sentence}") for sentence in sentences(changed, SENTENCES))
-            yield Text("")
+            yield Text(_explained(report, table) + "\n", "dim")
+        yield rich_table(report, task, width)
+        yield Text(explanation(report, task) + "\n", "dim")
     yield Text(report.common)
+
+
+def _verdicts(report: Report, task: str, table: pd.DataFrame) -> Iterator[RenderableType]:
+    """What the comparisons of a task say. Of a study with claims, these say it."""
+    if report.claims:
+        return
+    yield Text(f"What the comparisons of {counted_role(table)} say", "bold")
+    yield rich_scorecard(scorecard(table))
+    yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
+    changed = at_best_epoch(report, task)
+    if len(changed):
+        yield Text("\nAt the best epoch these say something else", "bold")
+        yield from (Text(f"• {sentence}") for sentence in sentences(changed, SENTENCES))
+    yield Text("")
+
+
+def _explained(report: Report, table: pd.DataFrame) -> str:
+    """What the columns of the differences are."""
+    said = "d: mean difference in standard deviations of the differences."
+    if not report.claims:
+        said = (
+            f"p: two-sided paired t test, corrected for the number of comparisons (Holm); the intervals are not. {said} "
+            "Needs: how many seeds would show a difference as large as this"
+            + (", or that it is smaller than the margin." if table["margin"].notna().any() else ".")
+        )
+    return said + (" Other methods are compared at equal epochs, whatever their passes." if of_rivals(table) else "")
 
 
 def rich_scorecard(card: pd.DataFrame) -> Table:
@@ -156,7 +179,7 @@ def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> Rende
         for across, name in zip(widths, heading, strict=True):
             grid.add_column(width=across, justify="left" if name in ("minus", "says") else "right", no_wrap=True)
         for row in rows:
-            style = {"better": "green", "worse": "red"}.get(row[heading.index("says")], "")
+            style = {"better": "green", "worse": "red", "level": "blue"}.get(row[heading.index("says")], "")
             grid.add_row(*(Text(cell, style) for cell in row))
         return Padding(grid, (0, 0, 0, 2))
 
@@ -179,7 +202,7 @@ def _comparison_cells(rows: pd.DataFrame, measure: Measure) -> list[list[str]]:
             interval_text(row, measure, signed=True),
             p_text(row["p_holm"]),
             effect_text(row),
-            row["verdict"],
+            "" if row["verdict"] == EXPLORATORY else row["verdict"],
             needed_text(row),
         ]
         for row in records(rows)

@@ -6,11 +6,13 @@ Every function takes whole columns. The distributions are scipy's; Holm's correc
 from __future__ import annotations
 
 import gc
+import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f, ncf
+from scipy.stats import chi2, f, ncf, norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
@@ -106,6 +108,47 @@ def seeds_needed(effect: pd.Series, comparisons: pd.Series) -> pd.Series:
         enough = power(middle) >= POWER
         low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
     return pd.Series(high, index=effect.index, dtype="Int64").where(possible)
+
+
+def level_p(table: pd.DataFrame, margin: pd.Series) -> pd.Series:
+    """p values of two one-sided t tests: small where the mean difference is nearer to zero than the margin (Schuirmann, 1987).
+
+    A p of α or less says that the interval of 1 − 2α lies within ± margin.
+
+    Args:
+        table: as `compare` makes it.
+        margin: of each row, in the size of its metric; nan for none.
+    """
+    spread = table["std"].mask(table["constant"])
+    t = (margin - table["difference"].abs()) / _standard_error(table.assign(std=spread))
+    return pd.Series(student.sf(t, table["seeds"] - 1), index=table.index)
+
+
+def seeds_to_settle(effect: float, margin: float, alpha: float) -> int | None:
+    """The least number of seeds that decide a comparison with a chance of POWER: as a difference, or as level.
+
+    Args:
+        effect: the true difference in units of the standard deviation of the differences.
+        margin: the same of the smallest difference that matters; nan for none, which cannot be level.
+        alpha: of each test.
+
+    Returns:
+        The number; None if it is more than MOST_SEEDS.
+    """
+
+    def is_enough(seeds: int) -> bool:
+        root = math.sqrt(seeds)
+        found = float(ncf.sf(f.isf(alpha, 1, seeds - 1), 1, seeds - 1, seeds * min(abs(effect), 50.0) ** 2))
+        if not math.isnan(margin):
+            spread = np.sqrt(chi2.ppf((np.arange(400) + 0.5) / 400, seeds - 1) / (seeds - 1))
+            room = root * margin - student.isf(alpha, seeds - 1) * spread  # for the mean, in its standard errors
+            level = norm.cdf(room - root * effect) - norm.cdf(-room - root * effect)
+            found = max(found, float(np.maximum(level, 0).mean()))
+        return found >= POWER
+
+    if not is_enough(MOST_SEEDS):
+        return None
+    return bisect_left(range(MOST_SEEDS), True, LEAST_SEEDS, key=is_enough)
 
 
 def _standard_error(table: pd.DataFrame) -> pd.Series:

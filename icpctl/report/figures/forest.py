@@ -10,7 +10,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import METHODS, controls
 from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
-from icpctl.report.figures.style import BLUE, VERMILION, Drawing
+from icpctl.report.figures.style import BLUE, GREEN, VERMILION, Drawing
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
 from icpctl.statistics.paired import ALPHA
@@ -21,8 +21,8 @@ ROW, ABOVE = 0.19, 0.9
 OTHER_METHODS = "other methods"
 OTHERS = [name for name in METHODS if name not in controls()]
 """Of which each is compared with ICP alone; those that are controls of others, too, are not among them."""
-COLOURS = {"better": BLUE, "worse": VERMILION}
-MARKERS = {"better": "o", "worse": "s"}
+COLOURS = {"better": BLUE, "worse": VERMILION, "level": GREEN}
+MARKERS = {"better": "o", "worse": "s", "level": "D"}
 
 
 def forest(part: Part) -> list[Drawing]:
@@ -55,6 +55,9 @@ def forest(part: Part) -> list[Drawing]:
     figure.set_size_inches(figure.get_size_inches()[0], ROW * rows + ABOVE)
     axes.grid(visible=False)
     axes.axvline(0, color=BLACK, linewidth=1)
+    margin = measure.scale * table["margin"].max()
+    if pd.notna(margin):
+        axes.axvspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
     places: list[float] = []
     place = 0.0
     beside = blended_transform_factory(axes.transAxes, axes.transData)
@@ -84,12 +87,33 @@ def forest(part: Part) -> list[Drawing]:
         entries["no claim"] = Line2D([], [], color=BLACK, marker="o", markerfacecolor="none", linewidth=1.5)
     legend(figure, entries)
     tested = int(table["comparisons"].max())
+    filled = (
+        "the verdicts of the planned claims"
+        if part.report.claims
+        else f"p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)"
+    )
     text = (
         f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, none of one seed. "
-        f"Filled: p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)."
+        f"Filled: {filled}."
     )
+    if pd.notna(margin):
+        text += f" Shaded: differences within the margin of {measure.difference(margin / measure.scale).lstrip('+')}, which do not matter."
     text += left_out_text(number, MOST_ROWS, "comparisons", ", those that claim a difference first")
-    columns = ["against", "label", "group_id", "role", "seeds", "difference", "low", "high", "p", "p_holm", "verdict"]
+    columns = [
+        "against",
+        "label",
+        "group_id",
+        "role",
+        "seeds",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "margin",
+        "p_level",
+        "verdict",
+    ]
     data = table[columns].reset_index(drop=True)
     title = f"differences in {measure.name}"
     return [replace(part.drawing(f"{part.metric}-differences", title, text, figure, data), verdicts=True)]

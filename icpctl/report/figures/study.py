@@ -41,6 +41,7 @@ from icpctl.report.figures.drawing import (
     series,
     series_label,
 )
+from icpctl.report.figures.evidence import evidence_figures
 from icpctl.report.figures.forest import forest
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
 from icpctl.report.figures.style import Drawing, styled
@@ -72,6 +73,7 @@ def study_figures(report: Report) -> list[Drawing]:
     """
     drawings: list[Drawing] = []
     with styled():
+        drawings += evidence_figures(report)
         found, left_out = parts(report)
         for part in found:
             drawings += [
