@@ -19,7 +19,6 @@ from rich.text import Text
 
 from icpctl.ablate import deciding
 from icpctl.ablate.claim import holder
-from icpctl.ablate.deciding import LEAST_SEEDS
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, Plan, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
@@ -30,6 +29,7 @@ from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
+from icpctl.statistics import LEAST_SEEDS
 from icpctl.text import value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])

@@ -14,9 +14,7 @@ from icpctl.files import read_json
 from icpctl.runs.claims import Pair, PlannedClaim, ended_values, find_pair, seeds_to_run
 from icpctl.runs.folder import read_record, run_folders
 from icpctl.runs.table import runs_table
-
-LEAST_SEEDS = 3
-"""Of the first look at a claim: of two seeds the spread, on which all rests, is itself a single difference."""
+from icpctl.statistics import LEAST_SEEDS
 
 
 def plan(definition: Definition, output: Path) -> Definition:

@@ -24,7 +24,8 @@ from icpctl.runs.measures import (
 )
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, records
-from icpctl.statistics.paired import LEAST_SEEDS, MOST_SEEDS, ROUNDING
+from icpctl.statistics import LEAST_SEEDS, MOST_SEEDS
+from icpctl.statistics.paired import ROUNDING
 from icpctl.text import value_text
 
 MOST_ROWS = 100

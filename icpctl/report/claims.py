@@ -18,7 +18,7 @@ from icpctl.runs.claims import Evidence, Pair, PlannedClaim, ended_values, find_
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.measures import EFFECT, Measure, measure_of, p_text
 from icpctl.runs.references import AGAINST
-from icpctl.statistics import paired, sequential
+from icpctl.statistics import ALPHA, MOST_SEEDS, paired, sequential
 from icpctl.terminal import printable
 
 OUTCOMES = {True: "supported", False: "refuted", None: "undecided"}
@@ -148,7 +148,7 @@ def _row(evidence: Evidence, grouping: Grouping, family: int) -> dict[str, Any]:
             row |= {"low": low, "high": high, "effect": row["difference"] / std if std else math.nan}
             if evidence.verdict == "cannot tell" and not evidence.lacking and std:
                 row["seeds_needed"] = paired.seeds_to_settle(
-                    row["difference"] / std, claim.difference() / std, paired.ALPHA / family
+                    row["difference"] / std, claim.difference() / std, ALPHA / family
                 )
     return row | {"sentence": _sentence(row, evidence, family)}
 
@@ -161,9 +161,9 @@ def t_statistic(x: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 def interval(evidence: Evidence, seeds: int) -> tuple[float, float]:
     """The 95 % interval of the mean difference of the first seeds, valid for all looks together."""
     claim, x = evidence.claim, evidence.differences[:seeds]
-    level = paired.ALPHA
+    level = ALPHA
     if claim.most > claim.first:
-        level = sequential.nominal_levels(paired.ALPHA, claim.first, claim.most)[min(seeds, claim.most) - claim.first]
+        level = sequential.nominal_levels(ALPHA, claim.first, claim.most)[min(seeds, claim.most) - claim.first]
     half = float(student.isf(level / 2, seeds - 1) * x.std(ddof=1) / math.sqrt(seeds))
     return float(x.mean()) - half, float(x.mean()) + half
 
@@ -204,7 +204,7 @@ def _sentence(row: Mapping[str, Any], evidence: Evidence, family: int) -> str:
         f" If difference and spread are as measured, about {needed:,} seeds settle it"
         + (" either way." if claim.margin is not None else ".")
         if needed
-        else f" Even {paired.MOST_SEEDS:,} seeds would not settle it, if difference and spread are as measured."
+        else f" Even {MOST_SEEDS:,} seeds would not settle it, if difference and spread are as measured."
     )
     level = f", of {margin} or more {_equal(row['p_level_holm'])}" if claim.margin is not None else ""
     tested = f"p of no difference {_equal(row['p_holm'])}{level}{among}"

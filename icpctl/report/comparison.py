@@ -14,17 +14,8 @@ from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_
 from icpctl.runs.metrics import FloatArray
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import COSTS, metric_columns, records
-from icpctl.statistics.paired import (
-    ALPHA,
-    LEAST_SEEDS,
-    MOST_SEEDS,
-    compare,
-    describe,
-    holm,
-    level_p,
-    seeds_needed,
-    seeds_to_settle,
-)
+from icpctl.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS
+from icpctl.statistics.paired import compare, describe, holm, level_p, seeds_needed, seeds_to_settle
 
 VERDICTS = ("better", "worse", "level", "cannot tell", "equal", "no test")
 """What a comparison can say. Level: the difference is smaller than the margin. Equal: the same in all seeds. No test: one

@@ -22,6 +22,7 @@ from icpctl.config.conditions import parse_conditions
 from icpctl.errors import UserError, abbreviated, first_names
 from icpctl.runs.measures import falls, measure_of
 from icpctl.runs.references import AGAINST, references, rivals
+from icpctl.statistics import ALPHA
 
 EXAMPLE = "method=icp better than compute-matched in accuracy"
 _TEXT = re.compile(r"\s*(.+?)\s+(better|worse|level)\s+(?:than|with)\s+(.+?)\s+in\s+([\w-]+)\s*", re.DOTALL)
@@ -293,8 +294,6 @@ def weigh(
 
 def _judged(evidence: Evidence, p: float, p_level: float) -> Evidence:
     """With the verdict that p values allow which are corrected over all claims."""
-    from icpctl.statistics.paired import ALPHA
-
     verdict = evidence.verdict
     if verdict == "cannot tell" and not evidence.lacking:
         if p_level <= ALPHA:

@@ -16,13 +16,8 @@ from scipy.stats import chi2, f, ncf, norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
-ALPHA = 0.05
-"""Claims of a difference that pure noise may make, among all comparisons of a metric together; intervals have 1 − ALPHA."""
-POWER = 0.8
-"""Chance of finding a difference with the number of seeds that is said to be needed."""
-LEAST_SEEDS = 3
-"""For a claim: of two seeds the spread, on which all rests, is itself a single difference."""
-MOST_SEEDS = 10_000
+from icpctl.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, POWER
+
 ROUNDING = 2.0**-22
 """Relative: metrics are computed in float32, so a spread below this is rounding."""
 

@@ -9,6 +9,7 @@ normal approximation, for three seeds as for forty.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from scipy.stats import t as student
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-CELLS = 150
-"""Pieces of the range of a; in each its probability is taken to lie in the middle."""
-BOUNDS = 250
+CELLS_PER_SEED, LEAST_CELLS = 3, 120
+"""Pieces of the range of a, in each of which its density is taken to be a straight line: so many for each of the most seeds."""
+TINY = 1e-300
+BOUNDS = 400
 """Places between which a boundary is interpolated."""
 ALPHAS = 0.05 * np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1 / 3, 0.5, 1, 2, 5, 10])
 """Levels of which the boundaries are computed for p values; in between the logarithms are interpolated."""
@@ -28,12 +30,17 @@ PRIOR_SEEDS = 1.0
 """Of the anytime-valid test: the prior of the effect size is normal with a variance of 1 / PRIOR_SEEDS."""
 
 
+def spent(alpha: float, seeds: int, most: int) -> float:
+    """The part of alpha that may be spent by the time of so many seeds: in proportion to them."""
+    return alpha * seeds / most
+
+
 @lru_cache(maxsize=512)
 def nominal_levels(alpha: float, first: int, most: int, two_sided: bool = True) -> tuple[float, ...]:
     """The level at which the t test of n seeds is done, for n = first … most, so that all looks together err with alpha.
 
-    By alpha spending (Lan and DeMets, 1983): by the time of n seeds, alpha · n / most may be spent. Looks that are left
-    out, or an end before the last one, lower the chance of an error.
+    By alpha spending (Lan and DeMets, 1983), with `spent`. Looks that are left out, or an end before the last one, lower the
+    chance of an error.
 
     Args:
         alpha: the chance of any rejection, if the mean is zero.
@@ -41,27 +48,29 @@ def nominal_levels(alpha: float, first: int, most: int, two_sided: bool = True) 
         most: seeds at the last one.
         two_sided: whether values of t far below zero reject, too.
     """
-    spent, levels = 0.0, []
-    middles, mass = np.array([]), np.array([])
+    cells = max(LEAST_CELLS, CELLS_PER_SEED * most)
+    before, levels = 0.0, []
+    places, mass = np.array([]), np.array([])
     for n in range(first, most + 1):
         reach = math.sqrt(n)
 
-        def above(bounds: Floats, n: int = n, middles: Floats = middles, mass: Floats = mass) -> Floats:
+        def above(bounds: Floats, n: int = n, places: Floats = places, mass: Floats = mass) -> Floats:
             """The chance that no boundary was crossed before, and that a is above each of these."""
             if n == first:
                 return 1 - _cdf(bounds, n)
-            chance: Floats = mass @ _above(middles, bounds, n - 1)
+            chance: Floats = mass @ _above(places, bounds, n - 1)
             return chance
 
         bounds = reach * np.sin(np.linspace(0 if two_sided else -math.pi / 2, math.pi / 2, BOUNDS))
         crossing = above(bounds) * (2 if two_sided else 1)
-        budget = alpha * n / most - spent
-        bound = float(np.interp(-math.log(budget), -np.log(np.maximum(crossing, 1e-300)), bounds))
-        spent += budget
+        now = spent(alpha, n, most)
+        budget = max(now - before, TINY)
+        before = now
+        bound = float(np.interp(-math.log(budget), -np.log(np.maximum(crossing, TINY)), bounds))
         levels.append(float(student.sf(_t(bound, n), n - 1)) * (2 if two_sided else 1))
         start = -bound if two_sided else -reach
-        edges = (start + bound + (bound - start) * np.sin(np.linspace(-math.pi / 2, math.pi / 2, CELLS + 1))) / 2
-        middles, mass = (edges[:-1] + edges[1:]) / 2, -np.diff(above(edges))
+        edges = (start + bound + (bound - start) * np.sin(np.linspace(-math.pi / 2, math.pi / 2, cells + 1))) / 2
+        places, mass = _points(edges, -np.diff(above(edges)))
     return tuple(levels)
 
 
@@ -96,10 +105,15 @@ def running_p(
 
 def _over_looks(nominal: float, n: int, first: int, most: int, two_sided: bool) -> float:
     """The least level of the sequential test that rejects where the t test of n seeds has this p value."""
-    levels = [nominal_levels(alpha, first, most, two_sided)[n - first] for alpha in ALPHAS]
-    if nominal > levels[-1]:
-        return 1.0
-    return float(math.exp(np.interp(math.log(max(nominal, 1e-300)), np.log(levels), np.log(ALPHAS))))
+
+    def level(place: int) -> float:
+        return nominal_levels(float(ALPHAS[place]), first, most, two_sided)[n - first]
+
+    place = bisect_left(range(len(ALPHAS)), nominal, key=level)  # so that few of them are computed
+    if place in (0, len(ALPHAS)):
+        return 1.0 if place else float(ALPHAS[0])
+    ends = [place - 1, place]
+    return float(math.exp(np.interp(math.log(nominal), np.log([*map(level, ends)]), np.log(ALPHAS[ends]))))
 
 
 def e_value(t: float, seeds: int, prior: float = PRIOR_SEEDS) -> float:
@@ -118,6 +132,19 @@ def e_value(t: float, seeds: int, prior: float = PRIOR_SEEDS) -> float:
     ratio, squared = prior / (prior + seeds), t * t / (seeds - 1)
     gain = math.log1p(squared) - math.log1p(ratio * squared) if math.isfinite(t) else -math.log(ratio)
     return math.exp(min(math.log(ratio) / 2 + seeds / 2 * gain, 700.0))
+
+
+def _points(edges: Floats, masses: Floats) -> tuple[Floats, Floats]:
+    """Two points for each cell between these edges, with half of its mass, that keep its mean and its variance.
+
+    The density in a cell is taken to be a straight line, with the slope of its neighbours.
+    """
+    widths, middles = np.diff(edges), (edges[:-1] + edges[1:]) / 2
+    density = masses / widths
+    slope = np.gradient(density, middles) / np.maximum(density, TINY)
+    means = middles + widths * np.clip(widths * slope / 12, -1 / 6, 1 / 6)
+    apart = widths / math.sqrt(12)
+    return np.concatenate([means - apart, means + apart]), np.concatenate([masses, masses]) / 2
 
 
 def _t(a: float, n: int) -> float:

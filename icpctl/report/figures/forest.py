@@ -13,7 +13,7 @@ from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, pa
 from icpctl.report.figures.style import BLUE, GREEN, VERMILION, Drawing
 from icpctl.runs.references import AGAINST
 from icpctl.runs.table import records
-from icpctl.statistics.paired import ALPHA
+from icpctl.statistics import ALPHA
 
 MOST_ROWS = 60
 ROW, ABOVE = 0.19, 0.9
