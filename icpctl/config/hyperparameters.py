@@ -75,6 +75,10 @@ class Hyperparameters(BaseModel):
         False, "After the last epoch, also measure the accuracy on test images that are attacked (FGSM, PGD-20), noisy or blurred.",
         "run", identity=False,
     )  # fmt: skip
+    keep_predictions: bool = field(
+        False, "After the last epoch, also keep what the network makes of each test image, so that an interval can cover the sampling of "
+        "the test images.", "run", identity=False,
+    )  # fmt: skip
     image_size: int | None = field(
         lambda data: default_image_size(data["model"], data["dataset"]),
         "Resize the images to this side; the VAE takes powers of two.", "run",

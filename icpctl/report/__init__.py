@@ -22,6 +22,7 @@ from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, check_settings, group
+from icpctl.report.images import Predictions, with_images
 from icpctl.report.selection import select
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
@@ -149,7 +150,8 @@ def build(
 
     from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
 
-    claims = _weighed([*planned.values()], every)
+    predictions = Predictions(every)
+    claims = _weighed([*planned.values()], every, predictions)
     verdicts = {
         (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
         for each, sentence in claims.sentences()
@@ -159,6 +161,7 @@ def build(
     margins |= {each.claim.metric: each.claim.difference() for each in claims.evidence}
     summary = summary_table(ended, grouping)
     comparisons = comparison_table(ended, grouping, margins, verdicts if claims else None)
+    comparisons = with_images(comparisons, ended, grouping, metrics.values(), predictions)
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
     notes += remarks.unpaired(ended, grouping)
@@ -178,15 +181,16 @@ def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
     return definition.claims if definition else ()
 
 
-def _weighed(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord]) -> Claims:
+def _weighed(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], predictions: Predictions) -> Claims:
     """The claims with what all runs say about them, whatever the rest of the report is about."""
-    from icpctl.report.claims import claims_table  # it needs scipy
+    from icpctl.report.claims import Claims, claims_table  # they need scipy, which takes a second
 
-    runs = runs_table([*records.values()]) if claims else pd.DataFrame()
-    if claims:
-        diverged = runs["run_id"].isin([run_id for run_id, record in records.items() if has_diverged(record)])
-        runs["state"] = runs["state"].mask(diverged, "failed")
-    return claims_table(claims, records if claims else {}, runs)
+    if not claims:
+        return Claims()
+    runs = runs_table([*records.values()])
+    diverged = runs["run_id"].isin([run_id for run_id, record in records.items() if has_diverged(record)])
+    runs["state"] = runs["state"].mask(diverged, "failed")
+    return claims_table(claims, records, runs, predictions)
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:

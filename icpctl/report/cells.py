@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from icpctl.config.catalogue import METHODS
 from icpctl.report import Report
 from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.groups import short_dataset
+from icpctl.report.images import WIDENED
 from icpctl.runs.measures import (
     EFFECT,
     MARK,
@@ -183,11 +185,11 @@ def difference_text(row: Any, measure: Measure) -> str:
     return text + MARK if row["lacking"] and row["seeds"] else text
 
 
-def interval_text(row: Any, measure: Measure, signed: bool = False) -> str:
+def interval_text(row: Any, measure: Measure, signed: bool = False, ends: Sequence[str] = ("low", "high")) -> str:
     """The ends of an interval; a dash where there is none."""
-    if pd.isna(row["low"]):
+    if pd.isna(row[ends[0]]):
         return "–"
-    low, high = (measure.value(row[end], signed, interval_half(row)) for end in ("low", "high"))
+    low, high = (measure.value(row[end], signed, interval_half(row)) for end in ends)
     return f"{low} to {high}"
 
 
@@ -282,8 +284,11 @@ def comparison_cells(table: pd.DataFrame) -> Columns:
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
             "says": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
+            "with test images": (interval_text(row, measure, True, WIDENED), row["low_images"]),
             "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
         }
         for heading, cell in cells.items():
             columns.setdefault(heading, []).append(cell)
+    if table["low_images"].isna().all():
+        columns.pop("with test images", None)
     return columns

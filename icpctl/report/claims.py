@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +14,10 @@ from scipy.stats import t as student
 
 from icpctl.errors import UserError, first_names
 from icpctl.report.groups import Grouping, group
+from icpctl.report.images import WIDENED, Predictions, widened
 from icpctl.runs.claims import Evidence, Pair, PlannedClaim, ended_values, find_pair, weigh
 from icpctl.runs.folder import RunRecord
-from icpctl.runs.measures import EFFECT, Measure, measure_of, p_text
+from icpctl.runs.measures import EFFECT, Measure, images_text, measure_of, p_text
 from icpctl.runs.references import AGAINST
 from icpctl.statistics import ALPHA, MOST_SEEDS, paired, sequential
 from icpctl.terminal import printable
@@ -35,7 +36,20 @@ COLUMNS = (
         "planned_seeds",
         "max_seeds",
     ),
-    *("seeds", "difference", "std", "low", "high", "p", "p_holm", "p_level", "p_level_holm", "e_value", "effect"),
+    *(
+        "seeds",
+        "difference",
+        "std",
+        "low",
+        "high",
+        *WIDENED,
+        "p",
+        "p_holm",
+        "p_level",
+        "p_level_holm",
+        "e_value",
+        "effect",
+    ),
     *("verdict", "outcome", "seeds_needed", "sentence"),
 )
 """Of the table of claims."""
@@ -45,9 +59,9 @@ COLUMNS = (
 class Claims:
     """What the planned claims of a report come to."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*COLUMNS]))
     """One row a claim, in their order; see `claims_table`."""
-    evidence: Sequence[Evidence]
+    evidence: Sequence[Evidence] = ()
     """Of those that fit runs, in the same order."""
 
     def __bool__(self) -> bool:
@@ -59,7 +73,9 @@ class Claims:
         return [(each, said[each.claim.claim]) for each in self.evidence]
 
 
-def claims_table(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], runs: pd.DataFrame) -> Claims:
+def claims_table(
+    claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], runs: pd.DataFrame, predictions: Predictions
+) -> Claims:
     """The claims, weighed as one family.
 
     Columns: claim; written, when, and finished_before, how many runs were finished then; group and other, their names;
@@ -67,6 +83,7 @@ def claims_table(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord
     (fractions); planned_seeds, those of the first look, and max_seeds; seeds, those that both groups have, in the planned
     order; difference, std; low and high, the 95 % interval, which is valid for all looks together; p and p_level, of no
     difference and of one as large as the margin, valid for all looks; the same by Holm's correction over the claims;
+    low_images and high_images, the interval that covers the sampling of the test images too, where predictions were kept;
     e_value, as `sequential.e_value`; effect, Cohen's d; verdict; outcome, supported, refuted or undecided; seeds_needed,
     to decide it either way, if difference and spread are as measured; sentence.
 
@@ -74,6 +91,7 @@ def claims_table(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord
         claims: of the results folders, with their plans.
         records: all runs, by their ids.
         runs: the same, as `icpctl.runs.table.runs_table` makes them, with runs that diverged as failed.
+        predictions: of the runs.
     """
     configs = {record.config.group_id: record.config for record in records.values()}
     pairs: list[tuple[PlannedClaim, Pair]] = []
@@ -89,7 +107,7 @@ def claims_table(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord
     evidence = weigh(pairs, ended_values(runs, {claim.metric for claim in claims}))
     tested = dict(zip((each.claim.claim for each in evidence), evidence, strict=True))
     rows = [
-        _row(tested[claim.claim], grouping, len(claims))
+        _row(tested[claim.claim], grouping, len(claims), predictions)
         if claim.claim in tested
         else _untested(claim, waiting[claim.claim])
         for claim in claims
@@ -122,7 +140,7 @@ def _untested(claim: PlannedClaim, why: str) -> dict[str, Any]:
     return {**_facts(claim), "seeds": 0, "verdict": "cannot tell", "outcome": "undecided", "sentence": said}
 
 
-def _row(evidence: Evidence, grouping: Grouping, family: int) -> dict[str, Any]:
+def _row(evidence: Evidence, grouping: Grouping, family: int, predictions: Predictions) -> dict[str, Any]:
     claim, pair, x = evidence.claim, evidence.pair, evidence.differences
     labels = grouping.table["label"]
     row = {
@@ -146,6 +164,8 @@ def _row(evidence: Evidence, grouping: Grouping, family: int) -> dict[str, Any]:
         if len(x) >= claim.first:
             low, high = interval(evidence, len(x))
             row |= {"low": low, "high": high, "effect": row["difference"] / std if std else math.nan}
+            pairs = [(ours.run_id, theirs.run_id) for ours, theirs in map(pair.runs, evidence.seeds)]
+            row |= dict(zip(WIDENED, widened(low, high, predictions.error(pairs, claim.metric)), strict=True))
             if evidence.verdict == "cannot tell" and not evidence.lacking and std:
                 row["seeds_needed"] = paired.seeds_to_settle(
                     row["difference"] / std, claim.difference() / std, ALPHA / family
@@ -188,6 +208,7 @@ def _sentence(row: Mapping[str, Any], evidence: Evidence, family: int) -> str:
     low, high = (measure.value(row[end], signed=True, beside=half) for end in ("low", "high"))
     looks = ", which holds for all looks together" if claim.most > claim.first else ""
     found = f"{name} {measure.difference(row['difference'], beside=half)}, 95 % interval {low} to {high}{looks}"
+    found += images_text(row, measure, half)
     among = f" among {family} claims" if family > 1 else ""
     margin = _margin(claim, measure)
     match evidence.verdict:

@@ -3,6 +3,7 @@
     results/<run-id>/
       config.json              every resolved hyper-parameter, provenance, the data's fingerprint
       metrics.csv              long form: run_id,epoch,split,metric,value; fractions in [0, 1]
+      predictions.csv          with --keep-predictions: a row for each test image
       status.json              running, finished, failed or interrupted, and why
       checkpoints/             last.pt, previous.pt, best.pt
     results/study.toml, study.csv     what `icpctl ablate` was asked for; a row for each of its runs
@@ -52,6 +53,8 @@ from icpctl.runs.metrics import (
     tidy,
 )
 
+PREDICTIONS = "predictions.csv"
+"""What the network of a run makes of each test image after the last epoch, where that is kept."""
 FIGURES = "figures"
 """The folder of the figures in a results folder; no run has this name."""
 SLURM = "slurm"
@@ -160,6 +163,11 @@ class RunFolder:
         content["sessions"] = [*before, session]
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomic(self.path / "config.json", text.encode(), self.check)
+
+    def write_predictions(self, of_each: Mapping[str, Sequence[float]]) -> None:
+        """Write predictions.csv: a row for each test image, in their order."""
+        table = pd.DataFrame(of_each).rename_axis("image").reset_index()
+        write_atomic(self.path / PREDICTIONS, table.to_csv(index=False).encode(), self.check)
 
     def write_status(self, state: str, **details: Any) -> None:
         """Write status.json; `state` is running, finished, failed or interrupted."""

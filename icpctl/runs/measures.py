@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -205,6 +205,14 @@ def feature_letters(metrics: Iterable[str]) -> dict[str, str]:
 def interval_half(row: Any) -> float:
     """Half the width of the interval of a comparison; not a number where there is none."""
     return (float(row["high"]) - float(row["low"])) / 2
+
+
+def images_text(row: Mapping[str, Any], measure: Measure, half: float) -> str:
+    """The interval that covers the sampling of the test images too, for the end of a sentence; empty where it is not known."""
+    if pd.isna(row.get("low_images")):
+        return ""
+    low, high = (measure.value(row[end], signed=True, beside=half) for end in ("low_images", "high_images"))
+    return f" ({low} to {high} with the sampling of the test images)"
 
 
 def p_text(p: float) -> str:

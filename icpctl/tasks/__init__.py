@@ -35,6 +35,11 @@ class Task(Protocol):
     def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
         """The metrics of a split in eval mode; `loss` and the configuration's `selection` are among them."""
 
+    def of_each(self, network: Network, split: DeviceSplit) -> dict[str, Tensor]:
+        """What the network makes of each image of a split in eval mode, (N,) each: metrics whose mean over the images is that
+        of `evaluate`, by their names, and what else tells of an image.
+        """
+
     def check(self) -> None:
         """Refuse settings with which `evaluate_last` could not measure what it should.
 

@@ -54,6 +54,17 @@ class Classification:
         outputs = torch.cat([output for _, output in network.batches(split)])
         return self.metrics(outputs, split.labels)
 
+    def of_each(self, network: Network, split: DeviceSplit) -> dict[str, Tensor]:
+        """The label and the predicted class; accuracy, 0 or 1; and loss."""
+        outputs = torch.cat([output for _, output in network.batches(split)]).float()
+        predicted = outputs.argmax(dim=1)
+        return {
+            "label": split.labels,
+            "predicted": predicted,
+            "accuracy": (predicted == split.labels).long(),
+            "loss": F.cross_entropy(outputs, split.labels, reduction="none"),
+        }
+
     def check(self) -> None:
         """Nothing can be wrong."""
 

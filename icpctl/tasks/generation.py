@@ -63,12 +63,17 @@ class Generation:
 
     def evaluate(self, network: Network, split: DeviceSplit) -> dict[str, float]:
         """The same at z = μ, with ssim and psnr (dB) of the reconstructions as 8-bit images, means over the images."""
+        return to_floats({name: values.mean() for name, values in self.of_each(network, split).items()})
+
+    def of_each(self, network: Network, split: DeviceSplit) -> dict[str, Tensor]:
+        """The metrics of each image."""
         records, quality = [], []
         for x, output in network.batches(split):
             records.append(self._terms(output, x))
             quality.append(image_quality(network.pixels(x), network.pixels(output.reconstruction)))
-        ssim, psnr = (torch.cat(values).mean() for values in zip(*quality, strict=True))
-        return self.metrics(torch.cat(records), split.labels) | to_floats({"ssim": ssim, "psnr": psnr})
+        ssim, psnr = (torch.cat(values) for values in zip(*quality, strict=True))
+        loss, reconstruction_loss, kl = torch.cat(records).unbind(dim=1)
+        return {"loss": loss, "reconstruction_loss": reconstruction_loss, "kl": kl, "ssim": ssim, "psnr": psnr}
 
     def check(self) -> None:
         """Refuse weights or a classifier for FID that are not what they should be.

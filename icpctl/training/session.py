@@ -118,6 +118,7 @@ class Session:
         """Measure what is too costly for every epoch, and write down that the run is finished."""
         if self.processes.lead(self._measure_last):
             self._save()  # so that it knows of the rows that were added
+        self.processes.lead(self._keep_predictions)
         self.processes.lead(lambda: self.folder.check_metrics(self.rows))
         self._write_status("finished", epoch=self.config.epochs, notes=self.notes, rows=self.rows)
 
@@ -319,6 +320,11 @@ class Session:
         if new:
             self.rows += self.folder.append_metrics(last, {"test": new})
         return bool(new)
+
+    def _keep_predictions(self) -> None:
+        if self.config.keep_predictions:
+            of_each = self.trainer.task.of_each(self.trainer.network, self.trainer.evaluation_sets["test"])
+            self.folder.write_predictions({name: values.tolist() for name, values in of_each.items()})
 
     def _warn(self, values: dict[str, float]) -> None:
         """Say, once a run each, what is wrong with how the method works."""
