@@ -66,20 +66,23 @@ def findings() -> list[Finding]:
         pairs[name, "compute-matched"] = part["run_id"], part["matched_run"]
         if name != "ICP":
             pairs["ICP", name] = part["method_run"], part["run_id"]
-    columns = []
-    for key, (ours, theirs) in pairs.items():
-        values = [accuracy.loc[ids].to_frame().reset_index(drop=True) for ids in (ours, theirs)]
-        columns.append(compare(*values, pd.Series("all", index=values[0].index)).iloc[0].rename(key))
-    table = pd.DataFrame(columns)
-    corrected = holm(table["p"])
+    differences = {key: _compared(accuracy, ours, theirs) for key, (ours, theirs) in pairs.items()}
+    corrected = holm(pd.Series({key: row["p"] for key, row in differences.items()}))
     rows = []
-    for key, (ours, theirs) in SHOWN.items():
-        row = table.loc[[key]].iloc[0]
+    for key, (subject, reference) in SHOWN.items():
+        difference, low, high = (differences[key][name] for name in ("difference", "low", "high"))
         verdict = "cannot tell"
         if corrected[key] <= ALPHA:
-            verdict = "better" if row["difference"] > 0 else "worse"
-        rows.append(Finding(ours, theirs, row["difference"], row["low"], row["high"], verdict))
+            verdict = "better" if difference > 0 else "worse"
+        rows.append(Finding(subject, reference, difference, low, high, verdict))
     return rows
+
+
+def _compared(accuracy: pd.Series, ours: pd.Series, theirs: pd.Series) -> dict[str, float]:
+    """The paired difference of two columns of run ids, its interval, and p."""
+    left, right = (accuracy.loc[ids].to_frame().reset_index(drop=True) for ids in (ours, theirs))
+    row = compare(left, right, pd.Series("all", index=left.index)).iloc[0]
+    return {name: float(row[name]) for name in ("difference", "low", "high", "p")}
 
 
 def table(rows: list[Finding]) -> str:
@@ -152,7 +155,9 @@ def main(arguments: list[str]) -> int:
         for path, content in wanted.items():
             path.write_text(content, encoding="utf-8")
         return 0
-    stale = [path for path, content in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != content]
+    stale = [
+        path for path, content in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != content
+    ]
     for path in stale:
         print(f"{path} is not current: run `python docs/findings.py`.", file=sys.stderr)
     return len(stale)
