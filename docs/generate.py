@@ -90,7 +90,9 @@ def _parameter(parameter: Any, hint: Any) -> str:
     default = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
     quiet = default is None or default is False or callable(default)
     said = getattr(parameter, "help", "") or ""
-    values = f"`{parameter.metavar}`" if parameter.metavar and parameter.metavar not in shown else _kind(hint)
+    values = _kind(hint)
+    if parameter.metavar and parameter.metavar not in shown:
+        values = " or ".join(f"`{each}`" for each in parameter.metavar.split("|"))
     cells = (", ".join(f"`{each}`" for each in shown), values, "" if quiet else str(default), said)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -57,7 +58,8 @@ def _output(command: str, folder: Path) -> list[str]:
     )
     if done.returncode:
         sys.exit(f"{command} left with status {done.returncode}:\n{done.stdout}")
-    return [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    return [part for line in lines for part in (textwrap.wrap(line, WIDTH) if len(line) > WIDTH else [line])]
 
 
 def _part(output: list[str], kind: str, text: str, number: int) -> list[str]:
