@@ -29,6 +29,8 @@ TUTORIAL, README = ROOT / "docs" / "tutorial.md", ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 STUDY = "results/tutorial"
 BLOCK = re.compile(r'<!-- output: (lines|from|to) ?(?:"([^"]*)" )?(\d+) -->\n```console\n(.*?)```', re.DOTALL)
+COMMAND = re.compile(r"^\$ (?:.*\\\n)*.*", re.MULTILINE)
+"""A command, on several lines where they end with a backslash."""
 WIDTH = 80
 OMITTED = "…"
 
@@ -37,7 +39,7 @@ def recorded(page: str, folder: Path) -> str:
     """The text of a page with the output of its commands, which run in this folder."""
 
     def filled(found: re.Match[str]) -> str:
-        commands = [line for line in found[4].splitlines() if line.startswith("$ ")]
+        commands = COMMAND.findall(found[4])
         output: list[str] = []
         for command in commands:
             print(command, flush=True)

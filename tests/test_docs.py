@@ -49,9 +49,8 @@ def blocks_of_all(language: str) -> list[Any]:
 def printed_commands(page: Path) -> list[str]:
     """The commands of icpctl in the blocks of a page, long ones on one line."""
     lines = "".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
-    lines += [
-        line.removeprefix("$ ") for line in "".join(blocks("console", page)).splitlines() if line.startswith("$ ")
-    ]
+    shown = "".join(blocks("console", page)).replace("\\\n", " ").splitlines()
+    lines += [line.removeprefix("$ ") for line in shown if line.startswith("$ ")]
     return [re.split(r"  #| && | > ", line)[0].strip() for line in lines if line.startswith("icpctl ")]
 
 

@@ -198,7 +198,7 @@ def test_a_recording_shows_the_part_that_is_asked_for() -> None:
 
 
 def test_a_page_is_filled_with_what_its_commands_print(tmp_path: Path) -> None:
-    page = 'Before.\n\n<!-- output: from "b" 1 -->\n```console\n$ printf "a\\nb\\nc"\nold\n```\n\nAfter.\n'
+    page = 'Before.\n\n<!-- output: from "b" 1 -->\n```console\n$ printf "%s\\n" a b \\\n    c\nold\n```\n\nAfter.\n'
     assert record.recorded(page, tmp_path) == page.replace("old\n", "…\nb\n…\n")
 
 
