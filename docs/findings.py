@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SHOWN = {
     ("ICP", "compute-matched"): ("ICP", "plain training, compute-matched"),
     ("ICP", "random"): ("ICP", "the same, in a random direction"),
     ("ICP", "ascend"): ("ICP", "the same, in the opposite direction"),
-    ("random", "baseline"): ("random direction", "plain training, same epochs"),
+    ("random", "baseline"): ("ICP, random", "plain training, same epochs"),
 }
 """The rows of the table, of all comparisons; Holm's correction is over all of them."""
 
@@ -100,7 +101,7 @@ def _caption() -> str:
     model = {"resnet20": "ResNet-20", "vae": "VAE"}.get(of["model"], of["model"])
     optimizer = {"ademamix": "AdEMAMix", "adam": "Adam", "sgd": "SGD"}[of["optimizer"]]
     said = f"{model} on {of['dataset']}, {optimizer}-ICP with T = {of['steps']:.0f}, {of['epochs']} epochs, {len(method)} seeds paired"
-    return f"{said}; verdicts corrected by Holm; {WHEN}."
+    return textwrap.fill(f"{said}; verdicts corrected by Holm; {WHEN}.", 80)
 
 
 def picture(rows: list[Finding]) -> str:
