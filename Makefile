@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all real lint gpu docs clean
+.PHONY: help demo test test-all real lint gpu docs docs-serve clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,18 @@ lint: $(VENV)/installed-test ## ruff, mypy and the import contract alone
 gpu: $(VENV)/installed ## check and measure all on the GPU of this machine, some minutes; writes benchmarks/results/gpu-*.md and .json
 	$(BIN)/python benchmarks/gpu.py
 
-docs: $(VENV)/installed ## write docs/cli.md anew from the declarations
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/installed-docs ## write the generated pages, and build the documentation into site/; every link is checked
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/findings.py
+	$(BIN)/python docs/method_picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: $(VENV)/installed-docs ## show the documentation in a browser, while you edit it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean: ## remove the virtual environment and caches; results/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis site *.egg-info

@@ -1,62 +1,114 @@
-"""Write docs/cli.md: every hyper-parameter from its declaration, and the help of every command as it is printed.
+"""Write docs/cli.md from the declarations: every command with its arguments and options, and every hyper-parameter.
 
-    python docs/generate.py            write the file
-    python docs/generate.py --check    leave with 1 if the file is not current
-
-Typer and Rich lay the help out, so its lines change with their versions. The file names the versions it was made with;
-where others are installed, the check compares the part that comes from the declarations.
+python docs/generate.py            write the file
+python docs/generate.py --check    exit with 1 if the file is not current
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
+import inspect
+import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
+from typer.main import get_command
 
+from icpctl.cli.app import app
 from icpctl.cli.options import POSITIONAL
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
 
 FILE = Path(__file__).with_name("cli.md")
-COMMANDS = ("", "train", "eval", "ablate", "report", "list")
-WIDTH = 100
-PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "PYTHONUTF8": "1"}
-COLOURING = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH")  # these go before NO_COLOR in Typer
+CLI: Any = get_command(app)
 
-HELP_HEADING = "## The help of every command"
 INTRODUCTION = """\
 # Command line
 
-This file is made by `docs/generate.py` from the code. Do not edit it; run `make docs`.
+This page is made by `docs/generate.py` from the code. Do not edit it; run `make docs`.
 
+`icpctl COMMAND --help` shows the same in the terminal.
+"""
+HYPERPARAMETERS = """\
 ## Every hyper-parameter
 
 Each is an option of `icpctl train` and `icpctl ablate`, a key of `--grid` and of a `--config` file (there with `_` or
 `-`), an entry of `config.json` and a field of `icpctl.RunConfig`. `model` and `dataset` are arguments on the command
-line. Sources: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors' released code for its
-extension; no source: this project's choice, or for a method other than ICP what [methods.md](methods.md) says. Settings
-that a run's method does not read are put at their defaults.
+line. Settings that the method of a run does not read are put at their defaults.
+
+The column *source* says where a default comes from. P is the paper (arXiv 2505.14751), S a public summary of it, A the
+authors' released code for its extension. Without a source it is this project's choice or, for a method other than ICP, that
+of the source in [Methods](methods.md).
 """
 
 
 def document() -> str:
     """The whole of docs/cli.md."""
-    return declarations() + helps()
+    return "\n".join([INTRODUCTION, *(_command(name) for name in ["", *CLI.commands]), declarations()])
 
 
 def declarations() -> str:
     """The tables of the hyper-parameters, one a group."""
     alike = ", ".join(f"`{option(name)}`" for name in RunConfig.model_fields if not declaration(name).identity)
-    parts = [INTRODUCTION, f"A change of any of them makes another run, but for {alike}.\n"]
+    parts = [HYPERPARAMETERS, f"A change of any of these makes another run, except for {alike}.\n"]
     for group, heading in GROUPS.items():
         rows = [_row(name) for name in RunConfig.model_fields if declaration(name).group == group]
         header = "| option | values | default | unit | source | |\n| --- | --- | --- | --- | --- | --- |\n"
         parts.append(f"### {heading}\n\n{header}{''.join(rows)}")
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
+
+
+def _command(name: str) -> str:
+    """A command: its sentences, and a table of its own arguments and options."""
+    made = CLI.commands[name].make_context(name, [], resilient_parsing=True).command if name else CLI
+    takes_all = {*RunConfig.model_fields} <= {parameter.name for parameter in made.params}
+    own = [each for each in made.params if not (takes_all and each.name in RunConfig.model_fields)]
+    parts = [f"## icpctl {name}".rstrip(), _sentences(inspect.cleandoc(made.help))]
+    if takes_all:
+        parts.append("It takes [every hyper-parameter](#every-hyper-parameter) and these:")
+    hints = get_type_hints(made.callback, include_extras=True)
+    rows = [_parameter(parameter, hints.get(parameter.name, bool)) for parameter in own]
+    parts.append("| | values | default | |\n| --- | --- | --- | --- |\n" + "\n".join(rows))
+    if not name:
+        commands = [f"| [`{each}`](#icpctl-{each}) | {_first(CLI.commands[each].help)} |" for each in CLI.commands]
+        parts.append("| command | |\n| --- | --- |\n" + "\n".join(commands))
+    return "\n\n".join(parts) + "\n"
+
+
+def _sentences(text: str) -> str:
+    """The help of a command, its example as code."""
+    return re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
+
+
+def _first(text: str) -> str:
+    return " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
+
+
+def _parameter(parameter: Any, hint: Any) -> str:
+    """The row of an argument, or of an option that is not a hyper-parameter; the hint is that of the function."""
+    shown = [parameter.metavar or parameter.name.upper()] if parameter.param_type_name == "argument" else parameter.opts
+    default = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+    quiet = default is None or default is False or callable(default)
+    said = getattr(parameter, "help", "") or ""
+    values = _kind(hint)
+    if parameter.metavar and parameter.metavar not in shown:
+        values = " or ".join(f"`{each}`" for each in parameter.metavar.split("|"))
+    cells = (", ".join(f"`{each}`" for each in shown), values, "" if quiet else str(default), said)
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _kind(hint: Any) -> str:
+    """The values of an argument or option, in words."""
+    declared, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    choices_of = [
+        value for kind in (declared, *get_args(declared)) if get_origin(kind) is Literal for value in get_args(kind)
+    ]
+    if choices_of:
+        return ", ".join(f"`{value}`" for value in choices_of)
+    words = {"bool": "", "int": "integer", "float": "number", "Path": "path"}
+    kind = next((word for key, word in words.items() if key in str(declared)), "text")
+    least = next((note.min for note in notes if getattr(note, "min", None) is not None), None)
+    return kind + (f" ≥ {least}" if least is not None else "") + (", several" if "list[" in str(declared) else "")
 
 
 def _row(name: str) -> str:
@@ -93,36 +145,10 @@ def _bound(rule: Any) -> str:
     return ""
 
 
-def helps() -> str:
-    """The help text of every command, at 100 columns without colour."""
-    made_with = f"As Typer {version('typer')} and Rich {version('rich')} print it at {WIDTH} columns.\n"
-    parts = [HELP_HEADING + "\n", made_with]
-    for command in COMMANDS:
-        heading = f"icpctl {command}".strip()
-        parts.append(f"### {heading}\n\n```text\n{_help(command)}\n```\n")
-    return "\n".join(parts)
-
-
-def _help(command: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in COLOURING} | PLAIN
-    program = "from icpctl.cli.app import app; app(prog_name='icpctl')"
-    arguments = [sys.executable, "-c", program, *command.split(), "--help"]
-    done = subprocess.run(arguments, capture_output=True, check=True, encoding="utf-8", env=environment)
-    return "\n".join(line.rstrip() for line in done.stdout.strip("\n ").splitlines())
-
-
-def is_current(text: str) -> bool:
-    """Whether this text of docs/cli.md says what the code says."""
-    made_with = f"As Typer {version('typer')} and Rich {version('rich')} "
-    if made_with in text:
-        return text == document()
-    return text.startswith(declarations() + HELP_HEADING)
-
-
 def main(arguments: list[str]) -> int:
     """Write the file, or check it; the exit status."""
     if arguments == ["--check"]:
-        if FILE.exists() and is_current(FILE.read_text(encoding="utf-8")):
+        if FILE.exists() and FILE.read_text(encoding="utf-8") == document():
             return 0
         print(f"{FILE} is not current: run `python docs/generate.py`.", file=sys.stderr)
         return 1

@@ -44,8 +44,9 @@ def build(
         name: resnet20, 32, 44, 56 or 110 (for CIFAR), a torchvision classifier, timm/NAME, vae, or package.module:factory.
         num_classes: outputs of a classifier, which maps (B, 3, H, W) to (B, num_classes).
         stem: "cifar" gives a torchvision ResNet a 3×3 first convolution without pooling, for images of 32 pixels.
-        image_size, latent_dim: of the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`; 64 by default. Models of
-            timm that are built for one size take the former.
+        image_size: side of the images in pixels, for the VAE, which maps (B, 3, image_size, image_size) to a `VAEOutput`
+            (64 by default), and for models of timm that are built for one size.
+        latent_dim: size of the VAE's latent.
 
     Raises:
         UserError: an unknown name, a stem for a model that is no torchvision ResNet, or a size that the model cannot take; a

@@ -44,7 +44,8 @@ def evaluate(
         split: test; or train or val (the held-out part) of the run's own data set.
         which: last or best, for a run folder.
         samples: images that a generative model draws for FID and KID; as many as the split has by default.
-        fid_weights, fid_features: where the features of FID and KID come from; the run's own settings by default.
+        fid_weights: file with the Inception weights for FID and KID; the run's own setting by default.
+        fid_features: folder of a classifier's run whose features take Inception's place; the run's own setting by default.
         data_dir: where the data sets are; the run's own setting by default.
         data_memory: GiB that the images may take on the device, beyond which they are streamed from the disk; the run's
             own setting by default.

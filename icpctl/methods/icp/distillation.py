@@ -155,8 +155,11 @@ class SelfDistiller:
         model: maps inputs (B, …) to outputs. In a `DistributedDataParallel` model each process gives its part of a batch,
             all of one size: the perturbation and the log are those of the whole batch.
         layers: module paths of the stages F_1 … F_L, without the wrapper's `module.`.
-        optimizer, steps, lr, direction, reduction: of the perturbation; see `icpctl.perturb`. An optimizer object
-            instead of a name brings its own constants.
+        optimizer: the input optimizer: "sgd", "adam", "ademamix", or an object that brings its own constants.
+        steps: T, the steps of the perturbation.
+        lr: η, the step size, in units of the inputs.
+        direction: "descend", "ascend" or "random"; see `icpctl.perturb`.
+        reduction: "mean" or "sum"; see `icpctl.perturb`.
         carry_state: keep the input optimizer's state from batch to batch (all of one shape) instead of a fresh one.
         weights: kind of the layer weights, see `icpctl.layer_weights`.
         teacher_statistics: whether the teacher's train-mode pass, too, updates running batch-norm statistics.
