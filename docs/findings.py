@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 from drawing import Picture
-
 from icpctl.report.statistics import ALPHA, compare, holm
 
 ROOT = Path(__file__).resolve().parent.parent

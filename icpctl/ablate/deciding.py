@@ -47,7 +47,9 @@ def plan(definition: Definition, output: Path) -> Definition:
                 f"max-seeds is {claim.max_seeds}, but {len(seeds)} seeds are planned already. Give max-seeds > {len(seeds)}."
             )
         claims[claim.claim] = claim.model_copy(update={"seeds": seeds, "written": now, "finished": finished})
-    return replace(definition, claims=[*claims.values()], until_decided=definition.until_decided or kept.until_decided)
+    return replace(
+        definition, claims=tuple(claims.values()), until_decided=definition.until_decided or kept.until_decided
+    )
 
 
 def planned_runs(definition: Definition, output: Path) -> list[PlannedRun]:

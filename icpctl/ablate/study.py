@@ -77,7 +77,8 @@ class _StudyTable(BaseModel):
         if key in RunConfig.model_fields:
             raise UserError(f"{where}: {key} belongs under [settings], or with several values under [grid].")
         if key in ("execution", *Plan.model_fields):
-            raise UserError(f"{where}: {key} stands once in the file, beside the studies.")
+            name = "[execution]" if key == "execution" else key
+            raise UserError(f"{where}: {name} stands once in the file, beside the studies.")
         raise UserError(f"{where}: {unknown('key', key, cls.model_fields)}")
 
 
@@ -312,9 +313,9 @@ class Plan(BaseModel):
             key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
             meant = cls.model_fields[key].description
             raise UserError(f"{where}: {key} cannot be {abbreviated(given[key])}. It is {meant}.") from None
-        return plan if recorded else plan.model_copy(update={"claims": plan.planned(where)})
+        return plan if recorded else plan.model_copy(update={"claims": [*plan.planned(where)]})
 
-    def planned(self, where: str) -> list[PlannedClaim]:
+    def planned(self, where: str) -> tuple[PlannedClaim, ...]:
         """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
 
         Raises:
@@ -338,7 +339,7 @@ class Plan(BaseModel):
             if claim.claim in found:
                 raise UserError(f"{where}: {claim.place[0].lower()}{claim.place[1:]} is given twice.")
             found[claim.claim] = claim
-        return [*found.values()]
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -388,7 +389,7 @@ class Definition:
             studies = [
                 replace(each, settings={**_without(each.grid, earlier_settings()), **each.settings}) for each in studies
             ]
-        return cls(studies, execution, plan.claims, plan.until_decided)  # type: ignore[arg-type]
+        return cls(studies, execution, tuple(plan.claims), plan.until_decided)  # type: ignore[arg-type]
 
     @classmethod
     def kept(cls, folder: Path) -> Self | None:

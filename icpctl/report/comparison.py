@@ -17,7 +17,7 @@ from icpctl.runs.table import COSTS, metric_columns, records
 from icpctl.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS
 from icpctl.statistics.paired import compare, describe, holm, level_p, seeds_needed, seeds_to_settle
 
-VERDICTS = ("better", "worse", "level", "cannot tell", "equal", "no test")
+VERDICTS = ("better", "worse", "cannot tell", "level", "equal", "no test")
 """What a comparison can say. Level: the difference is smaller than the margin. Equal: the same in all seeds. No test: one
 seed, or differences without any spread."""
 EXPLORATORY = "exploratory"

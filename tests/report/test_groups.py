@@ -23,7 +23,7 @@ def labels(grouping: Grouping) -> list[str]:
 def test_a_run_is_compared_with_its_twins() -> None:
     run = resolve({"epochs": 8, "optimizer": "adam", "steps": 5, "lr": 0.01, "seed": 3})
     twins = references(run)
-    assert list(twins) == ["baseline", "compute-matched", "ascend", "random"]
+    assert list(twins) == ["baseline", "compute-matched", "ascend", "random", "schedule"]
     assert twins["baseline"] == run.baseline()
     assert twins["compute-matched"] == compute_matched(run)
     assert (twins["ascend"].direction, twins["random"].direction) == ("ascend", "random")
@@ -46,18 +46,20 @@ def test_groups_have_roles_and_stand_in_the_order_of_the_grid() -> None:
             for steps in (2, 10)
             for direction in ("", " ascend", " random")
         ),
+        "schedule alone",
     ]
     assert grouping.table["role"].tolist() == [
         "baseline",
         "compute-matched",
         "compute-matched",
         *["method", "control", "control"] * 4,
+        "method",
     ]
-    assert grouping.settings == ["epochs", "optimizer", "steps", "direction"]
-    assert grouping.table["steps"].isna().tolist() == [True] * 3 + [False] * 12
+    assert grouping.settings == ["method", "epochs", "optimizer", "steps", "direction"]
+    assert grouping.table["steps"].isna().tolist() == [True] * 3 + [False] * 12 + [True]
     method = runs[[run.optimizer == "sgd" and run.direction == "descend" for run in runs].index(True)]
     assert grouping.twins[method.group_id]["compute-matched"] == compute_matched(method).group_id
-    assert set(grouping.twins[method.group_id]) == {"baseline", "compute-matched", "ascend", "random"}
+    assert set(grouping.twins[method.group_id]) == {"baseline", "compute-matched", "ascend", "random", "schedule"}
 
 
 def test_each_baseline_stands_above_its_own_family() -> None:
@@ -116,10 +118,11 @@ def test_rows_by_a_setting_pool_the_others_and_keep_directions_apart() -> None:
         "baseline of 14 epochs",
         "baseline of 22 epochs",
         *(f"ICP{direction}, T={steps}" for steps in (1, 3) for direction in ("", " ascend", " random")),
+        "schedule alone",
     ]
     members = list(grouping.member.values())
-    assert [members.count(key) for key in grouping.table.index] == [1, 1, 1, 4, 4, 4, 4, 4, 4]
-    assert grouped(runs, "optimizer").table["optimizer"].tolist()[-1] == "adam"
+    assert [members.count(key) for key in grouping.table.index] == [1, 1, 1, 4, 4, 4, 4, 4, 4, 1]
+    assert grouped(runs, "optimizer").table["optimizer"].tolist()[-2] == "adam"
 
 
 def test_a_run_with_another_role_elsewhere_keeps_to_the_stronger_one() -> None:

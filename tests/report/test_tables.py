@@ -234,7 +234,7 @@ def check_fit(report: Report, width: int = 80) -> str:
         numbers += [measure.value(row["difference"], signed=True) for row in records(compared(report, task))]
         for number in numbers:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), number
-    for match in re.finditer(r"No room for (.*?): summary\.csv has it", " ".join(text.split())):
+    for match in re.finditer(r"No room for ([^:]*): summary\.csv has it", " ".join(text.split())):
         assert set(match[1].split(", ")) <= {"images/s", "KID", "time", "95 % interval", "passes", "macro F1 %"}
     return text
 
@@ -250,7 +250,7 @@ def test_tables_of_any_number_of_settings_fit_80_columns(tmp_path: Path, number:
     report = build(tmp_path)
     text = check_fit(report)
     assert text.count("± 0.7") >= (len(report.grouping.table) if seeds > 1 else 0)
-    assert ("±" in text.split("Differences")[0].replace("Mean ± standard", "")) == (seeds > 1)
+    assert ("±" in text.replace("Mean ± standard", "")) == (seeds > 1)
 
 
 def test_tables_with_long_and_odd_names_fit_80_columns(odd: Report) -> None:
