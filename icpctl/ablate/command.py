@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.text import Text
 
 from icpctl.ablate.claim import holder
+from icpctl.ablate.ranges import EXAMPLE as RANGE
+from icpctl.ablate.ranges import parse_tune
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
+from icpctl.ablate.study import STUDY_FILE, TRIALS, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.catalogue import METHODS
@@ -30,6 +32,7 @@ from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.text import value_text
 
+NOTHING_TO_TUNE = f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
 
@@ -43,6 +46,8 @@ def define(
     compute_matched: bool = False,
     study: Path | None = None,
     resume: Path | None = None,
+    tune: Sequence[str] = (),
+    trials: int | None = None,
 ) -> Definition:
     """The definition that the options of the command line give, or a file with what they change in it.
 
@@ -54,7 +59,7 @@ def define(
     found = typed_settings({"data_dir": environment} if environment else {}, "ICPCTL_DATA_DIR")  # kept for --resume
     if resume is not None:
         options = {"--grid": grid, "--where": where, "--seeds": seeds, "--controls": controls, "--study": study}
-        options["--compute-matched"] = compute_matched
+        options |= {"--compute-matched": compute_matched, "--tune": tune, "--trials": trials}
         return _complete(_resumed(resume, given, [name for name, value in options.items() if value]))
     if study is not None:
         if grid:
@@ -70,12 +75,18 @@ def define(
         changes: dict[str, Any] = {"seeds": parse_seeds(seeds or "1", first)} if seeds or first is not None else {}
         changes |= {"controls": True} if controls else {}
         changes |= {"compute_matched": True} if compute_matched else {}
+        changes |= {"tune": parse_tune(tune)} if tune else {}
+        changes |= {"trials": trials} if trials else {}
+        if trials and not (tune or all(each.tune for each in definition.studies)):
+            raise UserError(NOTHING_TO_TUNE.format(trials))
         studies = [
             replace(each, settings={**found, **each.settings, **given}, where=[*each.where, *where], **changes)
             for each in definition.studies
         ]
         return _complete(Definition(studies, definition.execution))
-    if not (grid or seeds or controls or compute_matched):
+    if trials and not tune:
+        raise UserError(NOTHING_TO_TUNE.format(trials))
+    if not (grid or seeds or controls or compute_matched or tune):
         raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
     values = parse_grid(grid)
     # The two arguments have to be given before others; so a grid may vary what they set.
@@ -86,7 +97,16 @@ def define(
         )
     first = given.pop("seed", None)
     given = {**found, **given}
-    study_given = Study(given, values, tuple(where), parse_seeds(seeds or "1", first), controls, compute_matched)
+    study_given = Study(
+        given,
+        values,
+        tuple(where),
+        parse_seeds(seeds or "1", first),
+        controls,
+        compute_matched,
+        parse_tune(tune),
+        trials or TRIALS,
+    )
     return _complete(Definition([study_given]))
 
 

@@ -14,6 +14,7 @@ from icpctl.ablate.claim import Claim, holder, read_claim
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.study import PlannedRun
 from icpctl.ablate.worker import Job, Outcome, record_failure
+from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.errors import UserError
 from icpctl.runs.folder import RunFolder
@@ -63,13 +64,24 @@ class Scheduler:
 
     def __init__(self, planned: Sequence[PlannedRun], output: Path) -> None:
         self.output = output
-        self.runs = {run.config.run_id: RunState(run, RunFolder(output, run.config)) for run in planned}
-        for run in self.runs.values():
-            run.status = run.folder.status()
-            if run.folder.is_finished():
-                run.state = "finished"
-        self.waiting = deque(run_id for run_id, run in self.runs.items() if run.state == "waiting")
+        self.runs: dict[str, RunState] = {}
+        self.waiting: deque[str] = deque()
+        self.to_come: Sequence[RunConfig] = ()
+        """Stand-ins, of the same cost, for runs that are added later."""
         self._looked = 0.0
+        for run in planned:
+            self.add(run)
+
+    def add(self, planned: PlannedRun) -> RunState:
+        """Add a run to the study, which may be at work."""
+        run = RunState(planned, RunFolder(self.output, planned.config))
+        run.status = run.folder.status()
+        if run.status.get("state") == "finished":
+            run.state = "finished"
+        else:
+            self.waiting.append(run.folder.run_id)
+        self.runs[run.folder.run_id] = run
+        return run
 
     def unfinished(self) -> list[RunState]:
         """The runs that are not finished."""
