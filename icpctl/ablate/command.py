@@ -23,6 +23,7 @@ from icpctl.ablate.ranges import parse_tune
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, TRIALS, Definition, Execution, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
+from icpctl.ablate.tuning import Tuner, final_runs, import_optuna, tuning_text, write_tuning_table
 from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
@@ -30,6 +31,7 @@ from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
+from icpctl.runs.folder import TUNING
 from icpctl.text import value_text
 
 NOTHING_TO_TUNE = f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
@@ -185,7 +187,9 @@ def execute(
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
     Definition.kept(output)  # what is wrong with it is said at once
-    scheduler = Scheduler(definition.runs(), output)
+    if any(study.tune for study in definition.studies):
+        _tune(definition, output, console, should_stop)
+    scheduler = Scheduler(final_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
     _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
     _warn_of_other_code(scheduler, console)
@@ -220,6 +224,51 @@ def execute(
     _note_threads(write_study_table(output), console)
     _refuse_other_data(scheduler)  # another study may have finished some in the meantime, elsewhere
     return {run_id: run.error if run.state == "failed" else None for run_id, run in scheduler.runs.items()}
+
+
+def _tune(definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]) -> None:
+    """Train the trials that are left of a study's tuning, choose each arm's best one, and write tuning.csv.
+
+    Raises:
+        UserError: as `execute`; an arm for which no trial could be chosen.
+        Stopped: as asked by `should_stop`; what was at work is saved.
+    """
+    tuner = Tuner(definition, output)
+    if not tuner.unfinished():
+        return
+    import_optuna()
+    known = Scheduler(tuner.trials(), output / TUNING)
+    _check_data(known, lambda summary: console.print(summary, soft_wrap=True))
+    fingerprints = {data_source(run.planned.config): run.fingerprint for run in known.runs.values()}
+    console.print(tuning_text(tuner), soft_wrap=not console.is_terminal)
+
+    from icpctl.ablate import executors
+    from icpctl.ablate.progress import Progress
+
+    scheduler = Scheduler([], output / TUNING)
+    executor = executors.build(definition.execution, [run.config for run in tuner.trials()])
+    try:
+        definition.keep(output)
+        with Progress(console) as progress:
+
+            def advance() -> None:
+                tuner.advance(scheduler, lambda text: console.print(text, soft_wrap=not console.is_terminal))
+                for run in scheduler.runs.values():
+                    run.fingerprint = fingerprints[data_source(run.planned.config)]
+
+            def look(scheduler: Scheduler, changed: RunState | None) -> None:
+                if changed is None:
+                    advance()
+                progress(scheduler, changed)
+
+            advance()
+            scheduler.run(executor, definition.execution.retries, look, should_stop, definition.execution.stack)
+    finally:
+        executor.close()
+        scheduler.let_go()
+        with suppress(UserError, OSError):  # what ended the tuning matters more
+            write_tuning_table(output)
+    tuner.check(scheduler)
 
 
 def _warn_of_other_code(scheduler: Scheduler, console: Console) -> None:

@@ -288,6 +288,20 @@ def ablate(
             rich_help_panel="Study",
         ),
     ] = False,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=RANGE,…",
+            help="Tune these settings of each arm by itself: lr=1e-4..1e-1:log,icp-lr=1e-3..1e-1:log. Trials are chosen on the validation split.",
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Trials of each arm that --tune tries.", show_default="20", min=1, max=1000, rich_help_panel="Study"
+        ),
+    ] = None,
     study: Annotated[
         Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
     ] = None,
@@ -352,7 +366,9 @@ def ablate(
     if resume is not None and output is not None:
         raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
     folder = resume or output or Path("results")
-    definition = command.define(settings, grid or [], where or [], seeds, controls, compute_matched, study, resume)
+    definition = command.define(
+        settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, tune or [], trials
+    )
     options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
     options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
     definition = command.executed_by(definition, options, slurm or [])
