@@ -19,6 +19,7 @@ from icpctl.config import SELECTION
 from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
+from icpctl.report import tuning
 from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.measures import MEASURES
 from icpctl.report.selection import select
@@ -50,6 +51,8 @@ class Report:
     """The other runs, by their ids."""
     common: str
     """Sentences: the settings that the tables do not show, for they are the same in all rows; what pools others."""
+    tuning: pd.DataFrame
+    """One row an arm that was tuned, as `tuning.tuning_table` makes it; empty where none was."""
     notes: list[str]
     """Sentences: what is damaged, what is left out, what cannot be compared."""
 
@@ -101,13 +104,15 @@ def build(
                 [f"There is no run to report in {listed}. `icpctl train --output {folders[0]}` makes one.", *notes]
             )
         )
+    tuned = tuning.read(folders, notes)
+    tunings = [each.tuned_arms() for _, each in tuned]
     if where:
-        kept = select({run_id: record.config for run_id, record in records.items()}, where)
+        kept = select({run_id: record.config for run_id, record in records.items()}, where, tunings)
         records = {run_id: record for run_id, record in records.items() if run_id in kept}
 
     notes += remarks.of_runs(records.values())
     notes += remarks.of_code(records.values())
-    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id))
+    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id), tunings)
     diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
     whole, failed = remarks.outcomes(runs, diverged, notes)
     complete = runs[whole]
@@ -124,7 +129,8 @@ def build(
     configs = {
         group_id: records[run_id].config for run_id, group_id in zip(ended["run_id"], ended["group_id"], strict=True)
     }
-    grouping = group(configs, by)
+    grouping = group(configs, by, tunings)
+    tuning_table = tuning.tuning_table(tuned, configs, grouping)
 
     from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
 
@@ -132,10 +138,11 @@ def build(
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
     notes += remarks.unpaired(ended, grouping)
+    notes += tuning.tuning_notes(tuning_table, grouping)
     common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
-    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), notes)
+    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), tuning_table, notes)
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:

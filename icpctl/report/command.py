@@ -14,6 +14,7 @@ from typing import Literal
 from rich.console import Console
 
 from icpctl.ablate.study import Definition
+from icpctl.ablate.tuning import final_runs
 from icpctl.errors import UserError
 from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, uncollected, write
@@ -126,7 +127,7 @@ def watch_report(request: Request, console: Console, say: Say, should_stop: Call
 def _planned(folder: Path) -> list[str]:
     """The runs of the studies of a results folder."""
     definition = Definition.kept(folder)
-    return [run.config.run_id for run in definition.runs()] if definition else []
+    return [run.config.run_id for run in final_runs(definition, folder)] if definition else []
 
 
 def _look(folders: Sequence[Path]) -> dict[str, tuple[bool, float]]:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from icpctl.config import RunConfig
+from icpctl.config.cost import passes
 from icpctl.errors import UserError
 from icpctl.files import load_json, write_atomic
 from icpctl.runs.folder import TUNING, RunFolder, read_record
@@ -59,6 +60,11 @@ class Arm(BaseModel):
         """The settings of the trial that was chosen; None as long as there is none."""
         return None if self.best is None else self.trials[self.best]
 
+    @property
+    def tuned(self) -> RunConfig:
+        """The configuration with the settings that were chosen, or as it was before."""
+        return self.untuned.altered(**(self.chosen or {}))
+
     def trial(self, number: int) -> RunConfig:
         """The run of a trial, counted from 0."""
         return trial_of(self.untuned, number, self.trials[number])
@@ -78,9 +84,7 @@ class Tuning(BaseModel):
     def tuned_arms(self) -> list[TunedArm]:
         """The arms for which a trial was chosen."""
         return [
-            TunedArm(arm.untuned, arm.untuned.altered(**arm.chosen))
-            for arm in self.arms.values()
-            if arm.chosen is not None
+            TunedArm(arm.untuned, arm.tuned) for arm in self.arms.values() if arm.chosen is not None
         ]
 
 
@@ -147,3 +151,15 @@ def trial_value(output: Path, config: RunConfig) -> float | None:
             "Restore the file; or remove the folder, and the trial is trained anew."
         )
     return float(curve[-1]) if np.isfinite(curve[-1]) else -np.inf
+
+
+def trial_passes(output: Path, arm: Arm) -> float:
+    """What the trials of an arm cost: passes of a training image through the network, of each trial up to where it came."""
+    total = 0.0
+    for number in range(len(arm.trials)):
+        config = arm.trial(number)
+        status = RunFolder(output / TUNING, config).status()
+        # A chosen arm had all of its trials; the folder of one may have been removed since.
+        until = status.get("epoch", 0) if status.get("state") != "finished" and (status or arm.best is None) else None
+        total += passes(config, until)
+    return total
