@@ -187,8 +187,7 @@ def execute(
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
     Definition.kept(output)  # what is wrong with it is said at once
-    if any(study.tune for study in definition.studies):
-        _tune(definition, output, console, should_stop)
+    _tune(definition, output, console, should_stop)
     scheduler = Scheduler(final_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
     _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
@@ -262,7 +261,9 @@ def _tune(definition: Definition, output: Path, console: Console, should_stop: C
                 progress(scheduler, changed)
 
             advance()
-            scheduler.run(executor, definition.execution.retries, look, should_stop, definition.execution.stack)
+            while scheduler.waiting:
+                scheduler.run(executor, definition.execution.retries, look, should_stop, definition.execution.stack)
+                advance()
     finally:
         executor.close()
         scheduler.let_go()
@@ -292,15 +293,20 @@ def _note_threads(table: pd.DataFrame, console: Console) -> None:
 
 
 def dry_run(definition: Definition, output: Path, console: Console) -> None:
-    """Print every run, its state, its role and its passes; and how long the rest will take.
+    """Print every run, its state, its role and its passes, and the arms that are to be tuned; and how long the rest will take.
 
     Raises:
         UserError: as `execute`, before the first run.
     """
     Definition.kept(output)
-    planned = definition.runs()
-    scheduler = Scheduler(planned, output)
-    _check_data(scheduler)
+    tuner = Tuner(definition, output)
+    trials = Scheduler(tuner.trials(), output / TUNING)
+    later = Scheduler(tuner.final_runs_to_come(), output / TUNING)  # where no final run is
+    scheduler = Scheduler(final_runs(definition, output), output)
+    for each in (trials, later, scheduler):
+        _check_data(each)
+    _print_tuning(tuner, console)
+    planned = [run.planned for each in (scheduler, later) for run in each.runs.values()]
     varied = _varied(planned)
     console.print("state     role            passes  run")
     for run in scheduler.runs.values():
@@ -314,15 +320,34 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         if len(line + settings) > console.width:
             line += "\n" + 34 * " "
         console.out(line + settings)
+    for run in later.runs.values():
+        name = f"{run.folder.run_id.rpartition('-')[0]}-…, as tuned"
+        console.out(f"waiting   {run.planned.role:<15} {passes(run.planned.config):>6g}  {name}")
     roles = Counter(run.role for run in planned)
-    unfinished = scheduler.unfinished()
+    unfinished = scheduler.unfinished() + later.unfinished()
     console.print(
         f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
+    left = {run.config.run_id for run in tuner.left()}
+    unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
         console.print(_estimate(definition.execution, unfinished), soft_wrap=not console.is_terminal)
+
+
+def _print_tuning(tuner: Tuner, console: Console) -> None:
+    """Print the arms that are to be tuned, with their trials and what these cost."""
+    if not tuner.unfinished():
+        return
+    left = {run.config.run_id for run in tuner.left()}
+    console.print("tuned     role            passes  arm")
+    for arm in tuner.unfinished():
+        done = sum(config.run_id not in left for config in arm.configs)
+        line = f"{f'{done}/{arm.number}':<9} {arm.plan.role:<15} {arm.number * passes(arm.config):>6g}  {arm.plan.name}"
+        ranges = "".join(f" {name}={each}" for name, each in arm.ranges.items())
+        console.out(line + ("\n" + 34 * " " if len(line + ranges) > console.width else "") + ranges)
+    console.print(f"{tuning_text(tuner)}\n", soft_wrap=not console.is_terminal)
 
 
 def _rough(seconds: float) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from icpctl.ablate.ranges import EXAMPLE as RANGE
 from icpctl.ablate.ranges import Range, texts_of
 from icpctl.ablate.scheduler import Scheduler
 from icpctl.ablate.study import MOST_TRIALS, Definition, PlannedRun, Study, study_lock
@@ -77,10 +78,6 @@ class ArmAtWork:
         """How many trials it has not been given yet."""
         return self.number - len(self.configs)
 
-    def values(self, output: Path) -> list[float | None]:
-        """What each trial so far is chosen by, as `trial_value` has it."""
-        return [trial_value(output, config) for config in self.configs]
-
 
 class Tuner:
     """The tuning of the studies of a definition, in a results folder.
@@ -91,15 +88,15 @@ class Tuner:
 
     def __init__(self, definition: Definition, output: Path) -> None:
         self.output = output
-        tunings = read_tunings(output)
+        self.studies = [study for study in definition.studies if study.tune]
+        tunings = read_tunings(output) if self.studies else {}
         self.tunings: dict[str, Tuning] = {}
         self.arms: list[ArmAtWork] = []
-        for study in definition.studies:
-            if study.tune:
-                key = tuning_id(study)
-                arms = tunings[key].arms if key in tunings else {}
-                self.tunings[key] = Tuning(ranges=texts_of(study.tune), trials=study.trials, arms={})
-                self.arms += [arm for arm in _arms(study, arms) if not self._has(arm)]
+        for study in self.studies:
+            key = tuning_id(study)
+            arms = tunings[key].arms if key in tunings else {}
+            self.tunings[key] = Tuning(ranges=texts_of(study.tune), trials=study.trials, arms={})
+            self.arms += [arm for arm in _arms(study, arms) if not self._has(arm)]
         self._values: dict[str, float] = {}
 
     def _has(self, arm: ArmAtWork) -> bool:
@@ -115,6 +112,20 @@ class Tuner:
             PlannedRun(config, "trial")
             for arm in self.unfinished()
             for config in (*arm.configs, *(trial_of(arm.config, arm.number - 1 - i, {}) for i in range(arm.left)))
+        ]
+
+    def left(self) -> list[PlannedRun]:
+        """Those of `trials` that have not ended."""
+        return [run for run in self.trials() if trial_value(self.output, run.config) is None]
+
+    def final_runs_to_come(self) -> list[PlannedRun]:
+        """The final runs of the unfinished arms, before their tuning."""
+        waiting = {(arm.tuning, arm.config.group_id) for arm in self.unfinished()}
+        return [
+            run
+            for study in self.studies
+            for run in study.runs()
+            if (tuning_id(study), run.config.group_id) in waiting
         ]
 
     def advance(self, scheduler: Scheduler, say: Callable[[str], None] = lambda message: None) -> None:
@@ -200,12 +211,10 @@ def final_runs(definition: Definition, output: Path) -> list[PlannedRun]:
     Raises:
         UserError: as `Definition.runs`; a damaged `tuning.json`.
     """
-    if not any(study.tune for study in definition.studies):
-        return definition.runs()
-    tunings = read_tunings(output)
+    tunings = read_tunings(output) if any(study.tune for study in definition.studies) else {}
     planned: dict[str, PlannedRun] = {}
     for study in definition.studies:
-        arms = tunings[tuning_id(study)].arms if study.tune and tuning_id(study) in tunings else {}
+        arms = tunings[tuning_id(study)].arms if tuning_id(study) in tunings else {}
         for run in study.runs():
             if study.tune:
                 arm = arms.get(run.config.group_id)
@@ -247,16 +256,17 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
         ranges = {name: each for name, each in study.tune.items() if _reads(config, name, each)}
         plan = Arm(role=run.role, config=config.model_dump(mode="json"), reads=list(ranges))
         arm = ArmAtWork(key, config, ranges, study.trials, kept.get(config.group_id, plan))
-        if not ranges:
-            raise UserError(
-                f"{words}: {run.role} {arm.plan.name} has none of these settings, so it would be the one that is not tuned. Add a range that it "
-                f"has, for example lr=1e-4..1e-1:log."
-            )
         found[config.group_id] = arm
     for name in study.tune:
         if not any(name in arm.ranges for arm in found.values()):
             raise UserError(
                 f"--tune {name}: this changes no run, as {name} means nothing with the other settings. Leave it out, or change those."
+            )
+    for arm in found.values():
+        if not arm.ranges:
+            raise UserError(
+                f"{words}: the {arm.plan.role} {arm.plan.name} has none of these settings, so it would be the one that is not tuned. Add a range "
+                f"that it has, for example {RANGE}."
             )
     yield from found.values()
 
@@ -332,7 +342,7 @@ def import_optuna() -> Any:
 def tuning_text(tuner: Tuner) -> str:
     """What is going to be tuned, as a sentence."""
     arms, trials = tuner.unfinished(), tuner.trials()
-    ended = sum(value is not None for arm in arms for value in arm.values(tuner.output))
+    ended = len(trials) - len(tuner.left())
     number = "1 arm" if len(arms) == 1 else f"{len(arms)} arms"
     return (
         f"Tuning {number} on the validation split: {len(trials)} trials, {ended} of them done; {sum(passes(run.config) for run in trials):g} "

@@ -145,12 +145,12 @@ def trial_value(output: Path, config: RunConfig) -> float | None:
         return None
     record, _ = read_record(folder.path, config)
     curve = record.curves.get(("val", config.selection))
-    if curve is None or record.epochs[-1] != config.epochs - 1:
+    if curve is None or record.epochs[-1] != config.epochs - 1 or not np.isfinite(curve[-1]):
         raise UserError(
             f"{folder.metrics_file} lacks the {config.selection} on the validation split at the last epoch, by which a trial is chosen. "
             "Restore the file; or remove the folder, and the trial is trained anew."
         )
-    return float(curve[-1]) if np.isfinite(curve[-1]) else -np.inf
+    return float(curve[-1])
 
 
 def trial_passes(output: Path, arm: Arm) -> float:
