@@ -34,7 +34,9 @@ from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.runs.folder import TUNING
 from icpctl.text import value_text
 
-NOTHING_TO_TUNE = f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
+NOTHING_TO_TUNE = (
+    f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
+)
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
 

@@ -76,7 +76,12 @@ class Progress:
         rate = (done - self._passes_before) / elapsed
         left = f"{duration((total - done) / rate)} left" if rate > 0 else "time left unknown yet"
         parts = [f"{counts[state]} {state}" for state in ("running", "elsewhere") if counts[state]]
-        parts += [f"{counts['finished']} done", f"{counts['failed']} failed", f"{counts['waiting'] + len(study.to_come)} waiting", left]
+        parts += [
+            f"{counts['finished']} done",
+            f"{counts['failed']} failed",
+            f"{counts['waiting'] + len(study.to_come)} waiting",
+            left,
+        ]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("running", overflow="fold")
         table.add_column("epoch", justify="right")

@@ -86,7 +86,9 @@ def _range(name: str, text: str, where: str) -> Range:
         )
     match = _RANGE.fullmatch(text)
     if not match:
-        raise UserError(f"{where}: {text} is not a range to choose from. Write, for example, 0.1..0.9 or 1e-4..1e-1:log.")
+        raise UserError(
+            f"{where}: {text} is not a range to choose from. Write, for example, 0.1..0.9 or 1e-4..1e-1:log."
+        )
     low, high, log = float(match[1]), float(match[2]), match[3] == "log"
     if not (low < high and math.isfinite(high - low)):
         raise UserError(f"{where}: the range {text} has to go from a smaller to a larger number.")

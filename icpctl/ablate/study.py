@@ -61,7 +61,9 @@ class _StudyTable(BaseModel):
     controls: bool = Field(False, description="true or false")
     compute_matched: bool = Field(False, description="true or false")
     tune: dict[str, str] = Field({}, description=f"a table of ranges, such as {EXAMPLE.replace('=', ' = ')}")
-    trials: int = Field(TRIALS, ge=1, le=MOST_TRIALS, description=f"a number from 1 to {MOST_TRIALS:,}, with ranges under [tune]")
+    trials: int = Field(
+        TRIALS, ge=1, le=MOST_TRIALS, description=f"a number from 1 to {MOST_TRIALS:,}, with ranges under [tune]"
+    )
 
     @classmethod
     def read(cls, table: Mapping[str, Any], where: str) -> Self:

@@ -53,7 +53,9 @@ def study_table(
         if of is None:
             method = methods.get(run.config.group_id)
             of = references(run.config) | ({METHOD_RUN: method} if method else {})
-        twins = {kind: twin.altered(seed=run.config.seed).run_id for kind, twin in of.items() if kind in COMPARED.values()}
+        twins = {
+            kind: twin.altered(seed=run.config.seed).run_id for kind, twin in of.items() if kind in COMPARED.values()
+        }
         compared.append(twins)
         if "baseline" in twins:  # which a method that costs no more is matched by
             twins.setdefault("compute-matched", twins["baseline"])

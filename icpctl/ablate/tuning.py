@@ -122,10 +122,7 @@ class Tuner:
         """The final runs of the unfinished arms, before their tuning."""
         waiting = {(arm.tuning, arm.config.group_id) for arm in self.unfinished()}
         return [
-            run
-            for study in self.studies
-            for run in study.runs()
-            if (tuning_id(study), run.config.group_id) in waiting
+            run for study in self.studies for run in study.runs() if (tuning_id(study), run.config.group_id) in waiting
         ]
 
     def advance(self, scheduler: Scheduler, say: Callable[[str], None] = lambda message: None) -> None:
@@ -383,7 +380,12 @@ def tuning_table(output: Path) -> pd.DataFrame:
                 value = trial_value(output, config) if state == "finished" else None
                 row = {"tuning": key, "arm": arm.name, "role": arm.role, "group_id": group_id, "trial": number + 1}
                 row |= {"run_id": config.run_id, "state": state, "best": number == arm.best, **tried}
-                row |= {"seed": config.seed, "metric": config.selection, "value": value, "passes": passes(config, epoch)}
+                row |= {
+                    "seed": config.seed,
+                    "metric": config.selection,
+                    "value": value,
+                    "passes": passes(config, epoch),
+                }
                 rows.append(row)
     table = pd.DataFrame(rows)
     last = ["seed", "metric", "value", "passes"]

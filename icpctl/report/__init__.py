@@ -142,7 +142,9 @@ def build(
     common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
-    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), tuning_table, notes)
+    return Report(
+        runs, summary, comparisons, metrics, grouping, counted, left_out, printable(common), tuning_table, notes
+    )
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:

@@ -70,8 +70,12 @@ def tuning_notes(table: pd.DataFrame, grouping: Grouping) -> list[str]:
     notes = []
     for task, arms in table.groupby("task", sort=False):
         if arms["trials"].nunique() > 1:
-            numbers = "; ".join(f"{label}: {trials}" for label, trials in zip(arms["label"], arms["trials"], strict=True))
-            notes.append(f"The arms were tuned with unequal numbers of trials, which favours those with more ({numbers}).")
+            numbers = "; ".join(
+                f"{label}: {trials}" for label, trials in zip(arms["label"], arms["trials"], strict=True)
+            )
+            notes.append(
+                f"The arms were tuned with unequal numbers of trials, which favours those with more ({numbers})."
+            )
         ranges: dict[str, set[str]] = {}
         for text in arms["ranges"]:
             for each in text.split(", "):

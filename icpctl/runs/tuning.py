@@ -83,9 +83,7 @@ class Tuning(BaseModel):
 
     def tuned_arms(self) -> list[TunedArm]:
         """The arms for which a trial was chosen."""
-        return [
-            TunedArm(arm.untuned, arm.tuned) for arm in self.arms.values() if arm.chosen is not None
-        ]
+        return [TunedArm(arm.untuned, arm.tuned) for arm in self.arms.values() if arm.chosen is not None]
 
 
 _PLAN: TypeAdapter[dict[str, Tuning]] = TypeAdapter(dict[str, Tuning])

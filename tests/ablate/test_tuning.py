@@ -80,10 +80,12 @@ def train(output: Path, config: RunConfig, values: Values) -> Outcome:
     val, test = values(config)
     early = config.epochs - 1
     if math.isnan(val):
-        write_run(output, config, [test] * early, [0.9] * early, "failed", epoch=early, diverged=True, error="not finite")
+        write_run(
+            output, config, [test] * early, [0.9] * early, "failed", epoch=early, diverged=True, error="not finite"
+        )
         return Outcome("failed", "not finite")
     # The best epoch is not the last one.
-    write_run(output, config, [test] * config.epochs, [*[1 - val] * early, val], epoch=config.epochs)
+    write_run(output, config, [test] * config.epochs, [*[2 - val] * early, val], epoch=config.epochs)
     return Outcome("finished")
 
 
@@ -271,7 +273,7 @@ def test_trials_that_diverge_count_and_are_not_chosen(tmp_path: Path) -> None:
 
 def test_an_arm_of_which_every_trial_diverged_is_said(tmp_path: Path) -> None:
     definition = tuned(3)
-    with pytest.raises(UserError, match="The loss was not finite in any trial of .*lr from 0.0001..0.1:log"):
+    with pytest.raises(UserError, match=r"The loss was not finite in any trial of .*lr from 0.0001..0.1:log"):
         tune(definition, tmp_path, lambda config: (math.nan if config.steps == 3 else 0.5, 0.0))
     assert len({run.config.group_id for run in final_runs(definition, tmp_path)}) == 4  # and the others are tuned
 
@@ -294,7 +296,7 @@ def test_a_trial_that_failed_for_another_reason_holds_up_its_arm_and_is_tried_ag
                 (self.output / run_id / "status.json").write_text('{"state": "failed", "error": "The disk is full"}')
                 return [(run_id, Outcome("failed", "The disk is full"))]
 
-    with pytest.raises(UserError, match="1 of the trials failed.*tries them again.*The disk is full"):
+    with pytest.raises(UserError, match=r"1 of the trials failed.*tries them again.*The disk is full"):
         tune(definition, tmp_path, full, kind=Full)
     assert len({run.config.group_id for run in final_runs(definition, tmp_path)}) == 4
     assert len(tune(definition, tmp_path).trained) == 1
@@ -314,7 +316,9 @@ def test_a_finished_trial_without_its_validation_value_is_refused(tmp_path: Path
 def test_final_runs_have_the_best_settings_of_their_own_arm_and_find_each_other(tmp_path: Path) -> None:
     definition = tuned(12, controls=True)
     # Each arm is best elsewhere.
-    tune(definition, tmp_path, lambda config: (-abs(math.log10(config.lr) + 1 + config.steps / 2 + config.epochs / 9), 0))
+    tune(
+        definition, tmp_path, lambda config: (-abs(math.log10(config.lr) + 1 + config.steps / 2 + config.epochs / 9), 0)
+    )
     runs = final_runs(definition, tmp_path)
     before = definition.runs()
     assert [(run.role, run.config.seed, run.config.epochs) for run in runs] == [
@@ -340,7 +344,9 @@ def test_a_resumed_study_is_tuned_as_it_was(tmp_path: Path) -> None:
     again = define({}, resume=tmp_path)
     assert again.studies[0].tune == definition.studies[0].tune
     assert again.studies[0].trials == 12
-    assert [run.config for run in final_runs(again, tmp_path)] == [run.config for run in final_runs(definition, tmp_path)]
+    assert [run.config for run in final_runs(again, tmp_path)] == [
+        run.config for run in final_runs(definition, tmp_path)
+    ]
     assert not Tuner(again, tmp_path).unfinished()
     for name, value in {"tune": RANGES, "trials": 5}.items():
         with pytest.raises(UserError, match=f"--{name} would change them"):
@@ -442,7 +448,7 @@ def test_a_fault_in_the_file_is_named(tmp_path: Path, old: str, new: str, said: 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": {"ranges": {}, "trials": 1, "arms": {"b": {}}}}'])
 def test_a_damaged_plan_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / PLAN_FILE).write_text(content)
-    with pytest.raises(UserError, match="tuning.json is damaged"):
+    with pytest.raises(UserError, match=r"tuning\.json is damaged"):
         Tuner(tuned(3), tmp_path)
 
 

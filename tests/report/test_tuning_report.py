@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -13,13 +14,14 @@ from rich.console import Console
 
 from icpctl.ablate.command import define
 from icpctl.ablate.study import Definition
-from icpctl.ablate.tuning import final_runs
-from icpctl.config.cost import passes
+from icpctl.ablate.tuning import Tuner, final_runs
+from icpctl.config.cost import compute_matched, passes
 from icpctl.report import build
 from icpctl.report.command import Request, write_report
 from icpctl.report.formats import render
 from icpctl.report.terminal import terminal
-from icpctl.runs.tuning import PLAN_FILE, read_tunings
+from icpctl.runs.folder import TUNING
+from icpctl.runs.tuning import PLAN_FILE, read_tunings, write_tunings
 
 SETTINGS = {"model": "resnet20", "dataset": "digits", "epochs": "4", "optimizer": "adam"}
 RANGE = ["lr=1e-4..1e-1:log,icp-lr=1e-3..1e-1:log"]
@@ -27,39 +29,34 @@ BEST = {"baseline": 0.01, "compute-matched": 0.003, "method": 0.02, "control": 0
 GAIN = {"baseline": 0.0, "compute-matched": 0.05, "method": 0.1, "control": -0.1}
 
 
-def write_tuned(output: Path, trials: int = 2, grid: tuple[str, ...] = ("steps=1",), method: str = "") -> Definition:
-    """A tuned study of three seeds, whose arms were each given `trials`, and chose the last of them."""
-    from icpctl.ablate.tuning import Tuner
-    from icpctl.runs.tuning import write_tunings
-
-    settings = {**SETTINGS, **({"method": method} if method else {})}
-    if method:
-        del settings["optimizer"]
-    definition = define(
-        settings, grid if not method else (), seeds="3", controls=not method, compute_matched=not method, tune=RANGE if not method else ["lr=1e-4..1e-1:log"], trials=trials,
-    )  # fmt: skip
+def write_tuned(output: Path, definition: Definition, best: Mapping[str, float] = BEST) -> None:
+    """A results folder of a tuned study, whose arms each chose the last of their trials: the learning rate of their role, and η 0.03."""
     output.mkdir(exist_ok=True)
-    tunings = read_tunings(output)
-    tuner = Tuner(definition, output)
+    tunings, tuner = read_tunings(output), Tuner(definition, output)
     for arm in tuner.arms:
-        best: dict[str, int | float] = {"lr": BEST[arm.plan.role]} | ({"icp_lr": 0.03} if "icp_lr" in arm.ranges else {})
-        arm.plan.trials = [best | {"lr": 0.0001 * (1 + number)} for number in range(trials - 1)] + [best]
-        arm.plan.best = trials - 1
+        chosen: dict[str, int | float] = {name: best[arm.plan.role] if name == "lr" else 0.03 for name in arm.ranges}
+        arm.plan.trials = [chosen | {"lr": 0.0001 * (1 + number)} for number in range(arm.number - 1)] + [chosen]
+        arm.plan.best = arm.number - 1
         tunings.setdefault(arm.tuning, tuner.tunings[arm.tuning]).arms[arm.config.group_id] = arm.plan
-        for number in range(trials):
+        for number in range(arm.number):
             config = arm.plan.trial(number)
-            write_run(output / "tuning", config, [0.99] * config.epochs, [0.5] * config.epochs)
+            write_run(output / TUNING, config, [0.99] * config.epochs, [0.5] * config.epochs)
     write_tunings(output, tunings)
     for run in final_runs(definition, output):
         value = 0.5 + GAIN[run.role] + run.config.seed / 100 + (run.config.seed % 2) * GAIN[run.role] / 10
         write_run(output, run.config, [0.1] * (run.config.epochs - 1) + [value], [0.2] * run.config.epochs)
-    return definition
+
+
+def tuned() -> Definition:
+    """ICP with its controls and baselines."""
+    return define(SETTINGS, ["steps=1"], seeds="3", controls=True, compute_matched=True, tune=RANGE, trials=2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("tuned")
-    write_tuned(output)
+    write_tuned(output, tuned())
+    tuned().keep(output)
     return output
 
 
@@ -68,7 +65,12 @@ def test_a_tuned_run_is_compared_with_the_tuned_baselines_and_controls(folder: P
     table = report.comparisons[report.comparisons["metric"] == "accuracy"]
     said = table[table["role"] == "method"].set_index("against")["difference"]
     assert said.to_dict() == pytest.approx(
-        {"baseline": 0.1 + 0.01 / 3, "compute-matched": 0.05 + 0.005 / 3, "ascend": 0.2 + 0.02 / 3, "random": 0.2 + 0.02 / 3}
+        {
+            "baseline": 0.1 + 0.01 / 3,
+            "compute-matched": 0.05 + 0.005 / 3,
+            "ascend": 0.2 + 0.02 / 3,
+            "random": 0.2 + 0.02 / 3,
+        }
     )
     assert set(table["against"][table["role"] == "control"]) == {"baseline", "compute-matched"}
     assert (table["seeds"] == 3).all()
@@ -83,7 +85,9 @@ def test_no_trial_is_in_any_table(folder: Path) -> None:
     report = build(folder)
     assert set(report.runs["seed"]) == {0, 1, 2}
     assert (report.summary["seeds"][report.summary["metric"] == "accuracy"] == 3).all()
-    assert report.summary["mean"][report.summary["metric"] == "accuracy"].max() < 0.9  # the trials have 0.99 on the test split
+    assert (
+        report.summary["mean"][report.summary["metric"] == "accuracy"].max() < 0.9
+    )  # the trials have 0.99 on the test split
 
 
 def test_what_was_tried_and_chosen_and_its_cost_is_said_in_every_form(folder: Path, tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ def test_what_was_tried_and_chosen_and_its_cost_is_said_in_every_form(folder: Pa
     assert table.loc["baseline", "ranges"] == "lr 0.0001..0.1:log"
     assert table.loc["method", "ranges"] == "lr 0.0001..0.1:log, icp_lr 0.001..0.1:log"
     assert table.loc["method", "chosen"] == "lr 0.02, icp_lr 0.03"
-    costs = [2 * passes(run.config) for run in final_runs(define({}, resume=kept(folder)), folder) if run.config.seed == 0]
+    costs = [2 * passes(run.config) for run in final_runs(tuned(), folder) if run.config.seed == 0]
     assert sorted(table["passes"]) == sorted(costs)
     console = Console(width=80, record=True, file=(tmp_path / "said").open("w"))
     for part in terminal(report, 80):
@@ -106,12 +110,6 @@ def test_what_was_tried_and_chosen_and_its_cost_is_said_in_every_form(folder: Pa
         assert f"Together they took {sum(costs):g} passes" in said
         assert "icp_lr 0.03" in said.replace("\\", "")
     assert json.loads(render(report, "json"))["tuning"][0]["trials"] == 2
-
-
-def kept(folder: Path) -> Path:
-    """The folder, with the definition of its study."""
-    define(SETTINGS, ["steps=1"], seeds="3", controls=True, compute_matched=True, tune=RANGE, trials=2).keep(folder)
-    return folder
 
 
 def test_a_condition_keeps_the_tuned_baselines(folder: Path) -> None:
@@ -133,7 +131,9 @@ def test_untuned_runs_and_tuned_ones_are_not_compared(folder: Path, tmp_path: Pa
     assert list(mine["against"]) == ["baseline"]
     tuned = table[(table["role"] == "method") & ~table["group_id"].isin(mine["group_id"])]
     before = build(folder).comparisons
-    assert list(tuned["difference"]) == list(before["difference"][(before["metric"] == "accuracy") & (before["role"] == "method")])
+    assert list(tuned["difference"]) == list(
+        before["difference"][(before["metric"] == "accuracy") & (before["role"] == "method")]
+    )
     (note,) = [note for note in report.notes if note.startswith("Not tuned")]
     assert "baseline" in note
 
@@ -151,31 +151,44 @@ def test_a_tuned_baseline_that_is_missing_is_not_replaced_by_an_untuned_one(fold
     assert any("Compared with no baseline" in note for note in report.notes)
 
 
-def test_rivals_are_those_that_were_tuned_alike(tmp_path: Path) -> None:
-    settings = {"model": "resnet20", "dataset": "digits", "epochs": "4"}
-    from icpctl.ablate.tuning import Tuner
-    from icpctl.runs.tuning import write_tunings
-
-    definition = define(settings, ["method=icp,mixup"], seeds="3", tune=["lr=1e-4..1e-1:log"], trials=1)
-    tuner = Tuner(definition, tmp_path)
-    for number, arm in enumerate(tuner.arms):
-        arm.plan.trials, arm.plan.best = [{"lr": 0.01 * (1 + number)}], 0
-        tuner.tunings[arm.tuning].arms[arm.config.group_id] = arm.plan
-    write_tunings(tmp_path, tuner.tunings)
+def test_without_a_tuned_baseline_of_equal_compute_there_is_none(tmp_path: Path) -> None:
+    definition = define(SETTINGS, ["steps=1"], seeds="3", tune=RANGE, trials=2)
+    write_tuned(tmp_path, definition)
     for run in final_runs(definition, tmp_path):
-        write_run(tmp_path, run.config, [0.1, 0.1, 0.1, 0.5 + run.config.lr * (1 + run.config.seed)], [0.2] * 4)
-    table = build(tmp_path).comparisons
-    table = table[table["metric"] == "accuracy"]
-    said = {(row.label.split(",")[0], row.against) for row in table.itertuples()}
-    assert said == {("AdEMAMix-ICP", "baseline"), ("AdEMAMix-ICP", "mixup"), ("mixup", "baseline")}
+        if run.role == "method":
+            matched = compute_matched(run.config)
+            write_run(tmp_path, matched, [0.1] * matched.epochs, [0.2] * matched.epochs)
+    assert "compute-matched" not in set(build(tmp_path).comparisons["against"])
+
+
+RIVALS = {"model": "resnet20", "dataset": "digits", "epochs": "4"}
+
+
+def test_rivals_are_those_that_were_tuned_alike(tmp_path: Path) -> None:
+    write_tuned(tmp_path, define(RIVALS, ["method=icp,mixup"], seeds="3", tune=["lr=1e-4..1e-1:log"], trials=1))
+    assert compared(tmp_path) == {("AdEMAMix-ICP", "baseline"), ("AdEMAMix-ICP", "mixup"), ("mixup", "baseline")}
+    # Of the learning rate that was chosen for mixup, and not tuned itself.
+    for run in define({**RIVALS, "lr": str(BEST["method"]), "steps": "3"}, seeds="3").runs():
+        write_run(tmp_path, run.config, [0.1, 0.1, 0.1, 0.3 + run.config.seed / 10], [0.2] * 4)
+    assert compared(tmp_path, steps=3) == {("AdEMAMix-ICP", "baseline")}
+
+
+def compared(folder: Path, **of: object) -> set[tuple[str, str]]:
+    """Which groups are compared with what, by the first word of their labels."""
+    table = build(folder).comparisons
+    for name, value in of.items():
+        table = table[table[name] == value]
+    return set(zip(table["label"].str.partition(",")[0], table["against"], strict=True))
 
 
 def test_unequal_trials_and_ranges_are_noted(tmp_path: Path) -> None:
-    write_tuned(tmp_path, trials=2)
-    write_tuned(tmp_path, trials=5, method="mixup")
+    write_tuned(tmp_path, tuned())
+    mixup = define({**RIVALS, "method": "mixup"}, seeds="3", tune=["lr=1e-4..1e-2:log"], trials=5)
+    write_tuned(tmp_path, mixup, {"baseline": 0.001, "method": 0.002})
     notes = " ".join(build(tmp_path).notes)
     assert "tuned with unequal numbers of trials" in notes
-    assert "mixup" in notes
+    assert "mixup, lr=0.002: 5" in notes
+    assert "Not all arms were tuned over the same range of lr." in notes
 
 
 def test_a_damaged_plan_is_noted_and_the_rest_reported(folder: Path, tmp_path: Path) -> None:
@@ -198,5 +211,7 @@ def test_where_nothing_was_tuned_nothing_is_said_of_it(tmp_path: Path) -> None:
 
 
 def test_the_figures_of_a_tuned_study_can_be_drawn(folder: Path, tmp_path: Path) -> None:
-    write_report(Request((folder,), output=tmp_path, figures=True), Console(file=(tmp_path / "said").open("w")), lambda *_: None)
+    write_report(
+        Request((folder,), output=tmp_path, figures=True), Console(file=(tmp_path / "said").open("w")), lambda *_: None
+    )
     assert list((tmp_path / "figures").glob("*.svg"))
