@@ -107,7 +107,8 @@ def tuned_references(tunings: Iterable[Iterable[TunedArm]]) -> dict[str, dict[st
     found: dict[str, dict[str, RunConfig]] = {}
     for arms in map(list, tunings):
         tuned = {arm.untuned.group_id: arm.tuned for arm in arms}
-        others, methods = (of([arm.untuned for arm in arms]) for of in (rivals, of_controls))
+        before = [arm.untuned for arm in arms]
+        others, methods = rivals(before), of_controls(before)
         for arm in arms:
             group_id = arm.untuned.group_id
             twins = references(arm.untuned) | others.get(group_id, {})

@@ -173,7 +173,7 @@ def test_the_choice_is_by_the_last_validation_value_and_never_by_the_test_split(
     table = tuning_table(tmp_path)
     for _, arm in table.groupby("arm"):
         far = (arm["lr"].map(math.log10) + 2).abs()
-        assert arm["trial"][arm["best"]].tolist() == [arm["trial"][far.idxmin()]]
+        assert arm["trial"][arm["best"]].tolist() == [arm["trial"].iloc[int(far.argmin())]]
     for run in final_runs(definition, tmp_path):
         best = table[table["best"]]
         assert run.config.lr in set(best["lr"])

@@ -59,7 +59,7 @@ def test_every_arm_is_tuned_and_its_final_runs_are_reported(undisturbed: tuple[P
     assert len(list((results / TUNING).glob("*/config.json"))) == ARMS * TRIALS
     assert len(study) == ARMS * SEEDS
     for _, arm in tuning.groupby("arm"):
-        best = arm.loc[arm["value"].idxmax()]
+        best = arm.iloc[int(arm["value"].argmax())]
         assert best["best"]
         (lr,) = study["lr"][study["role"] == best["role"]].unique()
         assert lr == best["lr"]
