@@ -62,7 +62,13 @@ def define(
     environment = os.environ.get("ICPCTL_DATA_DIR")
     found = typed_settings({"data_dir": environment} if environment else {}, "ICPCTL_DATA_DIR")  # kept for --resume
     if resume is not None:
-        options: dict[str, object] = {"--grid": grid, "--where": where, "--seeds": seeds, "--controls": controls, "--study": study}
+        options: dict[str, object] = {
+            "--grid": grid,
+            "--where": where,
+            "--seeds": seeds,
+            "--controls": controls,
+            "--study": study,
+        }
         options |= {"--compute-matched": compute_matched, "--tune": tune, "--trials": trials}
         return _complete(_resumed(resume, given, [name for name, value in options.items() if value]))
     if study is not None:

@@ -69,19 +69,21 @@ class Scheduler:
         self.to_come: Sequence[RunConfig] = ()
         """Stand-ins, of the same cost, for runs that are added later."""
         self._looked = 0.0
-        for run in planned:
-            self.add(run)
+        self.add(planned)
 
-    def add(self, planned: PlannedRun) -> RunState:
-        """Add a run to the study, which may be at work."""
-        run = RunState(planned, RunFolder(self.output, planned.config))
-        run.status = run.folder.status()
-        if run.status.get("state") == "finished":
-            run.state = "finished"
-        else:
-            self.waiting.append(run.folder.run_id)
-        self.runs[run.folder.run_id] = run
-        return run
+    def add(self, planned: Sequence[PlannedRun]) -> None:
+        """Take in the runs that are not there yet, in their order; the study may be at work."""
+        for each in planned:
+            run_id = each.config.run_id
+            if run_id in self.runs:
+                continue
+            run = RunState(each, RunFolder(self.output, each.config))
+            run.status = run.folder.status()
+            self.runs[run_id] = run
+            if run.folder.is_finished():
+                run.state = "finished"
+            else:
+                self.waiting.append(run_id)
 
     def unfinished(self) -> list[RunState]:
         """The runs that are not finished."""

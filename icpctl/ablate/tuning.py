@@ -165,7 +165,7 @@ class Tuner:
                     if value is not None:
                         self._values[run_id] = value
                     elif run is None:
-                        scheduler.add(PlannedRun(config, "trial"))
+                        scheduler.add([PlannedRun(config, "trial")])
             if run_id in self._values:
                 values.append(self._values[run_id])
         return values if len(values) == len(arm.configs) else None
