@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 from drawing import Picture
-from icpctl.report.statistics import ALPHA, compare, holm
+
+from icpctl.statistics import ALPHA
+from icpctl.statistics.paired import compare, holm
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "benchmarks" / "results" / "digits-20-seeds.csv"

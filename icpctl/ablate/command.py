@@ -19,9 +19,12 @@ from rich.text import Text
 
 from icpctl.ablate import deciding
 from icpctl.ablate.claim import holder
+from icpctl.ablate.ranges import EXAMPLE as RANGE
+from icpctl.ablate.ranges import parse_tune
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.ablate.study import STUDY_FILE, Definition, Execution, Plan, PlannedRun, Study, parse_seeds
+from icpctl.ablate.study import STUDY_FILE, TRIALS, Definition, Execution, Plan, PlannedRun, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
+from icpctl.ablate.tuning import Tuner, import_optuna, tuning_text, write_tuning_table
 from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
@@ -29,9 +32,13 @@ from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
+from icpctl.runs.folder import TUNING
 from icpctl.statistics import LEAST_SEEDS
 from icpctl.text import value_text
 
+NOTHING_TO_TUNE = (
+    f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
+)
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
 
@@ -46,6 +53,8 @@ def define(
     study: Path | None = None,
     resume: Path | None = None,
     plan: Mapping[str, object] | None = None,
+    tune: Sequence[str] = (),
+    trials: int | None = None,
 ) -> Definition:
     """The definition that the options of the command line give, or a file with what they change in it.
 
@@ -65,7 +74,7 @@ def define(
             "--controls": controls,
             "--study": study,
         }
-        options["--compute-matched"] = compute_matched
+        options |= {"--compute-matched": compute_matched, "--tune": tune, "--trials": trials}
         options |= {option(name): value for name, value in (plan or {}).items()}
         return _complete(_resumed(resume, given, [name for name, value in options.items() if value]))
     if study is not None:
@@ -82,12 +91,18 @@ def define(
         changes: dict[str, Any] = {"seeds": parse_seeds(seeds or "1", first)} if seeds or first is not None else {}
         changes |= {"controls": True} if controls else {}
         changes |= {"compute_matched": True} if compute_matched else {}
+        changes |= {"tune": parse_tune(tune)} if tune else {}
+        changes |= {"trials": trials} if trials else {}
+        if trials and not (tune or all(each.tune for each in definition.studies)):
+            raise UserError(NOTHING_TO_TUNE.format(trials))
         studies = [
             replace(each, settings={**found, **each.settings, **given}, where=[*each.where, *where], **changes)
             for each in definition.studies
         ]
         return _with_plan(_complete(replace(definition, studies=studies)), plan or {})
-    if not (grid or seeds or controls or compute_matched or (plan or {}).get("until_decided")):
+    if trials and not tune:
+        raise UserError(NOTHING_TO_TUNE.format(trials))
+    if not (grid or seeds or controls or compute_matched or tune or (plan or {}).get("until_decided")):
         raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
     values = parse_grid(grid)
     # The two arguments have to be given before others; so a grid may vary what they set.
@@ -99,7 +114,16 @@ def define(
     first = given.pop("seed", None)
     given = {**found, **given}
     usual = str(LEAST_SEEDS) if (plan or {}).get("until_decided") else "1"
-    study_given = Study(given, values, tuple(where), parse_seeds(seeds or usual, first), controls, compute_matched)
+    study_given = Study(
+        given,
+        values,
+        tuple(where),
+        parse_seeds(seeds or usual, first),
+        controls,
+        compute_matched,
+        parse_tune(tune),
+        trials or TRIALS,
+    )
     return _with_plan(_complete(Definition([study_given])), plan or {})
 
 
@@ -196,6 +220,7 @@ def execute(
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
     definition = deciding.plan(definition, output)
+    _tune(definition, output, console, should_stop)
     scheduler = Scheduler(deciding.planned_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
     _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
@@ -240,6 +265,53 @@ def execute(
     return {run_id: run.error if run.state == "failed" else None for run_id, run in scheduler.runs.items()}
 
 
+def _tune(definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]) -> None:
+    """Train the trials that are left of a study's tuning, choose each arm's best one, and write tuning.csv.
+
+    Raises:
+        UserError: as `execute`; an arm for which no trial could be chosen.
+        Stopped: as asked by `should_stop`; what was at work is saved.
+    """
+    tuner = Tuner(definition, output)
+    if not tuner.unfinished():
+        return
+    import_optuna()
+    known = Scheduler(tuner.trials(), output / TUNING)
+    _check_data(known, lambda summary: console.print(summary, soft_wrap=True))
+    fingerprints = {data_source(run.planned.config): run.fingerprint for run in known.runs.values()}
+    console.print(tuning_text(tuner), soft_wrap=not console.is_terminal)
+
+    from icpctl.ablate import executors
+    from icpctl.ablate.progress import Progress
+
+    scheduler = Scheduler([], output / TUNING)
+    executor = executors.build(definition.execution, [run.config for run in tuner.trials()])
+    try:
+        definition.keep(output)
+        with Progress(console) as progress:
+
+            def advance() -> None:
+                tuner.advance(scheduler, lambda text: console.print(text, soft_wrap=not console.is_terminal))
+                for run in scheduler.runs.values():
+                    run.fingerprint = fingerprints[data_source(run.planned.config)]
+
+            def look(scheduler: Scheduler, changed: RunState | None) -> None:
+                if changed is None:
+                    advance()
+                progress(scheduler, changed)
+
+            advance()
+            while scheduler.waiting:
+                scheduler.run(executor, definition.execution.retries, look, should_stop, definition.execution.stack)
+                advance()
+    finally:
+        executor.close()
+        scheduler.let_go()
+        with suppress(UserError, OSError):  # what ended the tuning matters more
+            write_tuning_table(output)
+    tuner.check(scheduler)
+
+
 def _warn_of_other_code(scheduler: Scheduler, console: Console) -> None:
     """Say that a user's own model is not what runs of the study were trained with."""
     from icpctl.models import own
@@ -261,15 +333,20 @@ def _note_threads(table: pd.DataFrame, console: Console) -> None:
 
 
 def dry_run(definition: Definition, output: Path, console: Console) -> None:
-    """Print every run, its state, its role and its passes; and how long the rest will take.
+    """Print every run, its state, its role and its passes, and the arms that are to be tuned; and how long the rest will take.
 
     Raises:
         UserError: as `execute`, before the first run.
     """
     definition = deciding.plan(definition, output)
-    planned = deciding.planned_runs(definition, output)
-    scheduler = Scheduler(planned, output)
-    _check_data(scheduler)
+    tuner = Tuner(definition, output)
+    trials = Scheduler(tuner.trials(), output / TUNING)
+    later = Scheduler(tuner.final_runs_to_come(), output / TUNING)  # where no final run is
+    scheduler = Scheduler(deciding.planned_runs(definition, output), output)
+    for each in (trials, later, scheduler):
+        _check_data(each)
+    _print_tuning(tuner, console)
+    planned = [run.planned for each in (scheduler, later) for run in each.runs.values()]
     varied = _varied(planned)
     console.print("state     role            passes  run")
     for run in scheduler.runs.values():
@@ -283,15 +360,34 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         if len(line + settings) > console.width:
             line += "\n" + 34 * " "
         console.out(line + settings)
+    for run in later.runs.values():
+        name = f"{run.folder.run_id.rpartition('-')[0]}-…, as tuned"
+        console.out(f"waiting   {run.planned.role:<15} {passes(run.planned.config):>6g}  {name}")
     roles = Counter(run.role for run in planned)
-    unfinished = scheduler.unfinished()
+    unfinished = scheduler.unfinished() + later.unfinished()
     console.print(
         f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
+    left = {run.config.run_id for run in tuner.left()}
+    unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
         console.print(_estimate(definition.execution, unfinished), soft_wrap=not console.is_terminal)
+
+
+def _print_tuning(tuner: Tuner, console: Console) -> None:
+    """Print the arms that are to be tuned, with their trials and what these cost."""
+    if not tuner.unfinished():
+        return
+    left = {run.config.run_id for run in tuner.left()}
+    console.print("tuned     role            passes  arm")
+    for arm in tuner.unfinished():
+        done = sum(config.run_id not in left for config in arm.configs)
+        line = f"{f'{done}/{arm.number}':<9} {arm.plan.role:<15} {arm.number * passes(arm.config):>6g}  {arm.plan.name}"
+        ranges = "".join(f" {name}={each}" for name, each in arm.ranges.items())
+        console.out(line + ("\n" + 34 * " " if len(line + ranges) > console.width else "") + ranges)
+    console.print(f"{tuning_text(tuner)}\n", soft_wrap=not console.is_terminal)
 
 
 def _rough(seconds: float) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from icpctl.ablate.study import Definition, PlannedRun
+from icpctl.ablate.tuning import final_runs
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
 from icpctl.files import read_json
 from icpctl.runs.claims import Pair, PlannedClaim, ended_values, find_pair, seeds_to_run
 from icpctl.runs.folder import read_record, run_folders
+from icpctl.runs.references import tuned_references
 from icpctl.runs.table import runs_table
+from icpctl.runs.tuning import read_tunings
 from icpctl.statistics import LEAST_SEEDS
 
 
@@ -58,8 +62,8 @@ def planned_runs(definition: Definition, output: Path) -> list[PlannedRun]:
     Raises:
         UserError: as `Definition.runs`.
     """
-    runs = {run.config.run_id: run for run in definition.runs()}
-    pairs = _pairs(definition, runs.values()) if definition.until_decided else []
+    runs = {run.config.run_id: run for run in final_runs(definition, output)}
+    pairs = _pairs(definition, runs.values(), output) if definition.until_decided else []
     if not pairs:
         return [*runs.values()]
     roles = {run.config.group_id: run.role for run in runs.values()}
@@ -71,10 +75,18 @@ def planned_runs(definition: Definition, output: Path) -> list[PlannedRun]:
     return [*runs.values()]
 
 
-def _pairs(definition: Definition, runs: Iterable[PlannedRun]) -> list[tuple[PlannedClaim, Pair]]:
-    """The claims that have a plan, with the groups that they are about."""
+def _pairs(definition: Definition, runs: Iterable[PlannedRun], output: Path) -> list[tuple[PlannedClaim, Pair]]:
+    """The claims that have a plan, with the groups that they are about. Where these are still to be tuned, there are none yet."""
     configs = [run.config for run in runs]
-    return [(claim, find_pair(claim, configs)) for claim in definition.claims if claim.written]
+    is_tuned = any(study.tune for study in definition.studies)
+    tunings = read_tunings(output).values() if is_tuned else ()
+    tuned = tuned_references(tuning.tuned_arms() for tuning in tunings)
+    found = []
+    for claim in definition.claims:
+        with suppress(UserError) if is_tuned else nullcontext():
+            if claim.written:
+                found.append((claim, find_pair(claim, configs, tuned)))
+    return found
 
 
 def _seeds_of(pair: Pair, planned: Sequence[PlannedRun]) -> tuple[int, ...]:

@@ -55,7 +55,8 @@ class Progress:
         words["elsewhere"] = "in the hands of another process"
         state = words.get(run.state, run.state)
         colour = {"failed": "red", "finished": "green"}.get(run.state, "")
-        line = Text.assemble(f"{ended}/{len(study.runs)} {run.folder.run_id}: ", (state, colour))
+        number = len(study.runs) + len(study.to_come)
+        line = Text.assemble(f"{ended}/{number} {run.folder.run_id}: ", (state, colour))
         if run.state == "elsewhere" and (claim := read_claim(run.folder.path)):
             line.append(
                 f" (process {claim.get('pid', 'unknown')} on {claim.get('host', 'an unknown host')}, which is waited for as long "
@@ -70,11 +71,17 @@ class Progress:
         if self._passes_before is None:
             self._passes_before = done
         total = sum(passes(run.planned.config) for run in study.runs.values() if run.state != "failed")
+        total += sum(map(passes, study.to_come))
         elapsed = time.monotonic() - self._started
         rate = (done - self._passes_before) / elapsed
         left = f"{duration((total - done) / rate)} left" if rate > 0 else "time left unknown yet"
         parts = [f"{counts[state]} {state}" for state in ("running", "elsewhere") if counts[state]]
-        parts += [f"{counts['finished']} done", f"{counts['failed']} failed", f"{counts['waiting']} waiting", left]
+        parts += [
+            f"{counts['finished']} done",
+            f"{counts['failed']} failed",
+            f"{counts['waiting'] + len(study.to_come)} waiting",
+            left,
+        ]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("running", overflow="fold")
         table.add_column("epoch", justify="right")

@@ -14,6 +14,7 @@ from icpctl.ablate.claim import Claim, holder, read_claim
 from icpctl.ablate.executors import Executor
 from icpctl.ablate.study import PlannedRun
 from icpctl.ablate.worker import Job, Outcome, record_failure
+from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.errors import UserError
 from icpctl.runs.folder import RunFolder
@@ -65,11 +66,13 @@ class Scheduler:
         self.output = output
         self.runs: dict[str, RunState] = {}
         self.waiting: deque[str] = deque()
+        self.to_come: Sequence[RunConfig] = ()
+        """Stand-ins, of the same cost, for runs that are added later."""
         self._looked = 0.0
-        self._add(planned)
+        self.add(planned)
 
-    def _add(self, planned: Sequence[PlannedRun]) -> None:
-        """Take in the runs that are not there yet, in their order; they have the data of those of their group."""
+    def add(self, planned: Sequence[PlannedRun]) -> None:
+        """Take in the runs that are not there yet, in their order, the study at work or not; they have the data of their group."""
         fingerprints = {run.planned.config.group_id: run.fingerprint for run in self.runs.values()}
         for each in planned:
             run_id = each.config.run_id
@@ -171,7 +174,7 @@ class Scheduler:
     def _goes_on(self, more: Callable[[], Sequence[PlannedRun]]) -> bool:
         """Whether a run has not ended, of those there are or of those that the results call for."""
         if not (self.waiting or self._any("running", "elsewhere")):
-            self._add(more())
+            self.add(more())
         return bool(self.waiting) or self._any("running", "elsewhere")
 
     def _any(self, *states: State) -> bool:

@@ -1,4 +1,4 @@
-"""A study: the runs that a grid of settings means, with their baselines and controls, over seeds."""
+"""A study: the runs that a grid of settings means, with their baselines and controls, over seeds; and what of them is tuned."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from icpctl.ablate.ranges import EXAMPLE, Range, ranges_of, texts_of
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
 from icpctl.config.catalogue import METHODS, PLAIN
 from icpctl.config.cost import compute_matched
@@ -29,7 +30,10 @@ DEFAULT_MAX_SEEDS = 40
 LARGEST = 100_000
 """Combinations that a study may have; more are a slip of the pen."""
 
-Role = Literal["baseline", "method", "control", "compute-matched"]
+TRIALS, MOST_TRIALS = 20, 1000
+"""Trials of each arm where tuning does not say how many; and how many these may be."""
+
+Role = Literal["baseline", "method", "control", "compute-matched", "trial"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class PlannedRun:
     """A run of a study, and what it is there for.
 
     The roles: `method`, a combination of the grid; `baseline`, the plain training beside it, as long in epochs;
-    `compute-matched`, plain training of as many passes; `control`, a perturbation that is not constructive.
+    `compute-matched`, plain training of as many passes; `control`, a perturbation that is not constructive. The runs of
+    tuning are a `trial` each.
     """
 
     config: RunConfig
@@ -58,6 +63,10 @@ class _StudyTable(BaseModel):
     seeds: int | str | list[Any] = Field(1, description="a number, a text or a list")
     controls: bool = Field(False, description="true or false")
     compute_matched: bool = Field(False, description="true or false")
+    tune: dict[str, str] = Field({}, description=f"a table of ranges, such as {EXAMPLE.replace('=', ' = ')}")
+    trials: int = Field(
+        TRIALS, ge=1, le=MOST_TRIALS, description=f"a number from 1 to {MOST_TRIALS:,}, with ranges under [tune]"
+    )
 
     @classmethod
     def read(cls, table: Mapping[str, Any], where: str) -> Self:
@@ -101,10 +110,14 @@ class Study:
     """Whether each run of a method has its controls, as `icpctl.config.catalogue` says."""
     compute_matched: bool = False
     """Whether each run of the method has a baseline with as many passes of the network."""
+    tune: Mapping[str, Range] = field(default_factory=dict)
+    """The settings that are tuned, each arm by itself: see `icpctl.ablate.tuning`. `runs` are then those before their tuning."""
+    trials: int = TRIALS
+    """Of each arm."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> Self:
-        """A study as a TOML file gives it: the tables `settings` and `grid`; `where`, `seeds`, `controls`, `compute-matched`.
+        """A study as a TOML file gives it: the tables `settings` and `grid`; `where`, `seeds`, `controls`, `compute-matched`; `tune` and `trials`.
 
         Raises:
             UserError: a fault in it, with the place.
@@ -120,8 +133,10 @@ class Study:
         if "seed" in grid and "seeds" in given.model_fields_set:
             raise UserError(f"{where}: seeds and seed under [grid] both say which seeds to run. Give one of them.")
         settings = typed_settings(given.settings, f"{where}, [settings]")
-        if not given.model_fields_set & {"grid", "seeds", "controls", "compute_matched"}:
+        if not given.model_fields_set & {"grid", "seeds", "controls", "compute_matched", "tune"}:
             raise UserError(f"{where}: there is nothing to vary. Give values under [grid], or seeds.")
+        if "trials" in given.model_fields_set and not given.tune:
+            raise UserError(f"{where}: trials is given, and no range to choose from. Give ranges under [tune].")
         return cls(
             settings,
             grid,
@@ -129,6 +144,8 @@ class Study:
             parse_seeds(given.seeds, settings.pop("seed", None), f"{where}, seeds"),
             given.controls,
             given.compute_matched,
+            ranges_of(given.tune.items(), f"{where}, [tune]"),
+            given.trials,
         )
 
     def to_table(self) -> dict[str, Any]:
@@ -137,6 +154,7 @@ class Study:
         table |= {"where": list(self.where)} if self.where else {}
         table |= {"controls": True} if self.controls else {}
         table |= {"compute-matched": True} if self.compute_matched else {}
+        table |= {"trials": self.trials, "tune": texts_of(self.tune)} if self.tune else {}
         explicit = _without(self.grid, {name: choices(name)[0] for name in earlier_settings()})
         settings = {name: _plain(v) for name, v in {**explicit, **self.settings}.items() if v is not None}
         return table | {"settings": settings, "grid": {name: list(values) for name, values in self.grid.items()}}
@@ -148,6 +166,10 @@ class Study:
                     f"{name} is set to {self.settings[name]} for all runs ({option(name)}), and varied by the grid. "
                     "Leave out one of them."
                 )
+        for name in self.tune:
+            if name in self.settings or name in self.grid:
+                how = f"set to {self.settings[name]} for all runs" if name in self.settings else "varied by the grid"
+                raise UserError(f"{name} is tuned, and {how}. Leave out one of them.")
         if (count := math.prod(map(len, self.grid.values())) * len(self.seeds)) > LARGEST:
             raise UserError(
                 f"The grid has {count:,} combinations, and may have {LARGEST:,}. Vary fewer things at once."

@@ -14,8 +14,9 @@ from icpctl.config import RunConfig, declaration
 from icpctl.errors import UserError
 from icpctl.files import write_atomic
 from icpctl.runs.folder import read_record
-from icpctl.runs.references import METHOD_RUN, of_controls, references
+from icpctl.runs.references import METHOD_RUN, TunedArm, of_controls, references, tuned_references
 from icpctl.runs.table import METHOD, runs_table
+from icpctl.runs.tuning import read_tunings
 from icpctl.text import csv_text
 
 STUDY_TABLE = "study.csv"
@@ -23,7 +24,9 @@ COMPARED = {"baseline_run": "baseline", "matched_run": "compute-matched", "metho
 """The columns that name what a run is compared with, by the keys of `icpctl.runs.references.references`."""
 
 
-def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
+def study_table(
+    planned: Sequence[PlannedRun], output: Path, tunings: Sequence[Sequence[TunedArm]] = ()
+) -> pd.DataFrame:
     """One row a run of a study, in its order, those that have not begun included.
 
     Columns: run_id; role; state (waiting, running, finished, failed or interrupted); error; passes of a training image
@@ -33,7 +36,7 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
     means nothing), epochs_recorded, last_epoch, best_epoch, and the metrics of the test split.
     """
     records = [read_record(output / run.config.run_id, run.config)[0] for run in planned]
-    table = runs_table(records)
+    table = runs_table(records, tunings)
     table["state"] = table["state"].replace("unknown", "waiting")
     table["role"] = [run.role for run in planned]
     table["error"] = [str(record.status.get("error", "")) for record in records]
@@ -42,11 +45,18 @@ def study_table(planned: Sequence[PlannedRun], output: Path) -> pd.DataFrame:
         table[fact] = ["+".join(filter(None, values)) for values in starts]
     # A run that was trained on other data is not what a run is compared with.
     data = {record.config.run_id: record.fingerprint for record in records}
+    tuned = tuned_references(tunings)
     methods = of_controls({run.config.group_id: run.config for run in planned}.values())
-    compared = [{kind: twin.run_id for kind, twin in references(run.config).items()} for run in planned]
-    for run, twins in zip(planned, compared, strict=True):
-        if (method := methods.get(run.config.group_id)) is not None:
-            twins[METHOD_RUN] = method.altered(seed=run.config.seed).run_id
+    compared: list[dict[str, str]] = []
+    for run in planned:
+        of = tuned.get(run.config.group_id)
+        if of is None:
+            method = methods.get(run.config.group_id)
+            of = references(run.config) | ({METHOD_RUN: method} if method else {})
+        twins = {
+            kind: twin.altered(seed=run.config.seed).run_id for kind, twin in of.items() if kind in COMPARED.values()
+        }
+        compared.append(twins)
         if "baseline" in twins:  # which a method that costs no more is matched by
             twins.setdefault("compute-matched", twins["baseline"])
     for name, kind in COMPARED.items():
@@ -82,6 +92,7 @@ def write_study_table(output: Path) -> pd.DataFrame:
                 f"{output / STUDY_FILE} is gone, as if the results folder had been removed while the study was at work. The same "
                 "command begins anew."
             )
-        table = study_table(planned_runs(definition, output), output)
+        tunings = [tuning.tuned_arms() for tuning in read_tunings(output).values()]
+        table = study_table(planned_runs(definition, output), output, tunings)
         write_atomic(file, csv_text(table).encode())
     return table

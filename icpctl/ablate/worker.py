@@ -27,7 +27,7 @@ from icpctl.config import RunConfig
 from icpctl.errors import UserError
 from icpctl.files import not_writable
 from icpctl.runs.fingerprints import OtherDataError
-from icpctl.runs.folder import RunFolder
+from icpctl.runs.folder import TUNING, RunFolder
 from icpctl.terminal import Terminal
 from icpctl.training.display import ConsoleDisplay, Metrics
 
@@ -100,7 +100,7 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
     sys.argv = list(job.command)
     configs = [RunConfig.model_validate(config) for config in job.runs.values()]
     output = Path(job.output)
-    if not (output / STUDY_FILE).exists():
+    if not ((output.parent if output.name == TUNING else output) / STUDY_FILE).exists():
         return dict.fromkeys(
             job.runs,
             _refused(

@@ -311,6 +311,20 @@ def ablate(
         int | None,
         typer.Option(help="With --until-decided: no more seeds than this.", show_default="40", rich_help_panel="Plan"),
     ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=RANGE,…",
+            help="Tune these settings of each arm by itself: lr=1e-4..1e-1:log,icp-lr=1e-3..1e-1:log. Trials are chosen on the validation split.",
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Trials of each arm that --tune tries.", show_default="20", min=1, max=1000, rich_help_panel="Study"
+        ),
+    ] = None,
     study: Annotated[
         Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
     ] = None,
@@ -377,7 +391,7 @@ def ablate(
     folder = resume or output or Path("results")
     plan = {"claims": claim, "margin": margin, "until_decided": until_decided, "max_seeds": max_seeds}
     definition = command.define(
-        settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, plan
+        settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, plan, tune or [], trials
     )
     options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
     options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}

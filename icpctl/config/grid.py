@@ -21,8 +21,9 @@ EXAMPLE = "--grid steps=1,3,5"
 LONGEST = 10_000
 """Values that a range may have; more are a slip of the pen."""
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(lin|log)(\d+))?", re.ASCII)
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+"""A number at the end of a range."""
+_RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(?::(lin|log)(\d+))?", re.ASCII)
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:

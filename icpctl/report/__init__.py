@@ -21,12 +21,14 @@ from icpctl.config import SELECTION
 from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
+from icpctl.report import tuning
 from icpctl.report.groups import Grouping, check_settings, group
 from icpctl.report.images import Predictions, with_images
 from icpctl.report.selection import select
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
 from icpctl.runs.measures import MEASURES, measure_of
+from icpctl.runs.references import TunedArm, tuned_references
 from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.terminal import printable
 from icpctl.text import csv_text
@@ -60,6 +62,8 @@ class Report:
     """What the planned claims of the results folders come to."""
     common: str
     """Sentences: the settings that the tables do not show, for they are the same in all rows; what pools others."""
+    tuning: pd.DataFrame
+    """One row an arm that was tuned, as `tuning.tuning_table` makes it; empty where none was."""
     notes: list[str]
     """Sentences: what is damaged, what is left out, what cannot be compared."""
 
@@ -123,13 +127,15 @@ def build(
             "Leave it out."
         )
     every = records
+    tuned = tuning.read(folders, notes)
+    tunings = [each.tuned_arms() for _, each in tuned]
     if where:
-        kept = select({run_id: record.config for run_id, record in records.items()}, where)
+        kept = select({run_id: record.config for run_id, record in records.items()}, where, tunings)
         records = {run_id: record for run_id, record in records.items() if run_id in kept}
 
     notes += remarks.of_runs(records.values())
     notes += remarks.of_code(records.values())
-    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id))
+    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id), tunings)
     diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
     whole, failed = remarks.outcomes(runs, diverged, notes)
     complete = runs[whole]
@@ -146,12 +152,13 @@ def build(
     configs = {
         group_id: records[run_id].config for run_id, group_id in zip(ended["run_id"], ended["group_id"], strict=True)
     }
-    grouping = group(configs, by)
+    grouping = group(configs, by, tunings)
+    tuning_table = tuning.tuning_table(tuned, configs, grouping)
 
     from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
 
     predictions = Predictions(every)
-    claims = _weighed([*planned.values()], every, predictions)
+    claims = _weighed([*planned.values()], every, predictions, tunings)
     verdicts = {
         (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
         for each, sentence in claims.sentences()
@@ -165,10 +172,13 @@ def build(
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(complete, metrics)
     notes += remarks.unpaired(ended, grouping)
+    notes += tuning.tuning_notes(tuning_table, grouping)
     common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
     left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
     notes = [printable(note) for note in notes]
-    return Report(runs, summary, comparisons, metrics, grouping, counted, left_out, claims, printable(common), notes)
+    return Report(
+        runs, summary, comparisons, metrics, grouping, counted, left_out, claims, printable(common), tuning_table, notes
+    )
 
 
 def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
@@ -181,7 +191,12 @@ def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
     return definition.claims if definition else ()
 
 
-def _weighed(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], predictions: Predictions) -> Claims:
+def _weighed(
+    claims: Sequence[PlannedClaim],
+    records: Mapping[str, RunRecord],
+    predictions: Predictions,
+    tunings: Sequence[Sequence[TunedArm]],
+) -> Claims:
     """The claims with what all runs say about them, whatever the rest of the report is about."""
     from icpctl.report.claims import Claims, claims_table  # they need scipy, which takes a second
 
@@ -190,7 +205,7 @@ def _weighed(claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], p
     runs = runs_table([*records.values()])
     diverged = runs["run_id"].isin([run_id for run_id, record in records.items() if has_diverged(record)])
     runs["state"] = runs["state"].mask(diverged, "failed")
-    return claims_table(claims, records, runs, predictions)
+    return claims_table(claims, records, runs, predictions, tuned_references(tunings))
 
 
 def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from icpctl.errors import UserError, first_names
 from icpctl.report.groups import Grouping, group
 from icpctl.report.images import WIDENED, Predictions, widened
-from icpctl.runs.claims import Evidence, Pair, PlannedClaim, ended_values, find_pair, weigh
+from icpctl.runs.claims import Evidence, Pair, PlannedClaim, Tuned, ended_values, find_pair, weigh
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.measures import EFFECT, Measure, images_text, measure_of, p_text
 from icpctl.runs.references import AGAINST
@@ -74,7 +74,11 @@ class Claims:
 
 
 def claims_table(
-    claims: Sequence[PlannedClaim], records: Mapping[str, RunRecord], runs: pd.DataFrame, predictions: Predictions
+    claims: Sequence[PlannedClaim],
+    records: Mapping[str, RunRecord],
+    runs: pd.DataFrame,
+    predictions: Predictions,
+    tuned: Tuned,
 ) -> Claims:
     """The claims, weighed as one family.
 
@@ -92,13 +96,14 @@ def claims_table(
         records: all runs, by their ids.
         runs: the same, as `icpctl.runs.table.runs_table` makes them, with runs that diverged as failed.
         predictions: of the runs.
+        tuned: what tuned runs are compared with.
     """
     configs = {record.config.group_id: record.config for record in records.values()}
     pairs: list[tuple[PlannedClaim, Pair]] = []
     waiting: dict[str, str] = {}
     for claim in claims:
         try:
-            pair = find_pair(claim, configs.values())
+            pair = find_pair(claim, configs.values(), tuned)
             _refuse_other_data(claim, pair, records)
             pairs.append((claim, pair))
         except UserError as error:  # its runs have not begun, or it never fitted

@@ -7,7 +7,7 @@ from typing import Literal, assert_never
 
 from icpctl.report import Report
 from icpctl.report.latex import latex
-from icpctl.report.markdown import escaped, markdown, markdown_claims
+from icpctl.report.markdown import escaped, markdown, markdown_claims, tuning_markdown
 from icpctl.text import csv_text
 
 Format = Literal["csv", "markdown", "latex", "json"]
@@ -22,6 +22,8 @@ def render(report: Report, format: Format) -> str:
             return _json(report)
         case "markdown":
             parts = [*markdown_claims(report), *(part for task in report.metrics for part in markdown(report, task))]
+            if len(report.tuning):
+                parts += [tuning_markdown(report)]
             notes = "".join(f"- {escaped(note)}\n" for note in report.notes)
             return "\n".join([*parts, escaped(report.common), "", *(["Notes:", "", notes] if notes else [])])
         case "latex":
@@ -33,6 +35,7 @@ def render(report: Report, format: Format) -> str:
 def _json(report: Report) -> str:
     tables = {"runs": report.runs, "summary": report.summary, "comparisons": report.comparisons}
     tables |= {"claims": report.claims.table} if report.claims else {}
+    tables |= {"tuning": report.tuning} if len(report.tuning) else {}
     content = {"metrics": dict(report.metrics), "settings": report.common, "notes": report.notes}
     content |= {
         name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()

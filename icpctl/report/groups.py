@@ -13,7 +13,7 @@ import pandas as pd
 from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
 from icpctl.errors import UserError, unknown
-from icpctl.runs.references import AGAINST, METHOD_RUN, of_controls, references, rivals
+from icpctl.runs.references import AGAINST, METHOD_RUN, TunedArm, of_controls, references, rivals, tuned_references
 from icpctl.runs.table import METHOD, of_version
 from icpctl.text import value_text
 
@@ -45,31 +45,40 @@ class Grouping:
         return [kind for kind in AGAINST if kind in there]
 
 
-def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
+def group(
+    configs: Mapping[str, RunConfig], by: Sequence[str] = (), tunings: Sequence[Sequence[TunedArm]] = ()
+) -> Grouping:
     """Groups of configurations that differ in their seed alone; or, with `by`, in nothing that is named there.
 
     Args:
         configs: a configuration of any seed, by its group_id in the table of runs.
         by: the settings that tell the rows apart; the others are pooled. Task, model, data set and its version, role and
             control and method are always apart, and the compute-matched baselines by their epochs.
+        tunings: of which some of them come, as `tuned_references` takes them.
     """
     versions = {
         group_id: group_id.removeprefix(config.group_id).removeprefix("-") for group_id, config in configs.items()
     }
-    others = {
-        version: rivals(config for group_id, config in configs.items() if versions[group_id] == version)
+    tuned = tuned_references(tunings)
+    alike = {
+        version: [c for g, c in configs.items() if versions[g] == version and c.group_id not in tuned]
         for version in set(versions.values())
     }
+    others = {version: rivals(there) for version, there in alike.items()}
+
+    def compared_with(config: RunConfig, version: str) -> Mapping[str, RunConfig]:
+        of_tuned = tuned.get(config.group_id)
+        return references(config) | others[version].get(config.group_id, {}) if of_tuned is None else of_tuned
+
     twins = {
         group_id: {
             kind: twin_id
-            for kind, twin in (references(config) | others[versions[group_id]].get(config.group_id, {})).items()
+            for kind, twin in compared_with(config, versions[group_id]).items()
             if (twin_id := of_version(twin.group_id, versions[group_id])) in configs
         }
         for group_id, config in configs.items()
     }
-    for version in set(versions.values()):
-        there = [config for group_id, config in configs.items() if versions[group_id] == version]
+    for version, there in alike.items():
         for control, config in of_controls(there).items():
             if (control_id := of_version(control, version)) in twins:
                 twins[control_id][METHOD_RUN] = of_version(config.group_id, version)
@@ -81,7 +90,9 @@ def group(configs: Mapping[str, RunConfig], by: Sequence[str] = ()) -> Grouping:
     rows: dict[str, dict[str, Any]] = {}
     members: dict[str, list[RunConfig]] = {}
     member: dict[str, str] = {}
-    for group_id in _ordered(configs, versions, twins, roles, apart):
+    before = {arm.tuned.group_id: arm.untuned for arms in tunings for arm in arms}
+    ranked = {group_id: before.get(config.group_id, config) for group_id, config in configs.items()}
+    for group_id in _ordered(ranked, versions, twins, roles, apart):
         config, role = configs[group_id], roles[group_id]
         shown = [name for name in apart if config.uses(name)]
         if by and "epochs" not in by and role != "compute-matched":
@@ -131,7 +142,9 @@ def _ordered(
     roles: Mapping[str, str],
     apart: Sequence[str],
 ) -> list[str]:
-    """The groups in the order of the tables, one version of the data after the other: each baseline, those of equal compute, the methods with their controls."""
+    """The groups in the order of the tables, one version of the data after the other: each baseline, those of equal compute, the methods
+    with their controls. What was tuned has its place by the settings before that.
+    """
     first = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
     plain = [name for name in apart if name not in METHOD | {"method", "optimizer"}]
     names = ["variant", *(name for name in apart if name in METHOD and name != "direction"), "direction"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from icpctl.report import Report
+from icpctl.report import Report, tuning
 from icpctl.report.cells import (
     MOST_ROWS,
     at_best_epoch,
@@ -56,6 +56,13 @@ def markdown(report: Report, task: str) -> Iterator[str]:
         if len(changed := at_best_epoch(report, task)):
             yield "At the best epoch these say something else:\n"
             yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(changed, MOST_ROWS))
+
+
+def tuning_markdown(report: Report) -> str:
+    """What was tuned: a table, and what it is."""
+    people = report.tuning[["label", "trials", "ranges", "chosen", "passes"]].rename(columns={"label": "group"})
+    people = people.assign(trials=people["trials"].astype(str), passes=people["passes"].map("{:g}".format))
+    return f"{_pipe_table(people, ['trials', 'passes'])}\n\n{tuning.explanation(report.tuning)}\n"
 
 
 def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:

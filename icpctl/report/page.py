@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from icpctl.report import Report
+from icpctl.report import Report, tuning
 from icpctl.report.cells import (
     Columns,
     at_best_epoch,
@@ -85,10 +85,24 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         claims_lead=claims_lead(report) if report.claims else "",
         common=report.common,
         tasks=[_task(report, task) for task in report.metrics],
+        tuning=_tuning(report),
         drawings=[_drawn(drawing, command) for drawing in drawings],
         runs=_table(_runs(report)),
     )
     return text.encode(errors="replace").decode()  # a name that is not UTF-8 has a question mark
+
+
+def _tuning(report: Report) -> Mapping[str, Any] | None:
+    """What was tuned; None where nothing was."""
+    if report.tuning.empty:
+        return None
+    columns: Columns = {
+        heading: [(str(value), "") for value in report.tuning[name]]
+        for heading, name in (("group", "label"), ("ranges", "ranges"), ("chosen", "chosen"))
+    }
+    for name in ("trials", "passes"):
+        columns[name] = [(f"{value:g}", value) for value in report.tuning[name]]
+    return {"explanation": tuning.explanation(report.tuning), "table": _table(columns)}
 
 
 def _task(report: Report, task: str) -> Mapping[str, Any]:

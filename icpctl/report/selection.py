@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from icpctl.config import RunConfig
 from icpctl.config.conditions import parse_conditions
 from icpctl.errors import UserError
-from icpctl.runs.references import references
+from icpctl.runs.references import TunedArm, references, tuned_references
 
 Condition = Callable[[RunConfig], bool]
 
 _KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=(?!=)\s*(.*)", re.DOTALL)
 
 
-def select(configs: Mapping[str, RunConfig], where: Sequence[str]) -> set[str]:
+def select(
+    configs: Mapping[str, RunConfig], where: Sequence[str], tunings: Sequence[Sequence[TunedArm]] = ()
+) -> set[str]:
     """The ids of the runs for which all conditions are true, and of the baselines, at equal epochs and at equal compute, that
     they are compared with. A condition on a setting of the method is true of no baseline.
 
@@ -23,6 +25,7 @@ def select(configs: Mapping[str, RunConfig], where: Sequence[str]) -> set[str]:
         configs: the runs there are, by their ids.
         where: conditions: "model=resnet20,seed=0..4" (values, and intervals of numbers, ends included), or an expression
             as `icpctl ablate` takes it, "steps * icp_lr < 0.02".
+        tunings: of which some of them come, as `tuned_references` takes them.
 
     Raises:
         UserError: a condition that cannot be read, or that no run fulfils.
@@ -35,7 +38,10 @@ def select(configs: Mapping[str, RunConfig], where: Sequence[str]) -> set[str]:
             "settings the runs have."
         )
     kept = set(chosen)
+    tuned = tuned_references(tunings)
     for config in chosen.values():
-        twins = references(config)
-        kept |= {twins[kind].run_id for kind in ("baseline", "compute-matched") if kind in twins}
+        group_id = config.group_id
+        twins = tuned[group_id] if group_id in tuned else references(config)
+        baselines = [twins[kind] for kind in ("baseline", "compute-matched") if kind in twins]
+        kept |= {twin.altered(seed=config.seed).run_id for twin in baselines}
     return kept & configs.keys()

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from icpctl.report import Report
+from icpctl.report import Report, tuning
 from icpctl.report.cells import (
     INTERVAL,
     MOST_ROWS,
@@ -68,6 +68,10 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
             yield Text(_explained(report, table) + "\n", "dim")
         yield rich_table(report, task, width)
         yield Text(explanation(report, task) + "\n", "dim")
+    if len(report.tuning):
+        yield Text("Tuning", "bold")
+        yield rich_tuning(report.tuning)
+        yield Text(f"{tuning.explanation(report.tuning)}\n", "dim")
     yield Text(report.common)
 
 
@@ -95,6 +99,17 @@ def _explained(report: Report, table: pd.DataFrame) -> str:
             + (", or that it is smaller than the margin." if table["margin"].notna().any() else ".")
         )
     return said + (" Other methods are compared at equal epochs, whatever their passes." if of_rivals(table) else "")
+
+
+def rich_tuning(table: pd.DataFrame) -> Table:
+    """What each arm was given, what was chosen for it, and what that cost."""
+    people = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+    for heading in ("group", "trials", "ranges", "chosen", "passes"):
+        people.add_column(heading, justify="right" if heading in ("trials", "passes") else "left", overflow="fold")
+    for row in records(table):
+        lines = [row[name].replace(", ", "\n") for name in ("ranges", "chosen")]
+        people.add_row(*map(Text, (_fold(row["label"], 22), str(row["trials"]), *lines, f"{row['passes']:g}")))
+    return people
 
 
 def rich_scorecard(card: pd.DataFrame) -> Table:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -124,12 +125,17 @@ class Pair:
         return self.subject.altered(seed=seed), self.other.altered(seed=seed)
 
 
-def find_pair(claim: PlannedClaim, configs: Iterable[RunConfig]) -> Pair:
+Tuned = Mapping[str, Mapping[str, RunConfig]]
+"""As `icpctl.runs.references.tuned_references` makes it."""
+
+
+def find_pair(claim: PlannedClaim, configs: Iterable[RunConfig], tuned: Tuned = MappingProxyType({})) -> Pair:
     """The groups that a claim is about.
 
     Args:
         claim: the claim.
         configs: the runs that there are, or are to be.
+        tuned: what tuned runs are compared with.
 
     Raises:
         UserError: a part of the claim fits no group, or several.
@@ -137,9 +143,13 @@ def find_pair(claim: PlannedClaim, configs: Iterable[RunConfig]) -> Pair:
     groups = {config.group_id: config for config in configs}
     subject = _one_of(groups, claim.subject, claim.place)
     if claim.other in AGAINST:
-        known = references(subject) | rivals(groups.values()).get(subject.group_id, {})
+        known = dict(tuned.get(subject.group_id, {})) or references(subject) | rivals(groups.values()).get(
+            subject.group_id, {}
+        )
         if claim.other == "compute-matched":
-            known.setdefault("compute-matched", known["baseline"])  # of a method that costs nothing
+            known.setdefault(
+                "compute-matched", known.get("baseline", subject.baseline())
+            )  # of a method that costs nothing
         twin = known.get(claim.other)
         if twin is None:
             raise UserError(

@@ -7,6 +7,7 @@
       status.json              running, finished, failed or interrupted, and why
       checkpoints/             last.pt, previous.pt, best.pt
     results/study.toml, study.csv     what `icpctl ablate` was asked for; a row for each of its runs
+    results/tuning/            the trials of `icpctl ablate --tune`, a run folder each; tuning.json, tuning.csv: what was tried and chosen
     results/report.html, runs.csv, summary.csv, comparisons.csv    what `icpctl report` writes
     results/figures/           what `icpctl report --figures` draws
     results/tensorboard/, wandb/   what `icpctl report --export` writes
@@ -59,6 +60,8 @@ FIGURES = "figures"
 """The folder of the figures in a results folder; no run has this name."""
 SLURM = "slurm"
 """The folder of what Slurm jobs read, return and log; no run has this name either."""
+TUNING = "tuning"
+"""The folder of the trials of tuning, which no report on the results folder counts."""
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 """The folders of what is exported for these tools; no run has these names either."""
 _OF_A_RUN = ("config.json", "log.txt", "status.json", METRICS_FILE)
@@ -425,7 +428,7 @@ def run_folders(folder: Path) -> list[Path]:
         raise UserError(f"There is no results folder {folder}. `icpctl train` and `icpctl ablate` make one.")
     if (folder / "config.json").exists():
         return [folder]
-    others = (FIGURES, SLURM, TENSORBOARD, WANDB, REPORT)
+    others = (FIGURES, SLURM, TUNING, TENSORBOARD, WANDB, REPORT)
     found = (path for path in folder.iterdir() if path.is_dir() and path.name not in others)
     return sorted(path for path in found if not path.name.startswith("."))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from icpctl.config import RunConfig, settings_of_methods
 from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS, PLAIN, controls
@@ -87,3 +88,32 @@ def _nearest(config: RunConfig, several: list[RunConfig]) -> RunConfig | None:
     own = [*METHODS[several[0].method].sets, "mix_alpha", "mix_probability", *(n for n in names if n not in shared)]
     usual = [one for one in alike if all(map(one.is_default, own))]
     return alike[0] if len(alike) == 1 else usual[0] if usual else None
+
+
+class TunedArm(NamedTuple):
+    """The runs of a study that differ in their seed alone, before their tuning and after it; of any seed."""
+
+    untuned: RunConfig
+    tuned: RunConfig
+
+
+def tuned_references(tunings: Iterable[Iterable[TunedArm]]) -> dict[str, dict[str, RunConfig]]:
+    """What each tuned run is compared with, by its group_id, and by the keys of `AGAINST`: what it was compared with before the tuning,
+    with the settings that tuning chose for that. So tuned runs are compared with runs that were tuned alike, and with no others.
+
+    Args:
+        tunings: the arms of each tuning. If one run comes from several tunings, the first of them counts.
+    """
+    found: dict[str, dict[str, RunConfig]] = {}
+    for arms in map(list, tunings):
+        tuned = {arm.untuned.group_id: arm.tuned for arm in arms}
+        before = [arm.untuned for arm in arms]
+        others, methods = rivals(before), of_controls(before)
+        for arm in arms:
+            group_id = arm.untuned.group_id
+            twins = references(arm.untuned) | others.get(group_id, {})
+            if method := methods.get(group_id):
+                twins[METHOD_RUN] = method
+            there = {kind: tuned[twin.group_id] for kind, twin in twins.items() if twin.group_id in tuned}
+            found[arm.tuned.group_id] = there | found.get(arm.tuned.group_id, {})
+    return found

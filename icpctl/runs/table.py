@@ -12,6 +12,7 @@ import pandas as pd
 from icpctl.config import RunConfig, settings_of_methods
 from icpctl.config.cost import passes
 from icpctl.runs.folder import TIMINGS, RunRecord
+from icpctl.runs.references import TunedArm, tuned_references
 from icpctl.terminal import printable
 
 METHOD = frozenset(settings_of_methods())
@@ -34,7 +35,7 @@ UNKNOWN_DATA = "unknown"
 """Stands for the fingerprint of runs that do not record one, beside runs of the same data set that do."""
 
 
-def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def runs_table(records: Sequence[RunRecord], tunings: Sequence[Sequence[TunedArm]] = ()) -> pd.DataFrame:
     """One row a run.
 
     Columns: run_id; group_id, the same for runs that differ in the seed alone, with the version of the data where there are
@@ -43,13 +44,19 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     on the validation split (the earliest of equals; none without that split); seconds; passes; images_per_second; and
     every metric of the test split at the last epoch and, with the suffix _best, at the best. Values that are not finite
     are missing. What is measured after the last epoch alone has no best.
+
+    Args:
+        records: the runs.
+        tunings: of which some of them come, as `tuned_references` takes them.
     """
+    of_tuned = tuned_references(tunings)
     baselines: dict[str, str] = {}  # one for all seeds
     rows = []
     for record, version in zip(records, data_versions(records), strict=True):
         group_id = record.config.group_id
         if group_id not in baselines:
-            baselines[group_id] = record.config.baseline().group_id
+            twin = of_tuned.get(group_id, {}).get("baseline") or record.config.baseline()
+            baselines[group_id] = twin.group_id
         ids = (of_version(group_id, version), of_version(baselines[group_id], version))
         rows.append(_measured(record) | _identity(record, *ids))
     runs = pd.DataFrame(rows)

@@ -28,6 +28,10 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, has saved its state, and goes on from there when it is started again."""
 
 
+class DivergedError(UserError):
+    """The loss of a run was no finite number any more."""
+
+
 class Session:
     """The epochs of one run: measure, record, save, and stop when asked."""
 
@@ -130,7 +134,8 @@ class Session:
             self._write_status("interrupted", epoch=self.epoch)
         elif isinstance(error, Exception):
             with suppress(UserError):  # a full disk, say, which is what stopped the run
-                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)))
+                details = {"diverged": True} if isinstance(error, DivergedError) else {}
+                self._write_status("failed", epoch=self.epoch, error=str(self.processes.explain(error)), **details)
 
     def close(self) -> None:
         """End what the run started beside itself."""
@@ -274,11 +279,11 @@ class Session:
             return
         raise self._not_finite(f"batch {int(bad) + 1}")
 
-    def _not_finite(self, place: str) -> UserError:
+    def _not_finite(self, place: str) -> DivergedError:
         last = self.folder.checkpoints / "last.pt"
         good = f"The last good checkpoint is {last}" if last.exists() else "There is no checkpoint yet"
         icp_lr = f" or {option('icp_lr')} (now {self.config.icp_lr:g})" if self.config.uses("icp_lr") else ""
-        return UserError(
+        return DivergedError(
             f"The loss is not finite at epoch {self.epoch + 1}, {place}, of {self.config.run_id}. {good}. Lower "
             f"{option('lr')} (now {self.config.lr:g}){icp_lr}, or clip the gradient with {option('clip_grad_norm')}."
         )

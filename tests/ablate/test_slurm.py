@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,9 +14,12 @@ from typing import Any
 import fake_slurm
 import psutil
 import pytest
-from studies import assert_complete, configs, execute, study, under_way
+from rich.console import Console
+from studies import SETTINGS, assert_complete, configs, execute, study, under_way
 
+from icpctl.ablate import command
 from icpctl.ablate.claim import holder
+from icpctl.ablate.command import define, executed_by
 from icpctl.ablate.executors import slurm
 from icpctl.ablate.executors.slurm import Slurm
 from icpctl.ablate.scheduler import Scheduler, Stopped
@@ -186,3 +190,15 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'icpctl\[slurm\]'"):
         Slurm(Execution(executor="slurm"), [])
+
+
+@pytest.mark.parametrize("cluster", ["local"], indirect=True)
+def test_tuning_and_the_final_runs_are_done_by_jobs(cluster: str, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    definition = define(SETTINGS | {"epochs": 1, "val_fraction": 0.3}, seeds="1", tune=["lr=1e-4..1e-2:log"], trials=1)
+    definition = executed_by(definition, {"executor": "slurm", "jobs": 2}, [f"cluster={cluster}"])
+    assert set(command.execute(definition, output, Console(file=io.StringIO()), lambda: False).values()) == {None}
+    records, problems = read_runs(output / "tuning")
+    assert ([record.status["state"] for record in records], problems) == (["finished"] * 2, [])
+    records, problems = read_runs(output)
+    assert ([record.status["state"] for record in records], problems) == (["finished"] * 2, [])

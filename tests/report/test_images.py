@@ -109,7 +109,7 @@ def test_what_is_kept_of_each_image_has_the_mean_that_metrics_csv_has(model: str
     run = train(config, tmp_path)
     table = pd.read_csv(run.path / PREDICTIONS)
     metrics = run.metrics[(run.metrics["split"] == "test") & (run.metrics["epoch"] == 0)].set_index("metric")["value"]
-    shared = [name for name in table if name in metrics.index]
+    shared = [str(name) for name in table if name in metrics.index]
     assert len(table) == 360
     assert {"loss", config.selection} <= set(shared)
     for name in shared:
