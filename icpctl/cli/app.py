@@ -438,6 +438,14 @@ def report(
             rich_help_panel="Selection",
         ),
     ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Hold two sides beside each other, and take B from A seed by seed: two results folders, or two groups of runs, by conditions such as method=icp,steps=5 or by the names that the report gives them.",
+            rich_help_panel="Selection",
+        ),
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -471,7 +479,7 @@ def report(
             "--output",
             "-o",
             help="Where the files go.",
-            show_default="the results folder; with several, or --where, report",
+            show_default="the results folder; with several, --where or --compare, report",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -486,7 +494,8 @@ def report(
     from icpctl.report.command import Request, watch_report, write_report
 
     request = Request(
-        tuple(folders or [Path("results")]),
+        tuple(folders or ()),
+        compare,
         tuple(where or ()),
         tuple(name for name in (by or "").split(",") if name),
         metric,

@@ -14,6 +14,7 @@ from icpctl.errors import UserError, unknown
 Condition = Callable[[RunConfig], bool]
 
 _KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=(?!=)\s*(.*)", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def parse_conditions(text: str, where: str) -> list[Condition]:
@@ -36,6 +37,13 @@ def parse_conditions(text: str, where: str) -> list[Condition]:
             piece = match[2]
         pieces[name].append(piece.strip())
     return [_values(name, values, where) for name, values in pieces.items()]
+
+
+def named_settings(text: str) -> set[str]:
+    """The settings that conditions name."""
+    names = [match[1] for piece in text.split(",") if (match := _KEY.match(piece))] if _KEY.match(text) else []
+    words = {name.replace("-", "_") for name in names} or set(_WORD.findall(text))
+    return words & {*RunConfig.model_fields}
 
 
 def _values(name: str, pieces: Sequence[str], where: str) -> Condition:
@@ -69,7 +77,7 @@ def _values(name: str, pieces: Sequence[str], where: str) -> Condition:
 
 
 def _expression(text: str, where: str) -> Condition:
-    of_method = set(settings_of_methods()) & set(re.findall(r"[A-Za-z_]\w*", text))
+    of_method = set(settings_of_methods()) & set(_WORD.findall(text))
 
     def is_true(config: RunConfig) -> bool:
         truth = holds(text, dict(config), where)  # of a baseline too, so that what cannot be read is said

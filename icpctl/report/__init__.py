@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.ablate.study import Definition
-from icpctl.config import SELECTION
+from icpctl.config import SELECTION, RunConfig
 from icpctl.errors import UserError, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
@@ -66,6 +66,45 @@ class Report:
     """One row an arm that was tuned, as `tuning.tuning_table` makes it; empty where none was."""
     notes: list[str]
     """Sentences: what is damaged, what is left out, what cannot be compared."""
+    sides: Sides | None = None
+    """Of a report of two sides, as `pair.build_pair` makes it."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides that a report holds beside each other."""
+
+    names: tuple[str, str]
+    """What A and B are, as the command line names them."""
+    folders: bool
+    """Whether they are results folders, whose groups have the same names; else they are groups of the same folders."""
+    about: list[str]
+    """Sentences: in what settings they differ, how they were made, whether they are equal to the last digit."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What has become of runs."""
+
+    runs: pd.DataFrame
+    """One row a run."""
+    complete: pd.DataFrame
+    """Those that are finished and whole, of the tasks that have a metric to report."""
+    ended: pd.DataFrame
+    """These and those that failed, which have no value."""
+    metrics: dict[str, str]
+    """As `Report.metrics`."""
+    counted: dict[str, RunRecord]
+    """The records of `complete`."""
+    left_out: dict[str, RunRecord]
+    """The others."""
+
+    @property
+    def configs(self) -> dict[str, RunConfig]:
+        """A configuration of each group of `ended`."""
+        records = self.counted | self.left_out
+        pairs = zip(self.ended["run_id"], self.ended["group_id"], strict=True)
+        return {group_id: records[run_id].config for run_id, group_id in pairs}
 
 
 @contextmanager
@@ -110,14 +149,68 @@ def build(
         if isinstance(folders, Path)
         else list({os.path.realpath(folder): folder for folder in folders}.values())
     )
-    records, notes = _read(folders, only)
-    if not records:
-        listed = ", ".join(map(str, folders))
-        raise UserError(
-            " ".join(
-                [f"There is no run to report in {listed}. `icpctl train --output {folders[0]}` makes one.", *notes]
-            )
-        )
+    records, notes = read(folders, only)
+    planned = planned_claims(folders, margin, notes)
+    every = records
+    tuned = tuning.read(folders, notes)
+    tunings = [each.tuned_arms() for _, each in tuned]
+    if where:
+        kept = select({run_id: record.config for run_id, record in records.items()}, where, tunings)
+        records = {run_id: record for run_id, record in records.items() if run_id in kept}
+
+    found = outcomes(records, metric, notes, tunings)
+    if found.complete.empty:
+        notes.append(f"No run in {', '.join(map(str, folders))} is finished, so there is nothing to compare yet.")
+    ended, configs = found.ended, found.configs
+    grouping = group(configs, by, tunings)
+    tuning_table = tuning.tuning_table(tuned, configs, grouping)
+
+    from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
+
+    predictions = Predictions(every)
+    claims = _weighed(planned, every, predictions, tunings)
+    verdicts = {
+        (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
+        for each, sentence in claims.sentences()
+    }
+    margins = margins_of(found.metrics, margin)
+    margins |= {each.claim.metric: each.claim.difference() for each in claims.evidence}
+    summary = summary_table(ended, grouping)
+    comparisons = comparison_table(ended, grouping, margins, verdicts if claims else None)
+    comparisons = with_images(comparisons, ended, grouping, found.metrics.values(), predictions)
+    notes += remarks.of_data(ended, grouping)
+    notes += remarks.lacking(found.complete, found.metrics)
+    notes += remarks.of_fit(found.counted)
+    notes += remarks.unpaired(ended, grouping)
+    notes += tuning.tuning_notes(tuning_table, grouping)
+    common = remarks.common_settings(list(configs.values()), by, metric_columns(found.complete))
+    notes = [printable(note) for note in notes]
+    return Report(
+        found.runs,
+        summary,
+        comparisons,
+        found.metrics,
+        grouping,
+        found.counted,
+        found.left_out,
+        claims,
+        printable(common),
+        tuning_table,
+        notes,
+    )
+
+
+def planned_claims(folders: Sequence[Path], margin: float | None, notes: list[str]) -> list[PlannedClaim]:
+    """The claims of the studies of results folders, each once.
+
+    Args:
+        folders: of results.
+        margin: as of `build`.
+        notes: to add to.
+
+    Raises:
+        UserError: the margin is none, or there are claims, which have their own.
+    """
     planned = {claim.claim: claim for folder in folders for claim in _claims_of(folder, notes)}
     if margin is not None and not margin > 0:
         raise UserError(f"--margin {margin:g} has to be above 0: it is the smallest difference that matters.")
@@ -126,59 +219,13 @@ def build(
             f"--margin {margin:g}: the claims of the study were planned with their own margins, and no look at the results can change them. "
             "Leave it out."
         )
-    every = records
-    tuned = tuning.read(folders, notes)
-    tunings = [each.tuned_arms() for _, each in tuned]
-    if where:
-        kept = select({run_id: record.config for run_id, record in records.items()}, where, tunings)
-        records = {run_id: record for run_id, record in records.items() if run_id in kept}
+    return [*planned.values()]
 
-    notes += remarks.of_runs(records.values())
-    notes += remarks.of_code(records.values())
-    runs = runs_table(sorted(records.values(), key=lambda record: record.run_id), tunings)
-    diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
-    whole, failed = remarks.outcomes(runs, diverged, notes)
-    complete = runs[whole]
-    if complete.empty:
-        notes.append(f"No run in {', '.join(map(str, folders))} is finished, so there is nothing to compare yet.")
-    metrics = _metrics(complete, metric, notes)
-    complete = complete[complete["task"].isin(list(metrics))]
-    counted = {run_id: records[run_id] for run_id in complete["run_id"]}
-    ended = runs[(whole | failed) & runs["task"].isin(list(metrics))]
-    # A failed run is an outcome without a value, whatever it recorded before.
-    ended = ended.assign(state=ended["state"].mask(failed, "failed"))
-    numbers = [*metric_columns(runs), *COSTS]
-    ended[numbers] = ended[numbers].astype(float).mask(failed[ended.index])
-    configs = {
-        group_id: records[run_id].config for run_id, group_id in zip(ended["run_id"], ended["group_id"], strict=True)
-    }
-    grouping = group(configs, by, tunings)
-    tuning_table = tuning.tuning_table(tuned, configs, grouping)
 
-    from icpctl.report.comparison import comparison_table, summary_table  # they need scipy, which takes a second
-
-    predictions = Predictions(every)
-    claims = _weighed([*planned.values()], every, predictions, tunings)
-    verdicts = {
-        (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
-        for each, sentence in claims.sentences()
-    }
+def margins_of(metrics: Mapping[str, str], margin: float | None) -> dict[str, float]:
+    """The smallest difference that matters in each metric that the report is about, at the last and at the best epoch."""
     margins = {name: margin / measure_of(name).scale for name in metrics.values()} if margin is not None else {}
-    margins |= {f"{name}_best": size for name, size in margins.items()}
-    margins |= {each.claim.metric: each.claim.difference() for each in claims.evidence}
-    summary = summary_table(ended, grouping)
-    comparisons = comparison_table(ended, grouping, margins, verdicts if claims else None)
-    comparisons = with_images(comparisons, ended, grouping, metrics.values(), predictions)
-    notes += remarks.of_data(ended, grouping)
-    notes += remarks.lacking(complete, metrics)
-    notes += remarks.unpaired(ended, grouping)
-    notes += tuning.tuning_notes(tuning_table, grouping)
-    common = remarks.common_settings(list(configs.values()), by, metric_columns(complete))
-    left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
-    notes = [printable(note) for note in notes]
-    return Report(
-        runs, summary, comparisons, metrics, grouping, counted, left_out, claims, printable(common), tuning_table, notes
-    )
+    return margins | {f"{name}_best": size for name, size in margins.items()}
 
 
 def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
@@ -208,9 +255,48 @@ def _weighed(
     return claims_table(claims, records, runs, predictions, tuned_references(tunings))
 
 
-def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[str, RunRecord], list[str]]:
+def outcomes(
+    records: Mapping[str, RunRecord],
+    metric: str | None,
+    notes: list[str],
+    tunings: Sequence[Sequence[TunedArm]] = (),
+) -> Outcomes:
+    """The runs that count, and the metric that they are reported by; adds to the notes.
+
+    Args:
+        records: by a name of each, which stands for its id.
+        metric: as of `build`.
+        notes: to add to.
+        tunings: the arms of each tuning.
+
+    Raises:
+        UserError: no run has the metric.
+    """
+    notes += remarks.of_runs(records.values())
+    notes += remarks.of_code(records.values())
+    ordered = dict(sorted(records.items()))
+    runs = runs_table([*ordered.values()], tunings).assign(run_id=pd.array([*ordered], "string"))
+    diverged = [run_id for run_id, record in records.items() if has_diverged(record)]
+    whole, failed = remarks.outcomes(runs, diverged, notes)
+    complete = runs[whole]
+    metrics = _metrics(complete, metric, notes)
+    complete = complete[complete["task"].isin(list(metrics))]
+    counted = {run_id: records[run_id] for run_id in complete["run_id"]}
+    ended = runs[(whole | failed) & runs["task"].isin(list(metrics))]
+    # A failed run is an outcome without a value, whatever it recorded before.
+    ended = ended.assign(state=ended["state"].mask(failed, "failed"))
+    numbers = [*metric_columns(runs), *COSTS]
+    ended[numbers] = ended[numbers].astype(float).mask(failed[ended.index])
+    left_out = {run_id: record for run_id, record in records.items() if run_id not in counted}
+    return Outcomes(runs, complete, ended, metrics, counted, left_out)
+
+
+def read(folders: Sequence[Path], only: Collection[str] | None = None) -> tuple[dict[str, RunRecord], list[str]]:
     """Each run once, and notes. Of copies the finished one in the run's own folder counts; where several have this rank, and
     differ, none does.
+
+    Raises:
+        UserError: a folder does not exist, or there is no run that can be read.
     """
     copies: dict[str, list[RunRecord]] = {}
     notes: list[str] = []
@@ -226,7 +312,7 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
         ranks = [(each.status.get("state") == "finished", each.path.name == run_id) for each in found]
         best = [each for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
         first = best[0]
-        others = {each.path: _differences(each, first) for each in found if each is not first}
+        others = {each.path: differences(each, first) for each in found if each is not first}
         if different := [each.path for each in best if others.get(each.path)]:
             paths = ", ".join(map(str, (first.path, *different)))
             what = ", ".join(dict.fromkeys(each for path in different for each in others[path]))
@@ -247,10 +333,14 @@ def _read(folders: Sequence[Path], only: Collection[str] | None) -> tuple[dict[s
             notes.append(
                 f"{record.path / 'metrics.csv'}: left out of the tables, for they have the names of other columns: {', '.join(foreign)}."
             )
+    if not records:
+        listed = ", ".join(map(str, folders))
+        said = f"There is no run to report in {listed}. `icpctl train --output {folders[0]}` makes one."
+        raise UserError(" ".join([said, *notes]))
     return records, notes
 
 
-def _differences(one: RunRecord, other: RunRecord) -> list[str]:
+def differences(one: RunRecord, other: RunRecord) -> list[str]:
     """In what two records of a run differ, in words: nothing if they are copies, whatever the machine's own metrics say."""
     differences = []
     if one.fingerprint != other.fingerprint:

@@ -24,7 +24,7 @@ from icpctl.runs.measures import (
     p_text,
     shown_metrics,
 )
-from icpctl.runs.references import AGAINST
+from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import COSTS, records
 from icpctl.statistics import LEAST_SEEDS, MOST_SEEDS
 from icpctl.statistics.paired import ROUNDING
@@ -32,7 +32,10 @@ from icpctl.text import value_text
 
 MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
-SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {"compute-matched": "equal compute"}
+SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {
+    "compute-matched": "equal compute",
+    COUNTERPART: "B",
+}
 """What a difference is taken from, for the heading of a column."""
 MOST_CLAIMS = 4
 """In the sentence for a reader in a hurry."""
@@ -101,6 +104,11 @@ def of_rivals(table: pd.DataFrame) -> bool:
     return bool(table["against"].isin(METHODS).any())
 
 
+def of_sides(table: pd.DataFrame) -> bool:
+    """Whether the comparisons are of two sides, A and B."""
+    return bool((table["against"] == COUNTERPART).any())
+
+
 def lacks(report: Report, task: str) -> bool:
     """Whether a number of the tables of a task is of a part of the seeds."""
     summary = report.summary
@@ -117,11 +125,11 @@ def scorecard(table: pd.DataFrame) -> pd.DataFrame:
     """How many runs of the method are better and worse than what they are compared with: a row for each of `AGAINST`. What is
     exploratory is not counted.
 
-    Controls are counted only if there is no run of the method.
+    Controls are counted only if there is no run of the method; of two sides, all groups are.
     """
     table = table[table["verdict"] != EXPLORATORY]
     method = table[table["role"] == "method"]
-    counted = method if len(method) else table
+    counted = table if of_sides(table) or method.empty else method
     counts = pd.crosstab(counted["against"], counted["verdict"])
     kinds = [against for against in AGAINST if against in counts.index]
     there = [verdict for verdict in VERDICTS if verdict in counts or verdict in VERDICTS[:3]]
@@ -130,6 +138,8 @@ def scorecard(table: pd.DataFrame) -> pd.DataFrame:
 
 def counted_role(table: pd.DataFrame) -> str:
     """Whose comparisons the score card counts."""
+    if of_sides(table):
+        return "A"
     return "the method" if (table["role"] == "method").any() else "controls"
 
 
@@ -163,11 +173,12 @@ def at_best_epoch(report: Report, task: str) -> pd.DataFrame:
     in a study with claims, where these alone have verdicts.
     """
     last, best = report.metrics[task], f"{report.metrics[task]}_best"
+    keys = ["group_id", "against", *({"counterpart_id"} & {*report.comparisons})]
     table = report.comparisons
     table = table[table["task"] == task]
-    said = table[table["metric"] == last].set_index(["group_id", "against"])["verdict"]
+    said = table[table["metric"] == last].set_index(keys)["verdict"]
     there = table[table["metric"] == best]
-    other = said.reindex(pd.MultiIndex.from_frame(there[["group_id", "against"]])).to_numpy()
+    other = said.reindex(pd.MultiIndex.from_frame(there[keys])).to_numpy()
     changed: pd.DataFrame = there[(there["verdict"].to_numpy() != other) & (not report.claims)]
     return changed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -20,6 +21,8 @@ from icpctl.files import not_writable, read_json, write_atomic
 from icpctl.report import Report, build, uncollected, write
 from icpctl.report.export import Kind, export
 from icpctl.report.formats import Format, render
+from icpctl.report.pair import build_pair, folders_of
+from icpctl.report.pair_view import pair_terminal
 from icpctl.report.terminal import terminal
 from icpctl.runs.folder import REPORT, run_folders
 from icpctl.terminal import printable
@@ -35,7 +38,9 @@ REFRESH = 5.0
 class Request:
     """The options of `icpctl report`."""
 
-    folders: Sequence[Path] = (Path("results"),)
+    folders: Sequence[Path] = ()
+    """Those that were named; see `sources`."""
+    compare: tuple[str, str] | None = None
     where: Sequence[str] = ()
     by: Sequence[str] = ()
     metric: str | None = None
@@ -46,17 +51,42 @@ class Request:
     output: Path | None = None
 
     @property
+    def sources(self) -> Sequence[Path]:
+        """The folders that are read.
+
+        Raises:
+            UserError: they are named twice, or an option does not go with two sides.
+        """
+        if self.compare is None:
+            return self.folders or (Path("results"),)
+        for given, option in ((self.by, "--by"), (self.export, "--export")):
+            if given:
+                raise UserError(
+                    f"{option} does not go with --compare, whose rows are pairs of groups. Leave out one of them."
+                )
+        sides = folders_of(self.compare)
+        if sides and self.folders:
+            raise UserError(
+                f"--compare {shlex.join(self.compare)} names two results folders, and so does {self.folders[0]} beside it. Leave that out, "
+                "or name two groups."
+            )
+        return sides or self.folders or (Path("results"),)
+
+    @property
     def target(self) -> Path:
         """Where the files go: with all of one folder into that, else not over its files."""
-        whole = len(self.folders) == 1 and not self.where
-        return self.output or (self.folders[0] if whole else Path(REPORT))
+        whole = len(self.sources) == 1 and not self.where and not self.compare
+        return self.output or (self.sources[0] if whole else Path(REPORT))
 
     def build(self, only: Collection[str] | None = None) -> Report:
-        return build(self.folders, only, self.where, self.by, self.metric, self.margin)
+        if self.compare:
+            return build_pair(self.compare, self.sources, self.where, self.metric, self.margin)
+        return build(self.sources, only, self.where, self.by, self.metric, self.margin)
 
     def options(self) -> list[str]:
         """Those that change what the report is about, as on the command line."""
-        options = [part for condition in self.where for part in ("--where", condition)]
+        options = ["--compare", *self.compare] if self.compare else []
+        options += [part for condition in self.where for part in ("--where", condition)]
         options += ["--by", ",".join(self.by)] if self.by else []
         options += ["--metric", self.metric] if self.metric else []
         return [*options, *(["--margin", f"{self.margin:g}"] if self.margin is not None else [])]
@@ -83,7 +113,7 @@ def show(report: Report, format: Format | Literal["table"], console: Console, sa
     for note in report.notes:
         say("[yellow]Note:[/]", note)
     if format == "table":
-        for part in terminal(report, console.width):
+        for part in (pair_terminal if report.sides else terminal)(report, console.width):
             console.print(part)
     else:
         sys.stdout.write(printable(render(report, format), keep="\n\t"))
@@ -98,12 +128,14 @@ def watch_report(request: Request, console: Console, say: Say, should_stop: Call
         UserError: as `write_report`; options that print something once.
         KeyboardInterrupt: it was asked to stop.
     """
-    if request.format != "table" or request.export:
-        raise UserError("--watch draws the tables and report.html anew. Leave out --format and --export, or --watch.")
-    planned = {run_id for folder in request.folders for run_id in _planned(folder)}
+    if request.format != "table" or request.export or request.compare:
+        raise UserError(
+            "--watch draws the tables and report.html anew. Leave out --format, --export and --compare, or --watch."
+        )
+    planned = {run_id for folder in request.sources for run_id in _planned(folder)}
     before: object = None
     while not should_stop():
-        runs = _look(request.folders)
+        runs = _look(request.sources)
         waiting = planned - runs.keys()
         if runs != before:
             before = runs
@@ -163,7 +195,7 @@ def _files(report: Report, request: Request, say: Say) -> list[Path]:
     for note in notes:
         say("[yellow]Note:[/]", note)
     files = write(target, report)
-    content = page(report, drawings, request.folders, request.options())
+    content = page(report, drawings, request.sources, request.options())
     write_atomic(target / PAGE, content.encode())
     drawn = figures.write(drawings, target) if request.figures else []
     return [*files, target / PAGE, *drawn]

@@ -12,7 +12,7 @@ import pandas as pd
 from icpctl.report.groups import Grouping, twin_places
 from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_of, p_text
 from icpctl.runs.metrics import FloatArray
-from icpctl.runs.references import AGAINST
+from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import COSTS, metric_columns, records
 from icpctl.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS
 from icpctl.statistics.paired import compare, describe, holm, level_p, seeds_needed, seeds_to_settle
@@ -111,7 +111,7 @@ def comparison_table(
         )
     ]
     measures = {name: measure_of(name) for name in table["metric"].unique()}
-    said_of = table[["label", *COLUMNS[:-1]]]
+    said_of = table[["label", *({COUNTERPART} & {*table}), *COLUMNS[:-1]]]
     table["sentence"] = [_sentence(row, measures[row["metric"]]) for row in records(said_of)]
     if planned is not None:
         table["sentence"] = [planned.get(key, ("", said))[1] for key, said in zip(keys, table["sentence"], strict=True)]
@@ -224,7 +224,7 @@ def _verdicts(table: pd.DataFrame) -> pd.Series:
 
 def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
     """What the data support of one comparison, in words."""
-    label, other, seeds = row["label"], AGAINST[row["against"]], row["seeds"]
+    label, other, seeds = row["label"], row.get(COUNTERPART) or AGAINST[row["against"]], row["seeds"]
     name = f"{measure.name} (less is better)" if measure.falls else measure.name
     spread = interval_half(row)
     verdict, size = row["verdict"], f"{name} {measure.difference(row['difference'], beside=spread)}"

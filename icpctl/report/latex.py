@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -45,7 +46,7 @@ def latex(report: Report, task: str) -> str:
     for against in AGAINST:
         rows = table[table["against"] == against].set_index("group_id")
         if len(rows):
-            differences = {group_id: _latex_difference(row, measure) for group_id, row in rows.to_dict("index").items()}
+            differences = {group_id: latex_difference(row, measure) for group_id, row in rows.to_dict("index").items()}
             people[f"− {SHORT[against]}"] = [differences.get(str(group_id), "–") for group_id in people.index]
     columns = explanation(report, task, interval=False)
     caption = f"{above[0].upper()}{above[1:]}. {columns}" if above else columns
@@ -54,15 +55,31 @@ def latex(report: Report, task: str) -> str:
         caption += ", with the half width of their 95 % interval" if table["low"].notna().any() else ""
         tested = int(table["comparisons"].max())
         caption += f"; *: p ≤ 0.05 among {tested} comparisons (paired t tests, Holm)." if tested else "."
-    notes = "".join(f"% Note: {' '.join(note.split())}\n" for note in report.notes)
-    caption = _latex_text(f"{caption} {report.common}")
-    style = people.style.hide(axis="index").format(_latex_text)
-    style = style.format(_latex_number, subset=list(people.columns[1:])).format_index(_latex_text, axis="columns")
     name = re.sub("[^a-z0-9]+", "-", f"{task} {above}".lower()).strip("-")
+    return latex_table(people, f"{caption} {report.common}", name, report.notes)
+
+
+def latex_table(people: pd.DataFrame, caption: str, name: str, notes: Sequence[str], words: int = 1) -> str:
+    """Cells as text in a table with a caption.
+
+    Args:
+        people: the cells.
+        caption: as plain text.
+        name: of its label, after tab:icp-.
+        notes: comments above it.
+        words: how many of the first columns are of text; the others are of numbers.
+    """
+    long = len(people) > LONG
+    comments = "".join(f"% Note: {' '.join(note.split())}\n" for note in notes)
+    caption = _latex_text(caption)
+    style = people.style.hide(axis="index").format(_latex_text)
+    style = style.format(_latex_number, subset=list(people.columns[words:])).format_index(_latex_text, axis="columns")
     text = str(
         style.to_latex(
             hrules=True,
-            column_format=("p{0.4\\linewidth}" if long else "l") + "r" * (len(people.columns) - 1),
+            column_format=("p{0.4\\linewidth}" if long else "l")
+            + "l" * (words - 1)
+            + "r" * (len(people.columns) - words),
             caption=caption,
             label=f"tab:icp-{name}",
             environment="longtable" if long else "table",
@@ -79,10 +96,10 @@ def latex(report: Report, task: str) -> str:
     else:  # as wide as the page
         text = text.replace(r"\begin{tabular}", "\\smallskip\n\\resizebox{\\linewidth}{!}{%\n\\begin{tabular}")
         text = text.replace(r"\end{tabular}", r"\end{tabular}}")
-    return "% \\usepackage{booktabs,graphicx,longtable}\n" + notes + text
+    return "% \\usepackage{booktabs,graphicx,longtable}\n" + comments + text
 
 
-def _latex_difference(row: Any, measure: Measure) -> str:
+def latex_difference(row: Any, measure: Measure) -> str:
     text = difference_text(row, measure)
     if pd.notna(row["low"]):
         text = f"{text.removesuffix(MARK)} ± {measure.value(interval_half(row))}{text[len(text.removesuffix(MARK)) :]}"

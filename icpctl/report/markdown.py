@@ -38,20 +38,20 @@ def markdown_claims(report: Report) -> Iterator[str]:
 def markdown(report: Report, task: str) -> Iterator[str]:
     cells, above = summary_cells(report, task)
     yield f"{escaped(above)}\n" if above else ""
-    yield _pipe_table(
+    yield pipe_table(
         texts(cells, report, task), [name for name in cells if name not in ("group", *setting_columns(report))]
     )
     yield f"\n{explanation(report, task)}\n"
     table = compared(report, task)
     if len(table):
-        yield _pipe_table(*_differences(table, measure_of(report.metrics[task])))
+        yield pipe_table(*_differences(table, measure_of(report.metrics[task])))
         if report.claims:
             return
         card = scorecard(table)
         people = (
             card.astype(str).rename(index=AGAINST).rename_axis(f"{counted_role(table)} compared with").reset_index()
         )
-        yield "\n" + _pipe_table(people, list(people.columns[1:])) + "\n"
+        yield "\n" + pipe_table(people, list(people.columns[1:])) + "\n"
         yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(table, MOST_ROWS))
         if len(changed := at_best_epoch(report, task)):
             yield "At the best epoch these say something else:\n"
@@ -62,7 +62,7 @@ def tuning_markdown(report: Report) -> str:
     """What was tuned: a table, and what it is."""
     people = report.tuning[["label", "trials", "ranges", "chosen", "passes"]].rename(columns={"label": "group"})
     people = people.assign(trials=people["trials"].astype(str), passes=people["passes"].map("{:g}".format))
-    return f"{_pipe_table(people, ['trials', 'passes'])}\n\n{tuning.explanation(report.tuning)}\n"
+    return f"{pipe_table(people, ['trials', 'passes'])}\n\n{tuning.explanation(report.tuning)}\n"
 
 
 def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, list[str]]:
@@ -73,7 +73,7 @@ def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, l
     return people, [str(heading) for heading in people if heading not in ("group", "minus", "says")]
 
 
-def _pipe_table(people: pd.DataFrame, numbers: Sequence[str]) -> str:
+def pipe_table(people: pd.DataFrame, numbers: Sequence[str]) -> str:
     align = ["right" if heading in numbers else "left" for heading in people]
     people = people.map(escaped).rename(columns=escaped)
     return people.to_markdown(index=False, disable_numparse=True, colalign=align)

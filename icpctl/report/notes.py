@@ -111,6 +111,38 @@ def lacking(runs: pd.DataFrame, metrics: Mapping[str, str]) -> list[str]:
     return notes
 
 
+def of_fit(records: Mapping[str, RunRecord]) -> list[str]:
+    """A note on runs that were not measured on training images, and one on runs that were on different numbers of these.
+
+    Args:
+        records: of the runs that count, by their ids.
+    """
+    measured = {run_id: ("fit", record.config.selection) in record.curves for run_id, record in records.items()}
+    notes = []
+    if without := [run_id for run_id, there in measured.items() if not there]:
+        notes.append(
+            "Not measured on training images without augmentation (split fit), so in no curve of these and in no generalization gap: "
+            f"{count(len(without), 'run')}, {first_names(without)}. A version before 0.2 trained them, or --fit-images was 0."
+        )
+    numbers: dict[str, dict[str, list[str]]] = {}
+    for run_id, record in records.items():
+        if measured[run_id]:
+            number = "the default" if record.config.fit_images is None else f"{record.config.fit_images:,}"
+            numbers.setdefault(record.config.dataset, {}).setdefault(number, []).append(run_id)
+    listed = [
+        f"{number}: {count(len(run_ids), 'run')}, {first_names(run_ids)}"
+        for of_number in numbers.values()
+        if len(of_number) > 1
+        for number, run_ids in of_number.items()
+    ]
+    if listed:
+        notes.append(
+            "The fit was not measured on as many training images in all runs (--fit-images), so a difference in the generalization gap may "
+            f"come from that alone ({'; '.join(listed)})."
+        )
+    return notes
+
+
 def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     """Notes on what has no baseline on its own seed, and on comparisons that are not made."""
     if runs.empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -30,20 +32,23 @@ from icpctl.report.cells import (
 )
 from icpctl.report.comparison import EXPLORATORY
 from icpctl.report.figures.style import Drawing, encode
+from icpctl.report.pair_view import pair_cells
 from icpctl.runs.measures import measure_of
-from icpctl.runs.references import AGAINST
+from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import records
 from icpctl.text import csv_text, value_text
 
 PAGE = "report.html"
 OPEN = 12
 """Comparisons of which all sentences are in sight; of more, those that claim nothing are folded away."""
+UNSAID = ("group_id", "counterpart_id", "role", "panel")
+"""Columns of the data of a figure that a pointer on it does not show."""
 MOST_DATA = 200
 """Rows of a figure's data that are shown; the file that can be saved has all."""
 
 _INK = """<style>
 svg { color: #1f2328; --page: #ffffff; fill: currentColor }
-@media (prefers-color-scheme: dark) { svg { color: #e6edf3; --page: #0d1117 } }
+@media screen and (prefers-color-scheme: dark) { svg { color: #e6edf3; --page: #0d1117 } }
 </style>"""
 
 
@@ -56,7 +61,9 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         folders: where the runs are.
         options: those of the command that makes the page.
     """
-    command = shlex.join(["icpctl", "report", *map(str, folders), *options])
+    sides = report.sides
+    named = [] if sides and sides.folders else folders  # the options name them
+    command = shlex.join(["icpctl", "report", *map(str, named), *options])
     environment = Environment(
         loader=PackageLoader("icpctl.report", "html"),
         autoescape=True,
@@ -64,6 +71,7 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     loaded = environment.loader
     assert loaded is not None
     started = sorted(
@@ -84,6 +92,7 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         claims=records(report.claims.table),
         claims_lead=claims_lead(report) if report.claims else "",
         common=report.common,
+        sides=sides and {"names": sides.names, "about": sides.about},
         tasks=[_task(report, task) for task in report.metrics],
         tuning=_tuning(report),
         drawings=[_drawn(drawing, command) for drawing in drawings],
@@ -105,12 +114,18 @@ def _tuning(report: Report) -> Mapping[str, Any] | None:
     return {"explanation": tuning.explanation(report.tuning), "table": _table(columns)}
 
 
+def _breakable(name: str) -> Markup:
+    """A heading that may be broken after each part of the name of a setting."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
 def _task(report: Report, task: str) -> Mapping[str, Any]:
     table = compared(report, task)
     measure = measure_of(report.metrics[task])
     cells, above = summary_cells(report, task)
     card = scorecard(table)
     decided = table["verdict"].isin(["better", "worse"])
+    differences = pair_cells(report, task) if report.sides else comparison_cells(table)
     said = records(table[["verdict", "sentence"]])
     first = [each for each, claims in zip(said, decided, strict=True) if claims or len(said) <= OPEN]
     rest = [each for each, claims in zip(said, decided, strict=True) if not claims and len(said) > OPEN]
@@ -131,7 +146,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "changed": at_best_epoch(report, task)[["verdict", "sentence"]].to_dict("records"),
         "first": first,
         "rest": rest,
-        "comparisons": _table(comparison_cells(table)) if len(table) else None,
+        "comparisons": _table(differences) if differences else None,
         "above": above,
         "groups": _table(cells),
     }
@@ -152,6 +167,9 @@ def _cell(text: str, number: Any, of_numbers: bool) -> tuple[str, str]:
     """What is shown, and the number, as JavaScript reads it, NaN where there is none; a column of text has none."""
     if not of_numbers:
         return text, ""
+    text = text.replace(" ± ", " ±\u00a0").replace(
+        " to ", " to\u00a0"
+    )  # where the room is short, it is broken before these
     value = math.nan if isinstance(number, str) or pd.isna(number) else float(number)
     return text, str(value).replace("nan", "NaN").replace("inf", "Infinity")
 
@@ -182,11 +200,14 @@ def _runs(report: Report) -> Columns:
 
 def _drawn(drawing: Drawing, command: str) -> Mapping[str, Any]:
     data = drawing.data
+    image = image_uri(drawing)  # which lays the figure out
     return {
         "name": drawing.name,
         "title": drawing.title,
         "text": drawing.text,
-        "image": image_uri(drawing),
+        "image": image,
+        "marks": _marks(drawing),
+        "by_row": drawing.rows,
         "plate": drawing.plate,
         "verdicts": drawing.verdicts,
         "command": f"{command} --figures",
@@ -194,6 +215,38 @@ def _drawn(drawing: Drawing, command: str) -> Mapping[str, Any]:
         "rows": len(data),
         "data": _table({str(name): _data_cells(column.head(MOST_DATA)) for name, column in data.items()}),
     }
+
+
+def _marks(drawing: Drawing) -> str:
+    """What a pointer on the figure shows, as JSON: of each spot where it is, in ten-thousandths of the width and the height, the
+    number of its words, and the cells of its numbers; the words, each once; the headings of the numbers. Empty without spots.
+    """
+    places = drawing.places()
+    there = np.isfinite(places).all(axis=1)
+    if not there.any():
+        return ""
+    data = drawing.data[there]
+    cells = {str(name): _data_cells(column) for name, column in data.items() if name not in UNSAID}
+    of_numbers = [name for name in cells if is_numeric_dtype(data[name]) and not is_bool_dtype(data[name])]
+    texts = {name: [text for text, _ in column] for name, column in cells.items()}
+    words: dict[tuple[str, ...], int] = {}
+    named = [name for name in texts if name not in of_numbers]
+    number = [words.setdefault(each, len(words)) for each in zip(*(texts[name] for name in named), strict=True)]
+    number = number or [0] * len(data)
+    of_places = np.rint(10_000 * places[there]).astype(int).tolist()
+    marks = [
+        [*place, which, *shown]
+        for place, which, shown in zip(
+            of_places, number, zip(*(texts[name] for name in of_numbers), strict=True), strict=True
+        )
+    ]
+    said = [
+        [f"{name}: {text}" for name, text in zip(named, each, strict=True) if text not in ("", "–", COUNTERPART)]
+        for each in words
+    ]
+    return json.dumps(
+        {"headings": of_numbers, "words": said or [[]], "marks": marks}, separators=(",", ":"), ensure_ascii=False
+    )
 
 
 def _data_cells(column: pd.Series) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from icpctl.config import RunConfig
@@ -11,8 +10,6 @@ from icpctl.errors import UserError
 from icpctl.runs.references import TunedArm, references, tuned_references
 
 Condition = Callable[[RunConfig], bool]
-
-_KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=(?!=)\s*(.*)", re.DOTALL)
 
 
 def select(

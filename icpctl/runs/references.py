@@ -10,11 +10,14 @@ from icpctl.config import RunConfig, settings_of_methods
 from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS, PLAIN, controls
 from icpctl.config.cost import compute_matched
 
+COUNTERPART = "counterpart"
+"""Stands for the group of B that a group of A is compared with, where a report holds two sides beside each other."""
 AGAINST = {
     "baseline": "the baseline",
     "compute-matched": "the baseline of equal compute",
     **{key: control.words for key, control in controls().items()},
     **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp")},
+    COUNTERPART: "its counterpart in B",
 }
 """What a run is compared with, in words."""
 METHOD_RUN = "method"

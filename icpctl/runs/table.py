@@ -28,7 +28,22 @@ IDENTITY = (
 )
 """The columns of the table of runs that are no metrics."""
 RESERVED = frozenset(
-    {*IDENTITY, "metric", "against", "data", "row", "role", "label", "value", "seeds", "lacking", "failed", "panel"}
+    {
+        *IDENTITY,
+        "metric",
+        "against",
+        "data",
+        "row",
+        "role",
+        "label",
+        "value",
+        "seeds",
+        "lacking",
+        "failed",
+        "panel",
+        "side",
+        "counterpart",
+    }
 )
 """Names that the tables and the data of the figures give to other columns."""
 UNKNOWN_DATA = "unknown"

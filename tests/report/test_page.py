@@ -307,7 +307,7 @@ def test_the_scorecard_counts_all_comparisons_of_the_method_and_names_the_tests(
     tested = int(table["p"].notna().sum())
     assert tested < len(table)
     text = file.read_text(encoding="utf-8")
-    assert f"corrected over all {tested} tests of this report</caption>" in text
+    assert f"corrected over all {tested} tests of this report</span></caption>" in text
 
 
 def test_reports_of_one_seed_of_no_pair_and_of_no_finished_run_have_a_page(browser: Browser, tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_all_text_stands_out_from_its_ground_in_both_colour_schemes(browser: Bro
     with opened(browser, file, color_scheme=scheme) as report:
         measured = report(_CONTRAST)
         kinds = {kind for _, kind in measured}
-        assert {"BUTTON.", "CAPTION.", "STRONG.", "A.", "SUMMARY.", "TD.number", "INPUT.::placeholder"} <= kinds
+        assert {"BUTTON.", "SPAN.", "STRONG.", "A.", "SUMMARY.", "TD.number", "INPUT.::placeholder"} <= kinds
         assert [(ratio, kind) for ratio, kind in measured if ratio < 4.5] == []
         ground = report("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")

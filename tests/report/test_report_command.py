@@ -40,7 +40,8 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     for config in configs(["steps=1,3"], seeds=3, controls=True, compute_matched=True):
         value = 0.5 + config.steps / 100 + config.seed / 50
-        write_run(folder, config, [value] * config.epochs, [value] * config.epochs)
+        run = write_run(folder, config, [value] * config.epochs, [value] * config.epochs)
+        run.append_metrics(config.epochs - 1, {"fit": {"accuracy": value}})
     return folder
 
 

@@ -97,14 +97,16 @@ class Part:
             return setting
         return "optimizer" if set(self.runs["method"]) <= TOLD_BY_OPTIMIZER else "method"
 
-    def drawing(self, by: str, title: str, text: str, figure: Figure, data: pd.DataFrame) -> Drawing:
+    def drawing(
+        self, by: str, title: str, text: str, figure: Figure, data: pd.DataFrame, spots: pd.DataFrame | None = None
+    ) -> Drawing:
         """A drawing of the part; `by` ends its name."""
         if "variant" in data:
             data = data.rename(columns=self.named)
             if "optimizer" in data:
                 data["optimizer"] = data["optimizer"].replace(PLAIN, "none")  # its value in a baseline
         title = f"{title[0].upper()}{title[1:]}{self.where}"
-        return Drawing(f"{slug(by)}{self.suffix}", title, text + self.lacking, figure, data)
+        return Drawing(f"{slug(by)}{self.suffix}", title, text + self.lacking, figure, data, spots=spots)
 
 
 def parts(report: Report) -> tuple[list[Part], str]:
@@ -132,7 +134,8 @@ def parts(report: Report) -> tuple[list[Part], str]:
         if runs[name].isna().any():
             runs[name] = runs[name].map(value_text)
 
-    found = [of_part for _, of_part in runs.groupby(["task", "model", "dataset", "data"], sort=False)]
+    apart = ["task"] if report.sides else ["task", "model", "dataset", "data"]  # the sides may differ in the others
+    found = [of_part for _, of_part in runs.groupby(apart, sort=False)]
     several = len(found) > 1
     made: list[Part] = []
     for of_part in found:
@@ -140,8 +143,8 @@ def parts(report: Report) -> tuple[list[Part], str]:
         metric = report.metrics[task]
         if metric not in of_part or not np.isfinite(of_part[metric].to_numpy(float, na_value=np.nan)).any():
             continue
-        where = f" – {model} on {short_dataset(dataset)}" if several else ""
-        where += f", data {version}" if version else ""
+        where = f" – {task if report.sides else f'{model} on {short_dataset(dataset)}'}" if several else ""
+        where += f", data {version}" if version and not report.sides else ""
         suffix = f"-{slug(where)}" if several else ""
         if any((part.metric, part.suffix) == (metric, suffix) for part in made):  # folders of the same name
             suffix += f"-{len(made) + 1}"

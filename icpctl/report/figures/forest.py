@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -10,8 +12,8 @@ from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import METHODS, controls
 from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
-from icpctl.report.figures.style import BLUE, GREEN, VERMILION, Drawing
-from icpctl.runs.references import AGAINST
+from icpctl.report.figures.style import BLUE, GREEN, SPOTS, VERMILION, Drawing, at
+from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import records
 from icpctl.statistics import ALPHA
 
@@ -23,6 +25,13 @@ OTHERS = [name for name in METHODS if name not in controls()]
 """Of which each is compared with ICP alone; those that are controls of others, too, are not among them."""
 COLOURS = {"better": BLUE, "worse": VERMILION, "level": GREEN}
 MARKERS = {"better": "o", "worse": "s", "level": "D"}
+
+
+def _less(row: Mapping[str, Any], kind: str) -> str:
+    """What a row is taken less of, where the heading above it does not say it."""
+    if kind == OTHER_METHODS:
+        return f" − {AGAINST[row['against']]}"
+    return f" − {row[COUNTERPART]}" if kind == COUNTERPART and row[COUNTERPART] != "that in B" else ""
 
 
 def forest(part: Part) -> list[Drawing]:
@@ -67,7 +76,7 @@ def forest(part: Part) -> list[Drawing]:
         heading = f"minus {AGAINST.get(str(kind), kind)}"
         axes.text(-0.01, place, plain(heading), transform=beside, ha="right", va="center", style="italic", fontsize=9)
         for row in records(of_kind):
-            labels.append(row["label"] + (f" − {AGAINST[row['against']]}" if kind == OTHER_METHODS else ""))
+            labels.append(row["label"] + _less(row, str(kind)))
             place += 1.0
             places.append(place)
             colour = COLOURS.get(row["verdict"], BLACK)
@@ -114,6 +123,9 @@ def forest(part: Part) -> list[Drawing]:
         "p_level",
         "verdict",
     ]
+    columns += [name for name in ("counterpart", "counterpart_id") if name in table]
     data = table[columns].reset_index(drop=True)
+    spots = at(data, axes, measure.scale * data["difference"], places)[SPOTS]
     title = f"differences in {measure.name}"
-    return [replace(part.drawing(f"{part.metric}-differences", title, text, figure, data), verdicts=True)]
+    drawing = part.drawing(f"{part.metric}-differences", title, text, figure, data, spots)
+    return [replace(drawing, verdicts=True, rows=True)]

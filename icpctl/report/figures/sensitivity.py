@@ -33,7 +33,7 @@ from icpctl.report.figures.drawing import (
     series,
     series_label,
 )
-from icpctl.report.figures.style import Drawing
+from icpctl.report.figures.style import SPOTS, Drawing, at
 from icpctl.report.groups import SIGNS
 from icpctl.runs.measures import Measure
 from icpctl.runs.table import METHOD
@@ -92,18 +92,25 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
     figure, (axes,) = panels(1, 1, 3.2, _setting_label(name))
     entries: dict[str, Line2D] = {}
     found = list(series(table))
+    spots = []
     step = min(0.014 * span, 0.6 * gap / len(found))
     for number, (variant, direction, data) in enumerate(found):
         style = line_style(variant, direction)
         if data["value"].isna().all():  # of the baseline, which has no such setting
             low, mean, high = (data[end].iloc[0] * measure.scale for end in ("low", "mean", "high"))
+            spots.append(at(data, axes, places.mean(), mean))
             line = axes.axhline(mean, color=BLACK, linestyle=style["linestyle"], linewidth=style["linewidth"])
             if np.isfinite(low):
                 axes.axhspan(low, high, color=BLACK, alpha=0.12, linewidth=0)
         else:
-            data = data.set_index("value").reindex([value for value in shown if value in set(data["value"])])
+            data = (
+                data.assign(number=data.index)
+                .set_index("value")
+                .reindex([value for value in shown if value in set(data["value"])])
+            )
             x = places[[shown.index(value) for value in data.index]] + (number - (len(found) - 1) / 2) * step
             error_bars(axes, x, data, measure.scale, style)
+            spots.append(at(data.set_index("number"), axes, x, data["mean"].to_numpy(float) * measure.scale))
             line = Line2D([], [], **style)
         entries[series_label(variant, direction)] = line
     label_ticks(axes.xaxis, places, _texts(shown, name))
@@ -116,8 +123,9 @@ def _axis_drawing(part: Part, name: str) -> list[Drawing]:
     )
     if not _balanced(lines, part.settings, name):
         text += " Not all values have the same runs, so their means may differ for that alone."
+    placed = pd.concat(spots)[SPOTS].reindex(table.index)
     table = table.drop(columns="metric").rename(columns={"value": name})
-    return [part.drawing(f"{part.metric}-by-{name}", f"{measure.name} by {name}", text, figure, table)]
+    return [part.drawing(f"{part.metric}-by-{name}", f"{measure.name} by {name}", text, figure, table, placed)]
 
 
 def _balanced(runs: pd.DataFrame, settings: list[str], name: str) -> bool:
@@ -194,7 +202,9 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
     data = table.drop(columns="metric").rename(columns={"mean": "difference"})
     words = f"by {part.named(a)} and {part.named(b)}"
     title = f"Difference from the baseline in {measure.name} {words}"
-    return part.drawing(f"{part.metric} {words}", title, text + left_out, figure, data)
+    x, y = ([listed.index(value) + 0.5 for value in table[name]] for listed, name in ((columns, across), (rows, down)))
+    spots = at(data, axes, x, y)[SPOTS]
+    return part.drawing(f"{part.metric} {words}", title, text + left_out, figure, data, spots)
 
 
 def _number(mean: float, half: float, measure: Measure, columns: int) -> str:

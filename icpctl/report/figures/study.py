@@ -44,7 +44,7 @@ from icpctl.report.figures.drawing import (
 from icpctl.report.figures.evidence import evidence_figures
 from icpctl.report.figures.forest import forest
 from icpctl.report.figures.sensitivity import axis_drawings, heat_maps
-from icpctl.report.figures.style import Drawing, styled
+from icpctl.report.figures.style import BLUE, SPOTS, Drawing, at, styled
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.measures import Measure, measure_of
 from icpctl.runs.references import METHOD_RUN
@@ -55,7 +55,8 @@ __all__ = ["Drawing", "study_figures"]
 
 MOST_PANELS, MOST_LINES, MOST_FAMILIES, MOST_TICKS, MOST_BARS = 12, 8, 6, 8, 90
 COLOURS, LINES = zip(*ROLES.values(), strict=True)
-FITTED = ("baseline", "method")
+OF_A, OF_B = (BLUE, "-"), (BLACK, "-.")
+FITTED = ("baseline", "method", "A", "B")
 """The lines, by their names in the legend, of which the fit is drawn."""
 EPOCH, PASSES = "epoch, from 0", "passes of an image through the network"
 ROLE_NAMES = {"baseline": "baseline", "descend": "method"} | {key: control.name for key, control in DRAWN.items()}
@@ -76,10 +77,10 @@ def study_figures(report: Report) -> list[Drawing]:
         drawings += evidence_figures(report)
         found, left_out = parts(report)
         for part in found:
+            drawings += [*forest(part), *_curves(part), *_fit_and_test(part)]
+            if report.sides:
+                continue
             drawings += [
-                *forest(part),
-                *_curves(part),
-                *_fit_and_test(part),
                 *_compute(part),
                 *axis_drawings(part),
                 *heat_maps(part),
@@ -105,7 +106,7 @@ def _curves(part: Part) -> list[Drawing]:
     measure = measure_of(metric, part.letters)
     shown, explained = _panels(part)
     runs = part.runs[part.runs["row"].isin([line.row for _, lines in shown for line in lines])]
-    of_row = _of_rows(part, runs, "test", metric)
+    of_row = _of_rows(part, runs, "test", metric) if len(runs) else {}
     if not of_row:
         return []
 
@@ -116,7 +117,7 @@ def _curves(part: Part) -> list[Drawing]:
     if runs.groupby("row")["epochs_recorded"].nunique().max() > 1:
         text += " A line that pools runs of several lengths ends with the shortest."
     columns = ["panel", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
-    return [part.drawing(f"{metric}-by-epoch", f"{measure.name} by epoch", text, figure, drawn[columns])]
+    return [part.drawing(f"{metric}-by-epoch", f"{measure.name} by epoch", text, figure, drawn[columns], drawn[SPOTS])]
 
 
 def _of_rows(part: Part, runs: pd.DataFrame, split: str, metric: str) -> dict[str, pd.DataFrame]:
@@ -152,7 +153,7 @@ def _fit_and_test(part: Part) -> list[Drawing]:
     )
     columns = ["panel", "split", "label", "group_id", "role", "epoch", "seeds", "mean", "low", "high"]
     title = f"{measure.name} on training and on test images"
-    return [part.drawing(f"{metric}-fit-and-test", title, text, figure, drawn[columns])]
+    return [part.drawing(f"{metric}-fit-and-test", title, text, figure, drawn[columns], drawn[SPOTS])]
 
 
 def _line_panels(
@@ -172,11 +173,11 @@ def _line_panels(
     entries: dict[str, Line2D] = {}
     drawn = []
     for one, (title, lines) in zip(axes, shown, strict=True):
-        one.set_title(folded(title, 30), fontsize=9)
+        one.set_title(folded(title, 80 if alone else 30), fontsize=9)
         for line, data in itertools.chain.from_iterable(map(curves, lines)):
             if data is not None:
                 entries[plain(line.name)] = _draw_curve(one, data, measure.scale, line)
-                drawn.append(data.assign(panel=title))
+                drawn.append(at(data.assign(panel=title), one, data["epoch"], data["mean"] * measure.scale))
         one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     limit(axes[0], measure)
     return figure, entries, pd.concat(drawn, ignore_index=True)
@@ -184,6 +185,8 @@ def _line_panels(
 
 def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
     """The title and the lines of each panel, the leading one last, over the others; and a sentence or two on them."""
+    if part.report.sides:
+        return _panels_of_sides(part)
     member, rows = part.report.grouping.member, part.runs.drop_duplicates("row").set_index("row")
     twins: dict[str, dict[str, str]] = defaultdict(dict)
     for group_id, of in part.report.grouping.twins.items():
@@ -207,6 +210,24 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
         shown.append((label, [*lines, _Line(row, ROLE_NAMES[direction], *ROLES[direction])]))
     text = "A panel is a row of the table, beside its baseline and its controls, where they are there."
     return shown, text + left_out_text(len(leading), MOST_PANELS, "rows", ", in turn of each optimizer")
+
+
+def _panels_of_sides(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
+    """As `_panels`: a panel is a pair of groups, A and B."""
+    table, there = part.report.comparisons, set(part.runs["row"])
+    pairs = table[table["metric"] == part.metric].drop_duplicates(["group_id", "counterpart_id"])
+    shown = []
+    for label, a, counterpart, b in pairs[["label", "group_id", "counterpart", "counterpart_id"]].itertuples(
+        index=False
+    ):
+        title = (
+            label.removesuffix(" in A")
+            if part.report.sides and part.report.sides.folders
+            else f"{label} − {counterpart}"
+        )
+        lines = [_Line(row, name, *style) for row, name, style in ((b, "B", OF_B), (a, "A", OF_A)) if row in there]
+        shown.append((title, lines))
+    return shown[:MOST_PANELS], "A panel is a pair of groups." + left_out_text(len(shown), MOST_PANELS, "pairs")
 
 
 def _draw_curve(axes: Axes, data: pd.DataFrame, scale: float, line: _Line) -> Line2D:
@@ -249,7 +270,7 @@ def _compute(part: Part) -> list[Drawing]:
                     of_series = of_series.assign(low=np.nan, high=np.nan)
             entries[series_label(variant, direction)] = Line2D([], [], **style)
             error_bars(one, of_series["x"].to_numpy(float), of_series, measure.scale, style)
-        drawn.append(data)
+        drawn.append(at(data, one, data["x"], data["mean"] * measure.scale))
     passes = table["passes"].unique()
     if len(passes) <= MOST_TICKS:
         label_ticks(axes[0].xaxis, passes, [f"{number:.0f}" for number in passes])
@@ -266,8 +287,10 @@ def _compute(part: Part) -> list[Drawing]:
         text += " Of so many, the bars of the method and its controls are left out; the data have them."
     text += left_out_text(len(families), MOST_FAMILIES, "panels")
     columns = ["label", "row", "role", *keys.columns[3:], "passes", "seeds", "mean", "low", "high"]
-    data = pd.concat(drawn, ignore_index=True)[columns].rename(columns={"row": "group_id"})
-    return [part.drawing(f"{part.metric}-by-passes", f"{measure.name} by compute", text, figure, data)]
+    every = pd.concat(drawn, ignore_index=True)
+    data = every[columns].rename(columns={"row": "group_id"})
+    title = f"{measure.name} by compute"
+    return [part.drawing(f"{part.metric}-by-passes", title, text, figure, data, every[SPOTS])]
 
 
 def _side_by_side(data: pd.DataFrame) -> Values:
@@ -333,8 +356,15 @@ def _diagnostics(part: Part) -> list[Drawing]:
         "pooled, and intervals are left out. The perturbation is to make the loss smaller, or larger where it ascends. Thin: the "
         "stage that shifts least. A feature shift whose error is at the line at 1 is rounding alone."
     )
-    data = pd.concat(tables, names=["diagnostic"]).reset_index("diagnostic").reset_index(drop=True)
-    return [part.drawing("diagnostics", "Diagnostics of the method", text, figure, data)]
+    of_name = dict(zip(shown, axes, strict=True))
+    placed = {
+        name: at(table, of_name[SHIFT if name == SMALLEST else name], table["epoch"], table["mean"])
+        for name, table in tables.items()
+        if name != SMALLEST or SHIFT in of_name
+    }
+    every = pd.concat(placed, names=["diagnostic"]).reset_index("diagnostic").reset_index(drop=True)
+    title = "Diagnostics of the method"
+    return [part.drawing("diagnostics", title, text, figure, every.drop(columns=SPOTS), every[SPOTS])]
 
 
 def _line(axes: Axes, data: pd.DataFrame, style: Mapping[str, Any]) -> Line2D:

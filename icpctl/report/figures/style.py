@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -46,6 +49,32 @@ class Drawing:
     """Whether it has colours of its own, and stays on white in a dark page."""
     verdicts: bool = False
     """Whether it belongs beside the verdicts."""
+    spots: pd.DataFrame | None = None
+    """Where each row of the data is drawn, as `at` makes it; None where that is nowhere."""
+    rows: bool = False
+    """Whether a spot stands for all of its height, as in a list, so that a pointer beside it is on it too."""
+
+    def places(self) -> NDArray[np.float64]:
+        """(rows, 2): the spots in shares of the figure's width and height, from the top left; nan for none. To be asked once the
+        figure has been encoded, which lays it out.
+        """
+        found = np.full((len(self.data), 2), np.nan)
+        if self.spots is not None:
+            width, height = self.figure.bbox.size
+            for axes in self.spots[AXES].unique():
+                here = (self.spots[AXES] == axes).to_numpy(bool)
+                found[here] = axes.transData.transform(self.spots.loc[here, [X, Y]].to_numpy(float)) / (width, height)
+            found[:, 1] = 1 - found[:, 1]
+        return found
+
+
+AXES, X, Y = SPOTS = ["axes of the spot", "x of the spot", "y of the spot"]
+
+
+def at(data: pd.DataFrame, axes: Axes, x: Any, y: Any) -> pd.DataFrame:
+    """Data with the spots where they are drawn: the axes, and x and y on these."""
+    spots: dict[str, Any] = {AXES: axes, X: x, Y: y}
+    return data.assign(**spots)
 
 
 @contextmanager
