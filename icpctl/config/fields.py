@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from icpctl.config.catalogue import METHODS
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS
 from icpctl.config.recipes import recipe_default, recipe_text
 
 GROUPS = {
@@ -95,7 +95,19 @@ def of_method(name: str, usual: Any, help: str, default_text: str, **kwargs: Any
     )
 
 
+NO_OPTIMIZER = "none"
+"""Stands for the input optimizer of a run that perturbs nothing."""
+
+
 def known_method(name: str) -> str:
-    if name not in METHODS:
+    return _one_of(METHODS, name)
+
+
+def known_optimizer(name: str) -> str:
+    return _one_of((*INPUT_OPTIMIZERS, NO_OPTIMIZER), name)
+
+
+def _one_of(known: Collection[str], name: str) -> str:
+    if name not in known:
         raise PydanticCustomError("literal_error", "")
     return name

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from icpctl.config.catalogue import METHODS
-from icpctl.config.fields import field, known_method, of_method, of_recipe, split_names
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS
+from icpctl.config.fields import NO_OPTIMIZER, field, known_method, known_optimizer, of_method, of_recipe, split_names
 from icpctl.config.recipes import default_image_size, default_layers
 
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
@@ -98,9 +98,9 @@ class Hyperparameters(BaseModel):
     )  # fmt: skip
 
     # ── perturbation (the paper's ICP)
-    optimizer: Literal["sgd", "adam", "ademamix", "none"] = field(
+    optimizer: Annotated[str, AfterValidator(known_optimizer)] = field(
         "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
-        "perturbation", source="P",
+        "perturbation", source="P", listed=(*INPUT_OPTIMIZERS, NO_OPTIMIZER),
     )  # fmt: skip
     steps: int = field(
         lambda data: 5 if "perturbation" in METHODS[data["method"]].groups else 0, "Steps of the perturbation, T.", "perturbation",
