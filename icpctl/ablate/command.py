@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from icpctl.ablate.claim import holder
+from icpctl.ablate.labels import varied
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.ablate.study import STUDY_FILE, Definition, Execution, PlannedRun, Study, parse_seeds
+from icpctl.ablate.study import STUDY_FILE, Definition, Execution, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
-from icpctl.config import RunConfig, declaration, option, resolve
+from icpctl.config import declaration, option, resolve
 from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
@@ -232,13 +232,13 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     planned = definition.runs()
     scheduler = Scheduler(planned, output)
     _check_data(scheduler)
-    varied = _varied(planned)
+    differing = varied([run.config for run in planned], IN_RUN_ID)
     console.print("state     role            passes  run")
     for run in scheduler.runs.values():
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
         shown = (
-            name for name in varied if config.uses(name) and (name != "direction" or run.planned.role == "control")
+            name for name in differing if config.uses(name) and (name != "direction" or run.planned.role == "control")
         )
         settings = "".join(f" {name}={value_text(getattr(config, name))}" for name in shown)
         line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
@@ -290,18 +290,6 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
         return "running"
     state = str(status.get("state", "waiting"))
     return "stopped" if state in ("running", "interrupted") else state
-
-
-def _varied(planned: Sequence[PlannedRun]) -> list[str]:
-    """The settings in which the runs differ, and that their ids do not show."""
-    varied = []
-    for name in RunConfig.model_fields:
-        configs = [run.config for run in planned if run.config.uses(name)]
-        if len({getattr(config, name) for config in configs}) > 1 and not all(
-            map(methodcaller("is_default", name), configs)
-        ):
-            varied.append(name)
-    return [name for name in varied if name not in IN_RUN_ID]
 
 
 def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:

@@ -46,6 +46,7 @@ class Declared:
     source: str = ""
     unit: str = ""
     default: str = ""  # in words, where the default depends on other settings
+    common: bool = False  # whether the short help shows it
     identity: bool = True  # whether a change of it makes another run
     stacks: bool = False  # whether runs that differ in it can be trained together
     listed: Collection[str] = ()  # its values, where they are a list that can grow
@@ -56,7 +57,7 @@ class Declared:
 def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
     declared: dict[str, Any] = {
         name: kwargs.pop(name)
-        for name in ("source", "unit", "identity", "stacks", "earlier", "listed", "usual")
+        for name in ("source", "unit", "common", "identity", "stacks", "earlier", "listed", "usual")
         if name in kwargs
     }
     declared["default"] = kwargs.pop("default_text", "")

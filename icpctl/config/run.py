@@ -353,6 +353,12 @@ def fault_in_words(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
-        return str(unknown(f"value for {option(name)}:", abbreviated(fault["input"]), choices(name)))
+        value = abbreviated(fault["input"])
+        if others := [option(other) for other in RunConfig.model_fields if value in choices(other)]:
+            return (
+                f"Unknown value for {option(name)}: '{value}'. It can be one of: {', '.join(choices(name))}. "
+                f"{RunConfig.model_fields[name].description} '{value}' is a value of {' and of '.join(others)}."
+            )
+        return str(unknown(f"value for {option(name)}:", value, choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
     return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"
