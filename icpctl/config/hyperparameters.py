@@ -40,7 +40,7 @@ class Hyperparameters(BaseModel):
     )  # fmt: skip
     dataset: str = field(
         "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
+        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with class folders in train/ and test/ (or val/) or not split, or "
         "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
         "run",
         common=True,
@@ -48,6 +48,10 @@ class Hyperparameters(BaseModel):
     columns: str | None = field(
         None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
         pattern="^[^,]+,[^,]+$",
+    )  # fmt: skip
+    split: float | None = field(
+        None, "Share of the images that is for training, of a data set folder:PATH that is not split into train/ and test/; always the "
+        "same ones.", "run", default_text="0.8", gt=0, lt=1,
     )  # fmt: skip
     method: Annotated[str, AfterValidator(known_method)] = field(
         "icp", "The method; plain: the baseline. `icpctl list methods` says what each one is.", "run", common=True, listed=METHODS,

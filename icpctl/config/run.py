@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS, PLAIN
 from icpctl.config.fields import NO_OPTIMIZER, Declared, default_of
 from icpctl.config.hyperparameters import Hyperparameters
-from icpctl.config.names import HUGGING_FACE, expanded, located, short_name
+from icpctl.config.names import FOLDER, HUGGING_FACE, expanded, located, short_name
 from icpctl.config.recipes import DATASETS, dataset_row, model_row
 from icpctl.errors import UserError, abbreviated, unknown
 
@@ -94,6 +94,10 @@ class RunConfig(Hyperparameters):
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
         if self.columns and not self.dataset.startswith(HUGGING_FACE):
             raise ValueError(f"columns is given, but {self.dataset} has no columns: only the data sets hf:… have them")
+        if self.split is not None and not self.dataset.startswith(FOLDER):
+            raise ValueError(
+                f"split is given, but {self.dataset} is split already: only data sets folder:PATH may not be"
+            )
         sizes = model_row(self.model).sizes
         if sizes and self.image_size not in sizes:
             raise ValueError(

@@ -129,7 +129,10 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         (["train", "resnet20", "digits", "--icp-lr", "-1"], "greater than 0"),
         (["train", "resnet20", "digits", "--icp-lr", "nan"], "finite"),
         (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "warmup_epochs is 5 of 5"),
-        (["train", "resnet20", "digits", "--layers", "layer1,layer4"], "no module 'layer4'"),
+        (
+            ["train", "resnet20", "digits", "--layers", "layer1,layer4"],
+            "no module 'layer4'. Near it: layer3, layer2, layer1",
+        ),
         (["train", "resnet20", "digits", "--device", "cuda:9"], "--device cpu"),
         (["train", "resnet20", "digits", "--train-size", "5000"], "1437"),
         (["train", "resnet20", "digits", "--config", "missing.toml"], "missing.toml"),
