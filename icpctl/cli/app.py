@@ -422,7 +422,9 @@ def report(
     ] = "table",
     figures: Annotated[
         bool,
-        typer.Option("--figures", help="Write all figures as PNG and SVG into figures/.", rich_help_panel="Output"),
+        typer.Option(
+            "--figures", help="Write all figures as PNG, SVG and PDF into figures/.", rich_help_panel="Output"
+        ),
     ] = False,
     export: Annotated[
         Tool | None,

@@ -78,7 +78,7 @@ def test_what_cannot_be_split_says_why(unsplit: Path, photos: Path, tmp_path: Pa
         load(f"folder:{unsplit}", split=0.99)
     with pytest.raises(UserError, match="split is given, but digits is split already"):
         icpctl.RunConfig(dataset="digits", split=0.5)
-    with pytest.raises(UserError, match="digits is split already. Leave out --split"):
+    with pytest.raises(UserError, match=r"digits is split already\. Leave out --split"):
         load("digits", split=0.5)
     write_photos(tmp_path / "more")
     with pytest.raises(UserError, match=r"is split already, into train and test\. Leave out --split"):

@@ -9,7 +9,16 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS
-from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
+from icpctl.report.figures.drawing import (
+    BLACK,
+    FEW_SEEDS,
+    Part,
+    drawn_intervals,
+    left_out_text,
+    legend,
+    panels,
+    plain,
+)
 from icpctl.report.figures.style import BLUE, VERMILION, Drawing
 from icpctl.report.statistics import ALPHA
 from icpctl.runs.references import AGAINST
@@ -32,7 +41,7 @@ def forest(part: Part) -> list[Drawing]:
     """
     table = part.report.comparisons
     here = table["group_id"].isin(part.runs["row"]) & (table["metric"] == part.metric) & table["difference"].notna()
-    table = table[here]
+    table = drawn_intervals(table[here])
     number = len(table)
     if not number:
         return []
@@ -85,7 +94,7 @@ def forest(part: Part) -> list[Drawing]:
     legend(figure, entries)
     tested = int(table["comparisons"].max())
     text = (
-        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, none of one seed. "
+        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
         f"Filled: p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)."
     )
     text += left_out_text(number, MOST_ROWS, "comparisons", ", those that claim a difference first")
