@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,19 @@ from icpctl.ablate.labels import varied
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import STUDY_FILE, Definition, Execution, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
-from icpctl.config import declaration, option, resolve
+from icpctl.config import RunConfig, declaration, option, resolve
 from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
+from icpctl.data.download import AbsentError, no_downloads
+from icpctl.data.standin import assumption
 from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.text import value_text
+
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Says that something is waited for while a context lasts."""
 
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
@@ -153,7 +158,11 @@ def executed_by(definition: Definition, options: Mapping[str, object], slurm: Se
 
 
 def execute(
-    definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]
+    definition: Definition,
+    output: Path,
+    console: Console,
+    should_stop: Callable[[], bool],
+    waiting: Waiting = nullcontext,
 ) -> dict[str, str | None]:
     """Train what is not finished of a study, and write study.csv.
 
@@ -167,7 +176,7 @@ def execute(
     Definition.kept(output)  # what is wrong with it is said at once
     scheduler = Scheduler(definition.runs(), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
-    _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
+    _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True), waiting)
     _warn_of_other_code(scheduler, console)
     if not configs:
         definition.keep(output)
@@ -189,7 +198,8 @@ def execute(
     try:
         definition.keep(output)
         with Progress(console) as progress:
-            scheduler.run(executor, definition.execution.retries, progress, should_stop, definition.execution.stack)
+            execution = definition.execution
+            scheduler.run(executor, execution.retries, progress, should_stop, execution.stack, execution.track)
     except BaseException:
         executor.close()
         scheduler.let_go()
@@ -222,8 +232,8 @@ def _note_threads(table: pd.DataFrame, console: Console) -> None:
         )
 
 
-def dry_run(definition: Definition, output: Path, console: Console) -> None:
-    """Print every run, its state, its role and its passes; and how long the rest will take.
+def dry_run(definition: Definition, output: Path, console: Console, waiting: Waiting = nullcontext) -> None:
+    """Print every run, its state, its role and its passes; and how long the rest will take. Nothing is downloaded.
 
     Raises:
         UserError: as `execute`, before the first run.
@@ -231,7 +241,9 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     Definition.kept(output)
     planned = definition.runs()
     scheduler = Scheduler(planned, output)
-    _check_data(scheduler)
+    absent: dict[str, int | None] = {}
+    with no_downloads():
+        _check_data(scheduler, waiting=waiting, absent=absent)
     differing = varied([run.config for run in planned], IN_RUN_ID)
     console.print("state     role            passes  run")
     for run in scheduler.runs.values():
@@ -253,7 +265,11 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
         soft_wrap=not console.is_terminal,
     )
     if unfinished:
-        console.print(_estimate(definition.execution, unfinished), soft_wrap=not console.is_terminal)
+        with no_downloads():
+            estimated = _estimate(definition.execution, unfinished)
+        for dataset, image_size in absent.items():
+            console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
+        console.print(estimated, soft_wrap=not console.is_terminal)
 
 
 def _rough(seconds: float) -> str:
@@ -262,27 +278,53 @@ def _rough(seconds: float) -> str:
     return f"About {seconds / 60:.0f} minutes" if seconds < 5400 else f"About {seconds / 3600:.1f} hours"
 
 
-def _check_data(scheduler: Scheduler, say: Callable[[str], None] = lambda summary: None) -> None:
+def _check_data(
+    scheduler: Scheduler,
+    say: Callable[[str], None] = lambda summary: None,
+    waiting: Waiting = nullcontext,
+    absent: dict[str, int | None] | None = None,
+) -> None:
     """Look for what can be refused before the first run, and note the fingerprints of the data; their summaries go to `say`.
+
+    Where data sets may be `absent`, those that are not on this machine are put there, with the side of their images.
 
     Raises:
         UserError: a run cannot be trained here, or some were trained on other data.
     """
     known: dict[tuple[object, ...], str] = {}
     if unfinished := scheduler.unfinished():
-        from icpctl.training import engine
-
-        known = engine.check_runs([run.planned.config for run in unfinished], say)
+        with waiting():
+            from icpctl.training import engine
+        configs = [run.planned.config for run in unfinished]
+        if absent is not None:
+            sources = {data_source(config): config for config in configs}.values()
+            absent |= {config.dataset: config.image_size for config in sources if _is_absent(config)}
+            for config in configs:
+                if config.dataset in absent:
+                    engine.check(config)
+            configs = [config for config in configs if config.dataset not in absent]
+        known = engine.check_runs(configs, say)
     for run in scheduler.runs.values():
         config = run.planned.config
+        if config.dataset in (absent or {}):
+            continue
         if (source := data_source(config)) not in known:
             known[source] = load_data(config).fingerprint
         run.fingerprint = known[source]
     _refuse_other_data(scheduler)
 
 
+def _is_absent(config: RunConfig) -> bool:
+    """Whether a data set is not on this machine, where nothing is downloaded."""
+    try:
+        load_data(config)
+    except AbsentError:
+        return True
+    return False
+
+
 def _refuse_other_data(scheduler: Scheduler) -> None:
-    refuse_other_data([(run.folder, run.fingerprint) for run in scheduler.runs.values()])
+    refuse_other_data([(run.folder, run.fingerprint) for run in scheduler.runs.values() if run.fingerprint])
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:

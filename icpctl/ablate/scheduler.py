@@ -17,6 +17,7 @@ from icpctl.ablate.worker import Job, Outcome, record_failure
 from icpctl.config.cost import passes
 from icpctl.errors import UserError
 from icpctl.runs.folder import RunFolder
+from icpctl.training.tracking import Tool
 
 TICK = 0.5
 """Seconds between two looks at the runs."""
@@ -99,6 +100,7 @@ class Scheduler:
         watch: Callable[[Scheduler, RunState | None], None],
         should_stop: Callable[[], bool],
         stack: int = 1,
+        track: Tool | None = None,
     ) -> None:
         """Train what is not finished yet.
 
@@ -108,12 +110,13 @@ class Scheduler:
             watch: told of every run whose state has changed; and at every look at the runs, with None.
             should_stop: asked at every look; at True the runs at work are saved.
             stack: how many runs that can be trained together are, as one job.
+            track: the tool that follows the runs.
 
         Raises:
             Stopped: as asked.
             UserError: a machine cannot do any such run; the others at work are saved.
         """
-        self._watch = watch
+        self._watch, self._track = watch, track
         refusal = ""
         stopping = False
         while self.waiting or self._any("running", "elsewhere"):
@@ -172,7 +175,7 @@ class Scheduler:
                 together += [run] if self._is_ours(run) else []
         if together:
             fingerprints = {run.folder.run_id: run.fingerprint for run in together if run.fingerprint}
-            executor.submit(Job.of([run.planned.config for run in together], self.output, fingerprints))
+            executor.submit(Job.of([run.planned.config for run in together], self.output, fingerprints, self._track))
         for run in together:
             run.attempts += 1
             self._set(run, "running")

@@ -114,6 +114,7 @@ def train(
     output: Output = Path("results"),
     overwrite: Overwrite = False,
     config: ConfigFile = None,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -126,6 +127,7 @@ def train(
     run_config = resolve(settings)
     with loading():
         from icpctl.training.engine import train as train_run
+    from icpctl.training import tracking
     from icpctl.training.display import ConsoleDisplay, Display, metrics_table, nested
 
     class Quietly(Display):
@@ -133,7 +135,10 @@ def train(
             warn(message)
 
     silent = quiet or as_json
-    display = Quietly() if silent else ConsoleDisplay(console)
+    display: Display = Quietly() if silent else ConsoleDisplay(console)
+    if track:
+        tracking.check(track)
+        display = tracking.Tracked(display, track, output)
     with stoppable() as should_stop:
         run = train_run(run_config, output, overwrite=overwrite, display=display, should_stop=should_stop)
     metrics = run.metrics
@@ -346,6 +351,7 @@ def ablate(
         typer.Option("--output", "-o", metavar="PATH", help="The results folder.", show_default="results"),
     ] = None,
     config: ConfigFile = None,
+    track: Track = None,
 ) -> None:
     """Run a study: a grid of settings with its baselines, over seeds; and report.
 
@@ -358,20 +364,21 @@ def ablate(
     folder = resume or output or Path("results")
     with loading():
         from icpctl.ablate import command as study_command
+        from icpctl.training.tracking import check as check_tool
 
         definition = study_command.define(
             settings, grid or [], where or [], seeds, controls, compute_matched, study, resume
         )
         options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
-        options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
+        options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack, "track": track}
         definition = study_command.executed_by(definition, options, slurm or [])
-        definition.runs()  # what is wrong with them is said before torch is loaded
-        import icpctl.training.engine  # noqa: F401
+    if definition.execution.track:
+        check_tool(definition.execution.track)
     if dry_run:
-        study_command.dry_run(definition, folder, console)
+        study_command.dry_run(definition, folder, console, loading)
         return
     with stoppable(f"`icpctl ablate --resume {folder}` goes on from here.", "saving the runs") as should_stop:
-        errors_of = study_command.execute(definition, folder, console, should_stop)
+        errors_of = study_command.execute(definition, folder, console, should_stop, loading)
     failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():
         complain("[bold red]Failed:[/]", f"{run_id}: {error}")

@@ -90,7 +90,7 @@ def class_folders(root: Path, split: float | None = None) -> Source:
             raise unreadable(Path(problem.filename), problem) from problem
 
     def read() -> Raw:
-        return Raw(tuple(listings[0]), *map(_raw_split, listings))
+        return Raw(tuple(listings[0]), _raw_split(listings[0]), _raw_split(listings[1]))
 
     origin = str(root.resolve()) + ("" if test else f" split {share:.4g}")
     return Source(origin, stamps, read, notes=(*notes, *_told(left_out)))

@@ -40,8 +40,14 @@ class Display:
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         """The end of an epoch, {split: {metric: value}}."""
 
+    def measured(self, epoch: int, metrics: Metrics) -> None:
+        """More metrics of an epoch, which are measured after the last one."""
+
     def stop(self) -> None:
-        """The run has ended, one way or the other."""
+        """The epochs have ended, one way or the other."""
+
+    def close(self) -> None:
+        """The run has ended: nothing more comes of it."""
 
 
 class _Bars(Progress):

@@ -65,7 +65,7 @@ def test_folders_that_are_not_split_are_split_always_the_same_and_that_is_said(u
 
 def test_a_share_is_part_of_the_run_and_is_trained_and_evaluated(unsplit: Path, tmp_path: Path) -> None:
     settings = {"dataset": f"folder:{unsplit}", "epochs": 1, "val_fraction": 0, "batch_size": 4, "steps": 1}
-    one, other = (icpctl.RunConfig(**settings, split=share) for share in (None, 0.5))  # type: ignore[arg-type]
+    one, other = (icpctl.RunConfig(**settings, split=share) for share in (None, 0.5))
     assert one.run_id != other.run_id
     run = icpctl.train(other, tmp_path)
     assert icpctl.evaluate(run.path)["accuracy"] == pytest.approx(
