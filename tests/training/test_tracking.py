@@ -70,12 +70,13 @@ def test_an_epoch_that_is_trained_twice_is_one_point(tmp_path: Path) -> None:
 
 
 def test_wandb_has_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     display = Warned()
     run = icpctl.train(small(epochs=2), tmp_path, display=Tracked(display, "wandb", tmp_path))
     assert not display.warnings
+    wandb.teardown()  # as at the end of the process; what it has not written yet it writes now
     found, _ = wandb_table(tmp_path / "wandb", run.config.run_id)
     assert found == pytest.approx(expected(run), rel=1e-6)
 
