@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,6 +16,20 @@ from rich.text import Text
 from icpctl.cli.commands import UsageError, app, command
 from icpctl.cli.listing import Kind, entries
 from icpctl.cli.output import complain, console, loading, pipe_is_closed, print_json, say, warn
+from icpctl.cli.shared import (
+    ConfigFile,
+    Executor,
+    Format,
+    Json,
+    Output,
+    Overwrite,
+    Quiet,
+    Split,
+    Tool,
+    Track,
+    Which,
+    one_of,
+)
 from icpctl.cli.stopping import stoppable
 from icpctl.errors import UserError
 from icpctl.terminal import guard_streams
@@ -26,37 +40,6 @@ GRID_HELP = (
     "Values of a hyper-parameter: 1,3,5; 1..5 for every whole number from 1 to 5; 1e-4..1e-2:log5 or 0..1:lin3 where numbers "
     "have to be counted. Repeat for a product."
 )
-
-Split = Literal["train", "val", "test"]
-Which = Literal["last", "best"]
-Executor = Literal["local", "ray", "slurm"]
-Format = Literal["table", "csv", "markdown", "latex", "json"]
-Tool = Literal["tensorboard", "wandb"]
-
-
-def one_of(help: str, values: Any) -> str:
-    """The help of an option that takes one of a few values, as that of a hyper-parameter says it."""
-    return f"{help} One of: {', '.join(get_args(values))}."
-
-
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The results folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="PATH", help="A TOML file of settings by name; the command line wins."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors alone.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON, and nothing else on the standard output.")
-]
-Track = Annotated[
-    Tool | None,
-    typer.Option(
-        "--track",
-        metavar="NAME",
-        help=one_of("Also send the metrics to another tool while runs go on.", Tool),
-    ),
-]
 
 
 def main() -> None:

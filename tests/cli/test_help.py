@@ -10,6 +10,7 @@ from commands import icpctl_command
 from typer.main import get_command
 
 from icpctl.cli import app as cli
+from icpctl.cli.shared import Format, Tool
 from icpctl.config import RunConfig, option
 
 COMMANDS = ("train", "eval", "ablate", "report", "list")
@@ -66,8 +67,8 @@ def test_the_values_of_all_options_have_one_notation(command: str) -> None:
 
 def test_an_option_of_a_few_values_lists_them() -> None:
     shown = " ".join(printed("report", "--help").split())
-    assert f"One of: {', '.join(get_args(cli.Format))}." in shown
-    assert f"One of: {', '.join(get_args(cli.Tool))}." in shown
+    assert f"One of: {', '.join(get_args(Format))}." in shown
+    assert f"One of: {', '.join(get_args(Tool))}." in shown
 
 
 def test_every_setting_of_a_run_is_in_the_whole_help() -> None:
