@@ -98,7 +98,9 @@ class Progress:
             table.add_row(self._labels[run.folder.run_id], epoch, ", ".join(filter(None, where)))
         if len(at_work) > ROWS:
             table.add_row(f"and {len(at_work) - ROWS} more", "", "")
-        return Group(table, ProgressBar(total=max(total, 1.0), completed=done), Text(", ".join(parts)))
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=max(total, 1.0), completed=done))  # which ends no line itself
+        return Group(table, bar, Text(", ".join(parts)))
 
 
 def reached(folder: RunFolder) -> str:
