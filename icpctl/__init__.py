@@ -3,6 +3,7 @@
     x_icp = icpctl.perturb(x, loss_fn, optimizer="adam", steps=5)
     distiller = icpctl.SelfDistiller(model, layers=["layer1", "layer2", "layer3"])
     run = icpctl.train(icpctl.RunConfig(model="resnet20", dataset="digits", epochs=3))
+    icpctl.report("results")
 
 The names are imported when they are first used, so that the command line starts without torch.
 """
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from icpctl.errors import UserError
     from icpctl.methods.icp.distillation import SelfDistiller, feature_loss, layer_weights, task_weight
     from icpctl.methods.icp.perturbation import perturb
+    from icpctl.report import CallableModule
     from icpctl.runs.folder import load_results
     from icpctl.training.engine import Run, train
     from icpctl.training.evaluation import evaluate
+
+    report: CallableModule
 
 _HOME = {
     "Run": "training.engine",
@@ -52,6 +56,7 @@ __all__ = [
     "load_results",
     "models",
     "perturb",
+    "report",
     "task_weight",
     "train",
 ]
@@ -62,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models" or name in MOVED:
+    if name in ("models", "report") or name in MOVED:
         return import_module(f"icpctl.{name}")
     if name in _HOME:
         return getattr(import_module(f"icpctl.{_HOME[name]}"), name)

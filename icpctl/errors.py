@@ -30,6 +30,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'. It can be one of: {listed}.")
 
 
+def near_names(name: str, known: Iterable[str]) -> str:
+    """A sentence on the names that are near one that is unknown, the nearest first; empty where none is."""
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.6)
+    return f" Near it: {', '.join(near)}." if near else ""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out, on whichever device."""
     signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")

@@ -83,10 +83,10 @@ def figures(report: Report) -> dict[str, Drawing]:
 
 
 def interval(values: list[float]) -> tuple[int, float, float, float]:
-    """Seeds, mean, low, high."""
+    """Seeds, mean, low, high; of one seed or two no interval is drawn."""
     mean = statistics.fmean(values)
-    if len(values) == 1:
-        return 1, mean, math.nan, math.nan
+    if len(values) < 3:
+        return len(values), mean, math.nan, math.nan
     half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return len(values), mean, mean - half, mean + half
 

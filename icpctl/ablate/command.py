@@ -7,9 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from rich.text import Text
 
 from icpctl.ablate import deciding
 from icpctl.ablate.claim import holder
+from icpctl.ablate.labels import varied
 from icpctl.ablate.ranges import EXAMPLE as RANGE
 from icpctl.ablate.ranges import parse_tune
 from icpctl.ablate.scheduler import RunState, Scheduler
-from icpctl.ablate.study import STUDY_FILE, TRIALS, Definition, Execution, Plan, PlannedRun, Study, parse_seeds
+from icpctl.ablate.study import STUDY_FILE, TRIALS, Definition, Execution, Plan, Study, parse_seeds
 from icpctl.ablate.table import write_study_table
 from icpctl.ablate.tuning import Tuner, import_optuna, tuning_text, write_tuning_table
 from icpctl.config import RunConfig, declaration, option, resolve
@@ -30,6 +30,8 @@ from icpctl.config.catalogue import METHODS
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, parse_grid
 from icpctl.config.settings import typed_settings
+from icpctl.data.download import AbsentError, no_downloads
+from icpctl.data.standin import assumption
 from icpctl.errors import UserError, abbreviated
 from icpctl.runs.fingerprints import data_source, load_data, refuse_other_data
 from icpctl.runs.folder import TUNING
@@ -39,6 +41,9 @@ from icpctl.text import value_text
 NOTHING_TO_TUNE = (
     f"--trials {{}}: there is nothing to tune. Give the ranges to choose from, for example --tune {RANGE}."
 )
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Says that something is waited for while a context lasts."""
+
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
 """Settings that a run's id shows."""
 
@@ -208,7 +213,11 @@ def executed_by(definition: Definition, options: Mapping[str, object], slurm: Se
 
 
 def execute(
-    definition: Definition, output: Path, console: Console, should_stop: Callable[[], bool]
+    definition: Definition,
+    output: Path,
+    console: Console,
+    should_stop: Callable[[], bool],
+    waiting: Waiting = nullcontext,
 ) -> dict[str, str | None]:
     """Train what is not finished of a study, and write study.csv.
 
@@ -223,7 +232,7 @@ def execute(
     _tune(definition, output, console, should_stop)
     scheduler = Scheduler(deciding.planned_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
-    _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True))
+    _check_data(scheduler, lambda summary: console.print(summary, soft_wrap=True), waiting)
     _warn_of_other_code(scheduler, console)
     if not configs:
         definition.keep(output)
@@ -245,12 +254,14 @@ def execute(
     try:
         definition.keep(output)
         with Progress(console) as progress:
+            execution = definition.execution
             scheduler.run(
                 executor,
-                definition.execution.retries,
+                execution.retries,
                 progress,
                 should_stop,
-                definition.execution.stack,
+                execution.stack,
+                execution.track,
                 lambda: deciding.planned_runs(definition, output),
             )
     except BaseException:
@@ -332,8 +343,9 @@ def _note_threads(table: pd.DataFrame, console: Console) -> None:
         )
 
 
-def dry_run(definition: Definition, output: Path, console: Console) -> None:
+def dry_run(definition: Definition, output: Path, console: Console, waiting: Waiting = nullcontext) -> None:
     """Print every run, its state, its role and its passes, and the arms that are to be tuned; and how long the rest will take.
+    Nothing is downloaded.
 
     Raises:
         UserError: as `execute`, before the first run.
@@ -343,17 +355,19 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     trials = Scheduler(tuner.trials(), output / TUNING)
     later = Scheduler(tuner.final_runs_to_come(), output / TUNING)  # where no final run is
     scheduler = Scheduler(deciding.planned_runs(definition, output), output)
-    for each in (trials, later, scheduler):
-        _check_data(each)
+    absent: dict[str, int | None] = {}
+    with no_downloads():
+        for each in (trials, later, scheduler):
+            _check_data(each, waiting=waiting, absent=absent)
     _print_tuning(tuner, console)
     planned = [run.planned for each in (scheduler, later) for run in each.runs.values()]
-    varied = _varied(planned)
+    differing = varied([run.config for run in planned], IN_RUN_ID)
     console.print("state     role            passes  run")
     for run in scheduler.runs.values():
         state = run.state if run.state == "finished" else _unfinished_state(run.folder.path, run.status)
         config = run.planned.config
         shown = (
-            name for name in varied if config.uses(name) and (name != "direction" or run.planned.role == "control")
+            name for name in differing if config.uses(name) and (name != "direction" or run.planned.role == "control")
         )
         settings = "".join(f" {name}={value_text(getattr(config, name))}" for name in shown)
         line = f"{state:<9} {run.planned.role:<15} {passes(config):>6g}  {run.folder.run_id}"
@@ -373,7 +387,11 @@ def dry_run(definition: Definition, output: Path, console: Console) -> None:
     left = {run.config.run_id for run in tuner.left()}
     unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
-        console.print(_estimate(definition.execution, unfinished), soft_wrap=not console.is_terminal)
+        with no_downloads():
+            estimated = _estimate(definition.execution, unfinished)
+        for dataset, image_size in absent.items():
+            console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
+        console.print(estimated, soft_wrap=not console.is_terminal)
 
 
 def _print_tuning(tuner: Tuner, console: Console) -> None:
@@ -396,27 +414,53 @@ def _rough(seconds: float) -> str:
     return f"About {seconds / 60:.0f} minutes" if seconds < 5400 else f"About {seconds / 3600:.1f} hours"
 
 
-def _check_data(scheduler: Scheduler, say: Callable[[str], None] = lambda summary: None) -> None:
+def _check_data(
+    scheduler: Scheduler,
+    say: Callable[[str], None] = lambda summary: None,
+    waiting: Waiting = nullcontext,
+    absent: dict[str, int | None] | None = None,
+) -> None:
     """Look for what can be refused before the first run, and note the fingerprints of the data; their summaries go to `say`.
+
+    Where data sets may be `absent`, those that are not on this machine are put there, with the side of their images.
 
     Raises:
         UserError: a run cannot be trained here, or some were trained on other data.
     """
     known: dict[tuple[object, ...], str] = {}
     if unfinished := scheduler.unfinished():
-        from icpctl.training import engine
-
-        known = engine.check_runs([run.planned.config for run in unfinished], say)
+        with waiting():
+            from icpctl.training import engine
+        configs = [run.planned.config for run in unfinished]
+        if absent is not None:
+            sources = {data_source(config): config for config in configs}.values()
+            absent |= {config.dataset: config.image_size for config in sources if _is_absent(config)}
+            for config in configs:
+                if config.dataset in absent:
+                    engine.check(config)
+            configs = [config for config in configs if config.dataset not in absent]
+        known = engine.check_runs(configs, say)
     for run in scheduler.runs.values():
         config = run.planned.config
+        if config.dataset in (absent or {}):
+            continue
         if (source := data_source(config)) not in known:
             known[source] = load_data(config).fingerprint
         run.fingerprint = known[source]
     _refuse_other_data(scheduler)
 
 
+def _is_absent(config: RunConfig) -> bool:
+    """Whether a data set is not on this machine, where nothing is downloaded."""
+    try:
+        load_data(config)
+    except AbsentError:
+        return True
+    return False
+
+
 def _refuse_other_data(scheduler: Scheduler) -> None:
-    refuse_other_data([(run.folder, run.fingerprint) for run in scheduler.runs.values()])
+    refuse_other_data([(run.folder, run.fingerprint) for run in scheduler.runs.values() if run.fingerprint])
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
@@ -424,18 +468,6 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
         return "running"
     state = str(status.get("state", "waiting"))
     return "stopped" if state in ("running", "interrupted") else state
-
-
-def _varied(planned: Sequence[PlannedRun]) -> list[str]:
-    """The settings in which the runs differ, and that their ids do not show."""
-    varied = []
-    for name in RunConfig.model_fields:
-        configs = [run.config for run in planned if run.config.uses(name)]
-        if len({getattr(config, name) for config in configs}) > 1 and not all(
-            map(methodcaller("is_default", name), configs)
-        ):
-            varied.append(name)
-    return [name for name in varied if name not in IN_RUN_ID]
 
 
 def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees of a study: a live table in a terminal, a line for each change elsewhere."""
+"""What a person sees of a study: a bar and a live table in a terminal, a line for each change elsewhere."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from icpctl.ablate.claim import CLAIM_FILE, read_claim
+from icpctl.ablate.labels import labels
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.config.cost import passes
-from icpctl.training.display import duration
+from icpctl.runs.folder import RunFolder
+from icpctl.training.display import duration, value_of
 
 ROWS = 12
 """Runs at work that the live table shows; the others are counted."""
@@ -30,6 +33,7 @@ class Progress:
         self._started = time.monotonic()
         self._drawn = 0.0
         self._passes_before: float | None = None
+        self._labels: dict[str, str] = {}
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -42,6 +46,8 @@ class Progress:
 
     def __call__(self, study: Scheduler, changed: RunState | None) -> None:
         """To be told of a run whose state has changed, and from time to time."""
+        if len(self._labels) < len(study.runs):  # of a study that is decided, or tuned, they become more
+            self._labels = labels([run.planned.config for run in study.runs.values()])
         if changed is not None and (changed.state in ("finished", "failed", "elsewhere") or self._live is None):
             self._say(study, changed)
         if self._live and time.monotonic() - self._drawn > REFRESH:
@@ -56,13 +62,18 @@ class Progress:
         state = words.get(run.state, run.state)
         colour = {"failed": "red", "finished": "green"}.get(run.state, "")
         number = len(study.runs) + len(study.to_come)
-        line = Text.assemble(f"{ended}/{number} {run.folder.run_id}: ", (state, colour))
+        place = f"{ended:>{len(str(number))}}/{number}"
+        line = Text.assemble(f"{place} {self._labels[run.folder.run_id]}: ", (state, colour))
+        if run.state == "finished":
+            line.append(reached(run.folder))
         if run.state == "elsewhere" and (claim := read_claim(run.folder.path)):
             line.append(
                 f" (process {claim.get('pid', 'unknown')} on {claim.get('host', 'an unknown host')}, which is waited for as long "
                 f"as {run.folder.path / CLAIM_FILE} is renewed; remove that file if the process is gone)"
             )
         line.append(f". {run.error}" if run.error else "")
+        if self._live is None:
+            line.append(f" [{run.folder.run_id}]")
         self.console.print(line, soft_wrap=self._live is None)
 
     def _table(self, study: Scheduler) -> Group:
@@ -82,16 +93,26 @@ class Progress:
             f"{counts['waiting'] + len(study.to_come)} waiting",
             left,
         ]
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        table.add_column("running", overflow="fold")
-        table.add_column("epoch", justify="right")
-        table.add_column("on")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
+        table.add_column("running", overflow="fold", ratio=1)
+        table.add_column("epoch", justify="right", min_width=11)
+        table.add_column("on", min_width=8)
         at_work = [run for run in study.runs.values() if run.state in ("running", "elsewhere")]
         for run in at_work[:ROWS]:
             progress = run.progress()
             epoch = f"{progress['epoch']:.1f}/{progress['epochs']}" if "epoch" in progress else "starting"
             where = [progress["host"], "another process" if run.state == "elsewhere" else ""]
-            table.add_row(run.folder.run_id, epoch, ", ".join(filter(None, where)))
+            table.add_row(self._labels[run.folder.run_id], epoch, ", ".join(filter(None, where)))
         if len(at_work) > ROWS:
             table.add_row(f"and {len(at_work) - ROWS} more", "", "")
-        return Group(table, Text(", ".join(parts)))
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=max(total, 1.0), completed=done))  # which ends no line itself
+        return Group(table, bar, Text(", ".join(parts)))
+
+
+def reached(folder: RunFolder) -> str:
+    """What a finished run has reached, for a sentence: its accuracy or SSIM on the test split at the last epoch."""
+    rows, _ = folder.read_metrics()
+    selection = folder.config.selection
+    values = rows[(rows["split"] == "test") & (rows["metric"] == selection)].sort_values("epoch")["value"]
+    return f", {selection} {value_of(selection, float(values.iloc[-1]))}" if len(values) else ""

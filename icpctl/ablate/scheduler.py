@@ -18,6 +18,7 @@ from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.errors import UserError
 from icpctl.runs.folder import RunFolder
+from icpctl.training.tracking import Tool
 
 TICK = 0.5
 """Seconds between two looks at the runs."""
@@ -115,6 +116,7 @@ class Scheduler:
         watch: Callable[[Scheduler, RunState | None], None],
         should_stop: Callable[[], bool],
         stack: int = 1,
+        track: Tool | None = None,
         more: Callable[[], Sequence[PlannedRun]] = tuple,
     ) -> None:
         """Train what is not finished yet.
@@ -125,13 +127,14 @@ class Scheduler:
             watch: told of every run whose state has changed; and at every look at the runs, with None.
             should_stop: asked at every look; at True the runs at work are saved.
             stack: how many runs that can be trained together are, as one job.
+            track: the tool that follows the runs.
             more: asked when all runs have ended: the runs of the study that their results call for.
 
         Raises:
             Stopped: as asked.
             UserError: a machine cannot do any such run; the others at work are saved.
         """
-        self._watch = watch
+        self._watch, self._track = watch, track
         refusal = ""
         stopping = False
         while self._goes_on(more):
@@ -196,7 +199,7 @@ class Scheduler:
                 together += [run] if self._is_ours(run) else []
         if together:
             fingerprints = {run.folder.run_id: run.fingerprint for run in together if run.fingerprint}
-            executor.submit(Job.of([run.planned.config for run in together], self.output, fingerprints))
+            executor.submit(Job.of([run.planned.config for run in together], self.output, fingerprints, self._track))
         for run in together:
             run.attempts += 1
             self._set(run, "running")

@@ -305,6 +305,8 @@ class Execution(BaseModel):
     """Runs that are trained together in one process, where they can be: see `icpctl.training.stack`."""
     retries: int = Field(1, ge=0)
     """How often a run that failed is tried again."""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """The tool that follows the runs while they go on: see `icpctl.training.tracking`."""
     address: str | None = None
     """Of the Ray cluster; None: the one that runs on this machine."""
     slurm: dict[str, str | int] = {}

@@ -29,7 +29,8 @@ from icpctl.files import not_writable
 from icpctl.runs.fingerprints import OtherDataError
 from icpctl.runs.folder import TUNING, RunFolder
 from icpctl.terminal import Terminal
-from icpctl.training.display import ConsoleDisplay, Metrics
+from icpctl.training.display import ConsoleDisplay, Display, Metrics
+from icpctl.training.tracking import Tool, Tracked
 
 LOG_FILE = "log.txt"
 READY = "ready\n"
@@ -54,12 +55,20 @@ class Job:
     """The command line of the study, for the provenance of the runs."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Of the data of each run where the study was started; none: whatever is there."""
+    track: Tool | None = None
+    """The tool that follows the runs."""
 
     @classmethod
-    def of(cls, configs: Sequence[RunConfig], output: Path, fingerprints: Mapping[str, str] | None = None) -> Job:
+    def of(
+        cls,
+        configs: Sequence[RunConfig],
+        output: Path,
+        fingerprints: Mapping[str, str] | None = None,
+        track: Tool | None = None,
+    ) -> Job:
         """The job of runs in a results folder; several have one `stack_id`."""
         runs = {config.run_id: config.model_dump(mode="json") for config in configs}
-        return cls(runs, str(output.absolute()), str(Path.cwd()), sys.argv, fingerprints or {})
+        return cls(runs, str(output.absolute()), str(Path.cwd()), sys.argv, fingerprints or {}, track)
 
     def on(self, device: str) -> Job:
         """The same where the runs that would choose a CUDA device take this one."""
@@ -126,7 +135,7 @@ def _work(job: Job, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
                 claims.enter_context(claim)
                 taken[config.run_id] = _Taken(config, folder, claim)
         if taken:
-            outcomes |= _train(taken, output, job.fingerprints, should_stop)
+            outcomes |= _train(taken, output, job.fingerprints, should_stop, job.track)
             _release_memory()
     return outcomes
 
@@ -156,7 +165,11 @@ def _claimed(folder: RunFolder) -> Claim | Outcome:
 
 
 def _train(
-    taken: Mapping[str, _Taken], output: Path, fingerprints: Mapping[str, str], should_stop: Callable[[], bool]
+    taken: Mapping[str, _Taken],
+    output: Path,
+    fingerprints: Mapping[str, str],
+    should_stop: Callable[[], bool],
+    track: Tool | None = None,
 ) -> dict[str, Outcome]:
     from icpctl.training import engine
     from icpctl.training.stack import train_stack
@@ -166,12 +179,13 @@ def _train(
         return should_stop()
 
     outcomes: dict[str, Outcome] = {}
-    displays: dict[str, _WorkerDisplay] = {}
+    displays: dict[str, Display] = {}
     with ExitStack() as logs:
         for run_id, run in taken.items():
             try:
                 log = logs.enter_context((run.folder.path / LOG_FILE).open("a", encoding="utf-8", buffering=1))
-                displays[run_id] = _WorkerDisplay(log, run.claim)
+                display: Display = _WorkerDisplay(log, run.claim)
+                displays[run_id] = Tracked(display, track, output) if track else display
             except OSError as error:
                 outcomes[run_id] = _failed(run.folder, run.config, error)
         configs = [taken[run_id].config for run_id in displays]

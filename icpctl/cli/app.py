@@ -1,62 +1,45 @@
 """The commands: they parse, build a RunConfig, call the same functions as Python does, and print.
 
-A command's options are made when it is called, and torch is imported by the commands that need it, so that help and the
-errors of the command line come at once.
+torch is imported by the commands that need it, so that the errors of the command line come at once.
 """
 
 from __future__ import annotations
 
-import inspect
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
 
+from icpctl.cli.commands import UsageError, app, command
 from icpctl.cli.listing import Kind, entries
-from icpctl.cli.output import complain, console, pipe_is_closed, say
-from icpctl.errors import UserError, unknown
+from icpctl.cli.output import complain, console, loading, pipe_is_closed, print_json, say, warn
+from icpctl.cli.shared import (
+    ConfigFile,
+    Executor,
+    Format,
+    Json,
+    Output,
+    Overwrite,
+    Quiet,
+    Split,
+    Tool,
+    Track,
+    Which,
+    one_of,
+)
+from icpctl.cli.stopping import stoppable
+from icpctl.errors import UserError
 from icpctl.terminal import guard_streams
 
-
-class _Commands(TyperGroup):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an unknown command first: to read the options before it, though there are none, Typer imports pydantic."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            raise unknown("command", args[0], self.commands)
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    name="icpctl",
-    cls=_Commands,
-    help="Self-distillation by iterative constructive perturbations (arXiv 2505.14751): train, evaluate, ablate, report.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-"""Click's, which some releases of Typer have in themselves."""
+__all__ = ["app", "main"]
 
 GRID_HELP = (
     "Values of a hyper-parameter: 1,3,5; 1..5 for every whole number from 1 to 5; 1e-4..1e-2:log5 or 0..1:lin3 where numbers "
     "have to be counted. Repeat for a product."
 )
-
-Output = Annotated[Path, typer.Option("--output", "-o", help="The results folder.", rich_help_panel="Results")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.", rich_help_panel="Results")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="A TOML file of these names; the command line wins.", rich_help_panel="Run"),
-]
 
 
 def main() -> None:
@@ -102,60 +85,21 @@ def _in_words(error: OSError) -> str:
     return f"{error.filename}: {reason}." if error.filename else f"{reason}."
 
 
-def _version(show: bool) -> None:
-    if show:
-        from importlib.metadata import version
-
-        say(f"icpctl {version('icpctl')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    if (os.environ.get("WORLD_SIZE") or "1") != "1" and context.invoked_subcommand != "train":
-        raise UserError("torchrun is for `icpctl train`: start the other commands without it.")
-
-
-def _command(name: str, hyperparameters: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function as a command, with an option for every hyper-parameter if it takes them.
-
-    What lists the commands gets their help alone: the options are made when a command is called.
-    """
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        class Command(TyperCommand):
-            def make_context(self, *args: Any, **kwargs: Any) -> Any:
-                made = typer.Typer(add_completion=False)
-                made.command(name)(_with_hyperparameters(function) if hyperparameters else function)
-                return get_command(made).make_context(*args, **kwargs)
-
-        app.command(name, cls=Command, help=inspect.getdoc(function))(lambda: None)
-        return function
-
-    return add
-
-
-def _with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
-    from icpctl.cli.options import with_hyperparameters
-
-    return with_hyperparameters(command)
-
-
 def _help(name: str) -> str:
     from icpctl.config import RunConfig
 
     return str(RunConfig.model_fields[name].description)
 
 
-@_command("train", hyperparameters=True)
+@command("train", hyperparameters=True)
 def train(
     settings: dict[str, object],
     output: Output = Path("results"),
     overwrite: Overwrite = False,
     config: ConfigFile = None,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train one run, or go on with it where it was left.
 
@@ -164,45 +108,73 @@ def train(
     from icpctl.config import resolve
 
     run_config = resolve(settings)
-    from icpctl.training.display import ConsoleDisplay, metrics_table
-    from icpctl.training.engine import train as train_run
+    with loading():
+        from icpctl.training.engine import train as train_run
+    from icpctl.training import tracking
+    from icpctl.training.display import ConsoleDisplay, Display, metrics_table, nested
 
-    with _stoppable() as should_stop:
-        run = train_run(
-            run_config, output, overwrite=overwrite, display=ConsoleDisplay(console), should_stop=should_stop
-        )
+    class Quietly(Display):
+        def warn(self, message: str) -> None:
+            warn(message)
+
+    silent = quiet or as_json
+    display: Display = Quietly() if silent else ConsoleDisplay(console)
+    if track:
+        tracking.check(track)
+        display = tracking.Tracked(display, track, output)
+    with stoppable() as should_stop:
+        run = train_run(run_config, output, overwrite=overwrite, display=display, should_stop=should_stop)
+    metrics = run.metrics
+    last = nested(metrics[metrics["epoch"] == metrics["epoch"].max()])
+    if as_json:
+        print_json({"run_id": run.config.run_id, "path": str(run.path), "trained": not run.skipped, "metrics": last})
+    if silent:
+        return
     if run.skipped:
         again = f"icpctl eval {run.path}{' --robustness' if run_config.robustness else ''}"
         say(f"{run.path} is finished already; --overwrite trains it anew, `{again}` measures it again.")
-    metrics = run.metrics
-    last = metrics[metrics["epoch"] == metrics["epoch"].max()]
-    splits = {
-        split: dict(zip(rows["metric"], rows["value"], strict=True))
-        for split, rows in last.groupby("split", sort=False)
-    }
     say(f"\nLast epoch of {run.config.run_id}")
-    console.print(metrics_table({str(split): values for split, values in splits.items()}))
+    console.print(metrics_table(last))
     say(f"Everything is in {run.path}")
+    complain("Next:", _next_step(run.config, output))
 
 
-@_command("eval")
+def _next_step(config: Any, output: Path) -> str:
+    """What there is to do after a run: its baseline, or the report."""
+    from icpctl.config.catalogue import METHODS, PLAIN
+    from icpctl.runs.folder import RunFolder
+
+    compare = f"`icpctl report {output}`"
+    if config.method == PLAIN:
+        others = f"`--method {next(name for name in METHODS if name != PLAIN)}`"
+        return f"train a method with the same settings, such as {others}; then {compare} compares them."
+    if RunFolder(output, config.baseline()).is_finished():
+        return f"{compare} compares the run with its baseline. One seed decides nothing: `--seed 1` trains another."
+    return f"the same command with `--method {PLAIN}` trains the baseline; then {compare} compares them."
+
+
+@command("eval")
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run's folder, or a checkpoint file.")],
     dataset: Annotated[
-        str | None, typer.Option(help="Another data set, for a classifier with the same classes.")
+        str | None, typer.Option(metavar="TEXT", help="Another data set, for a classifier with the same classes.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help=_help("columns"))] = None,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The images to evaluate on.")] = "test",
-    checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run's folder.")] = "last",
+    columns: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("columns"))] = None,
+    split: Annotated[Split, typer.Option(metavar="NAME", help=one_of("The images to evaluate on.", Split))] = "test",
+    checkpoint: Annotated[
+        Which, typer.Option(metavar="NAME", help=one_of("Which checkpoint of a run's folder.", Which))
+    ] = "last",
     samples: Annotated[
         int | None,
-        typer.Option(help="Images that a VAE draws for FID and KID; without it, as many as the split has.", min=2),
+        typer.Option(
+            metavar="INT", help="Images that a VAE draws for FID and KID; without it, as many as the split has.", min=2
+        ),
     ] = None,
-    fid_weights: Annotated[Path | None, typer.Option(help=_help("fid_weights"))] = None,
-    fid_features: Annotated[Path | None, typer.Option(help=_help("fid_features"))] = None,
-    device: Annotated[str, typer.Option(help=_help("device"))] = "auto",
-    data_dir: Annotated[Path | None, typer.Option(help=_help("data_dir"))] = None,
-    data_memory: Annotated[float | None, typer.Option(help=_help("data_memory"))] = None,
+    fid_weights: Annotated[Path | None, typer.Option(metavar="PATH", help=_help("fid_weights"))] = None,
+    fid_features: Annotated[Path | None, typer.Option(metavar="PATH", help=_help("fid_features"))] = None,
+    device: Annotated[str, typer.Option(metavar="TEXT", help=_help("device"))] = "auto",
+    data_dir: Annotated[Path | None, typer.Option(metavar="PATH", help=_help("data_dir"))] = None,
+    data_memory: Annotated[float | None, typer.Option(metavar="FLOAT", help=_help("data_memory"))] = None,
     robustness: Annotated[
         bool,
         typer.Option(
@@ -210,6 +182,8 @@ def evaluate(
             help="Also measure a classifier's accuracy on attacked (FGSM, PGD-20), noisy and blurred images.",
         ),
     ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
 
@@ -218,10 +192,12 @@ def evaluate(
     from icpctl.config import resolve
 
     resolve({"device": device, "data_memory": data_memory})
+    with loading():
+        from icpctl.training.evaluation import evaluate as evaluate_checkpoint
     from icpctl.runs.folder import read_config, write_evaluation
     from icpctl.training.display import metrics_table
-    from icpctl.training.evaluation import evaluate as evaluate_checkpoint
 
+    tell = (lambda message: None) if quiet or as_json else say
     metrics = evaluate_checkpoint(
         path,
         dataset,
@@ -235,22 +211,21 @@ def evaluate(
         data_memory=data_memory,
         device=device,
         robustness=robustness,
-        say=say,
-        warn=lambda message: complain("[yellow]Warning:[/]", message),
+        say=tell,
+        warn=warn,
     )
-    if not path.is_dir():
-        say(f"{path} on {dataset or 'its own data set'}")
+    name = dataset or (read_config(path).dataset if path.is_dir() else "its own data set")
+    what = {"checkpoint": checkpoint, "dataset": name, "split": split, "samples": str(samples or "")}
+    tell(f"{path}, {checkpoint} checkpoint, on {name}" if path.is_dir() else f"{path} on {name}")
+    if as_json:
+        print_json({"path": str(path), **what, "samples": samples, "metrics": metrics})
+    elif not quiet:
         console.print(metrics_table({split: metrics}))
-    else:
-        name = dataset or read_config(path).dataset
-        say(f"{path}, {checkpoint} checkpoint, on {name}")
-        console.print(metrics_table({split: metrics}))
-        what = {"checkpoint": checkpoint, "dataset": name, "split": split, "samples": str(samples or "")}
-        file = write_evaluation(path, what, metrics)
-        say(f"Written to {file}")
+    if path.is_dir():
+        tell(f"Written to {write_evaluation(path, what, metrics)}")
 
 
-@_command("ablate", hyperparameters=True)
+@command("ablate", hyperparameters=True)
 def ablate(
     settings: dict[str, object],
     grid: Annotated[
@@ -266,7 +241,7 @@ def ablate(
     seeds: Annotated[
         str | None,
         typer.Option(
-            metavar="N|LIST",
+            metavar="SEEDS",
             help="So many seeds, or which: 5, or 0,3,7, or 0..4.",
             show_default="1",
             rich_help_panel="Study",
@@ -326,31 +301,45 @@ def ablate(
         ),
     ] = None,
     study: Annotated[
-        Path | None, typer.Option(help="A TOML file with all this instead.", rich_help_panel="Study")
+        Path | None,
+        typer.Option(metavar="PATH", help="A TOML file with all this instead.", rich_help_panel="Study"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Go on with all studies of a results folder.", rich_help_panel="Study"),
+        typer.Option(metavar="PATH", help="Go on with all studies of a results folder.", rich_help_panel="Study"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs and what they cost; run nothing.", rich_help_panel="Study")
     ] = False,
     executor: Annotated[
-        Literal["local", "ray", "slurm"] | None,
-        typer.Option(help="What runs them.", show_default="local", rich_help_panel="Execution"),
+        Executor | None,
+        typer.Option(
+            metavar="NAME",
+            help=one_of("What runs them.", Executor),
+            show_default="local",
+            rich_help_panel="Execution",
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Runs at once.", show_default="one a GPU; on a CPU one a core", min=1, rich_help_panel="Execution"
+            metavar="INT",
+            help="Runs at once.",
+            show_default="one a GPU; on a CPU one a core",
+            min=1,
+            rich_help_panel="Execution",
         ),
     ] = None,
     jobs_per_gpu: Annotated[
-        int | None, typer.Option(help="Runs that share a GPU.", show_default="1", min=1, rich_help_panel="Execution")
+        int | None,
+        typer.Option(
+            metavar="INT", help="Runs that share a GPU.", show_default="1", min=1, rich_help_panel="Execution"
+        ),
     ] = None,
     stack: Annotated[
         int | None,
         typer.Option(
+            metavar="INT",
             help="Train up to so many runs in one process, if they differ in seed, learning rates or similar numbers alone; for GPUs and small images.",
             show_default="1",
             min=1,
@@ -360,11 +349,16 @@ def ablate(
     retries: Annotated[
         int | None,
         typer.Option(
-            help="How often a failed run is tried again.", show_default="1", min=0, rich_help_panel="Execution"
+            metavar="INT",
+            help="How often a failed run is tried again.",
+            show_default="1",
+            min=0,
+            rich_help_panel="Execution",
         ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster, HOST:PORT.", rich_help_panel="Execution")
+        str | None,
+        typer.Option(metavar="TEXT", help="Of the Ray cluster, HOST:PORT.", rich_help_panel="Execution"),
     ] = None,
     slurm: Annotated[
         list[str] | None,
@@ -374,9 +368,10 @@ def ablate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The results folder.", show_default="results", rich_help_panel="Results"),
+        typer.Option("--output", "-o", metavar="PATH", help="The results folder.", show_default="results"),
     ] = None,
     config: ConfigFile = None,
+    track: Track = None,
 ) -> None:
     """Run a study: a grid of settings with its baselines, over seeds; and report.
 
@@ -384,36 +379,38 @@ def ablate(
 
     Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
     """
-    from icpctl.ablate import command
-
     if resume is not None and output is not None:
         raise UserError(f"--resume {resume} and --output {output} both name the results folder. Give one of them.")
     folder = resume or output or Path("results")
     plan = {"claims": claim, "margin": margin, "until_decided": until_decided, "max_seeds": max_seeds}
-    definition = command.define(
-        settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, plan, tune or [], trials
-    )
-    options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
-    options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack}
-    definition = command.executed_by(definition, options, slurm or [])
+    with loading():
+        from icpctl.ablate import command as study_command
+        from icpctl.training.tracking import check as check_tool
+
+        definition = study_command.define(
+            settings, grid or [], where or [], seeds, controls, compute_matched, study, resume, plan, tune or [], trials
+        )
+        options: dict[str, object] = {"executor": executor, "address": address, "retries": retries}
+        options |= {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu, "stack": stack, "track": track}
+        definition = study_command.executed_by(definition, options, slurm or [])
+    if definition.execution.track:
+        check_tool(definition.execution.track)
     if dry_run:
-        command.dry_run(definition, folder, console)
+        study_command.dry_run(definition, folder, console, loading)
         return
-    with _stoppable(f"`icpctl ablate --resume {folder}` goes on from here.") as should_stop:
-        errors_of = command.execute(definition, folder, console, should_stop)
+    with stoppable(f"`icpctl ablate --resume {folder}` goes on from here.", "saving the runs") as should_stop:
+        errors_of = study_command.execute(definition, folder, console, should_stop, loading)
     failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():
         complain("[bold red]Failed:[/]", f"{run_id}: {error}")
-    from icpctl import report as reporting
-    from icpctl.report.command import show
+    from icpctl.report.command import report_study
 
-    show(reporting.build(folder, list(errors_of)), "table", console, complain)
-    complain("Next:", f"`icpctl report {folder}` writes report.html, with figures, and these tables.")
+    report_study(folder, errors_of, console, complain)
     if failed:
         raise typer.Exit(1)
 
 
-@_command("report")
+@command("report")
 def report(
     folders: Annotated[
         list[Path] | None,
@@ -449,6 +446,7 @@ def report(
     metric: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="What the verdicts and figures are about.",
             show_default="accuracy; ssim of a VAE",
             rich_help_panel="Selection",
@@ -462,22 +460,29 @@ def report(
         ),
     ] = None,
     format: Annotated[
-        Literal["table", "csv", "markdown", "latex", "json"],
-        typer.Option(help="How the report is printed.", rich_help_panel="Output"),
+        Format,
+        typer.Option(metavar="NAME", help=one_of("How the report is printed.", Format), rich_help_panel="Output"),
     ] = "table",
     figures: Annotated[
         bool,
-        typer.Option("--figures", help="Write all figures as PNG and SVG into figures/.", rich_help_panel="Output"),
+        typer.Option(
+            "--figures", help="Write all figures as PNG, SVG and PDF into figures/.", rich_help_panel="Output"
+        ),
     ] = False,
     export: Annotated[
-        Literal["tensorboard", "wandb"] | None,
-        typer.Option(help="Write the runs for another tool; wandb offline.", rich_help_panel="Output"),
+        Tool | None,
+        typer.Option(
+            metavar="NAME",
+            help=one_of("Write the runs for another tool; wandb offline.", Tool),
+            rich_help_panel="Output",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
+            metavar="PATH",
             help="Where the files go.",
             show_default="the results folder; with several, --where or --compare, report",
             rich_help_panel="Output",
@@ -491,7 +496,8 @@ def report(
 
     Example: icpctl report results/ --where seed=0..4 --by steps
     """
-    from icpctl.report.command import Request, watch_report, write_report
+    with loading("pandas"):
+        from icpctl.report.command import Request, watch_report, write_report
 
     request = Request(
         tuple(folders or ()),
@@ -506,16 +512,18 @@ def report(
         output,
     )
     if watch:
-        with _stoppable("report.html is as it was drawn last.") as should_stop:
+        with stoppable("report.html is as it was drawn last.", "after this drawing") as should_stop:
             watch_report(request, console, complain, should_stop)
     else:
         write_report(request, console, complain)
 
 
-@_command("list")
+@command("list")
 def listing(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    pattern: Annotated[str, typer.Argument(help="Names to show, such as 'vit*'.", show_default="all")] = "",
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help=one_of("What to list.", Kind))],
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="Names to show, such as 'vit*'.", show_default="all")
+    ] = "",
 ) -> None:
     """List the models, data sets, methods or metrics that there are, with a line each.
 
@@ -533,36 +541,3 @@ def listing(
     for name, line in found:
         table.add_row(Text(name, "bold"), Text(line))
     console.print(table)
-
-
-@contextmanager
-def _stoppable(way_on: str = "The same command goes on from here.") -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM, a terminal or a pipe that is closed let the batch end, save, and leave with 130, 143, 129 or 141;
-    a second signal leaves at once. More of them do not disturb what is left to do then: a word in status.json, say.
-    """
-    received: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        if received and number == signal.SIGHUP:  # that comes by itself with another one
-            return
-        received.append(number)
-        if len(received) == 2:
-            sys.exit(128 + number)
-
-    heeded = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        heeded.append(signal.SIGHUP)
-    before: Mapping[int, Any] = {number: signal.signal(number, stop) for number in heeded}
-
-    def should_stop() -> bool:
-        return bool(received) or pipe_is_closed()
-
-    try:
-        yield should_stop
-    except KeyboardInterrupt:
-        complain("Saved.", way_on)
-        reason = signal.SIGPIPE if pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
-        sys.exit(128 + (received or [reason])[0])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

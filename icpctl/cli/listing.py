@@ -47,7 +47,7 @@ def _datasets() -> Iterable[Entry]:
     from icpctl.data import DATASETS
 
     yield from DATASETS.items()
-    yield "folder:PATH", "your own images, in PATH/train/CLASS and PATH/test/CLASS"
+    yield "folder:PATH", "your own images, in PATH/train/CLASS and PATH/test/CLASS (or val), or in PATH/CLASS"
     yield "hf:OWNER/NAME", "a data set of the Hugging Face hub, or hf:PATH for one on the disk; needs icpctl[hf]"
 
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from icpctl.cli.help import HelpAll
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
 from icpctl.config.recipes import CIFAR_RESNETS
 from icpctl.config.settings import read_toml
 
 POSITIONAL = ("model", "dataset")
+RARELY_GIVEN = ("stack", "jobs_per_gpu", "retries", "address", "slurm")
 
 
 def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,12 +29,14 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command).parameters
     hints = get_type_hints(command, include_extras=True)
-    parameters = [_parameter(name) for name in RunConfig.model_fields]
-    parameters += [own[name].replace(annotation=hints[name]) for name in own if name != "settings"]
-    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    parameters = [own[name].replace(annotation=hints[name]) for name in own if name != "settings"]
+    parameters += [_parameter(name) for name in RunConfig.model_fields]
+    parameters.append(
+        inspect.Parameter("help_all", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=HelpAll)
+    )
 
     @functools.wraps(command)
-    def wrapper(config: Path | None, **given: Any) -> None:
+    def wrapper(config: Path | None, help_all: bool, **given: Any) -> None:
         chosen = {name: given.pop(name) for name in RunConfig.model_fields}
         settings = read_toml(config) if config else {}
         settings |= {name: value for name, value in chosen.items() if value is not None}
@@ -42,6 +46,15 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
+
+
+def common(parameters: Iterable[str]) -> list[str]:
+    """The parameters that the short help of a command shows: its own, but for rare ones, and the settings that are often given."""
+    return [
+        name
+        for name in parameters
+        if (declaration(name).common if name in RunConfig.model_fields else name not in RARELY_GIVEN)
+    ]
 
 
 def _parameter(name: str) -> inspect.Parameter:
@@ -68,9 +81,9 @@ def _panel(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    annotation = "" if choices(name) else str(RunConfig.model_fields[name].annotation)
+    annotation = str(RunConfig.model_fields[name].annotation)
     words = {"int": "INT", "float": "FLOAT", "Path": "PATH"}
-    return next((words[word] for word in words if word in annotation), "TEXT")
+    return "NAME" if choices(name) else next((words[word] for word in words if word in annotation), "TEXT")
 
 
 def _starting_with(values: tuple[str, ...]) -> Callable[[str], list[str]]:

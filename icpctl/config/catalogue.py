@@ -23,6 +23,25 @@ class Variant(NamedTuple):
     marker: str
 
 
+@dataclass(frozen=True)
+class InputOptimizer:
+    """An input optimizer of the perturbation, whose class `icpctl.methods.icp.perturbation.OPTIMIZERS` has under the same name."""
+
+    variant: Variant
+    arguments: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """The arguments of its class, and the settings of a run that they take. Settings of other input optimizers mean nothing with it."""
+    has_state: bool = True
+    """Whether a step depends on those before it, so that --icp-state means something."""
+    normalises: bool = True
+    """Whether a step is about as long as η, however small the gradient is."""
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that it reads."""
+        given = [(value,) if isinstance(value, str) else value for value in self.arguments.values()]
+        return [*(name for names in given for name in names), *(["icp_state"] if self.has_state else [])]
+
+
 class Control(NamedTuple):
     """What a method's claim has to be held against, beside plain training."""
 
@@ -81,6 +100,24 @@ class MethodRow:
     """Whether several runs can be trained together: `torch.vmap` can map its objective, and `update` is that of `Method`."""
 
 
+INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {
+    "sgd": InputOptimizer(Variant("SGD-ICP", "#CC79A7", "s"), has_state=False, normalises=False),
+    "adam": InputOptimizer(
+        Variant("Adam-ICP", "#0072B2", "o"),
+        {"betas": ("beta1", "beta2"), "eps": "eps"},
+    ),
+    "ademamix": InputOptimizer(
+        Variant("AdEMAMix-ICP", "#D55E00", "D"),
+        {
+            "betas": ("beta1", "beta2", "beta3"),
+            "eps": "eps",
+            "alpha": "alpha",
+            "weight_decay": "icp_weight_decay",
+        },
+    ),
+}
+"""In the order of tables and figures; each is a variant of ICP."""
+
 SCHEDULE = "schedule"
 """What falls in ICP's training beside what it distils: the control of the weight of its task loss."""
 LABEL_SMOOTHING = "label-smoothing"
@@ -109,11 +146,7 @@ METHODS: dict[str, MethodRow] = {
     "icp": MethodRow(
         "ICP",
         "The features of a constructively perturbed input are targets for those of the original one (arXiv 2505.14751)",
-        {
-            "sgd": Variant("SGD-ICP", "#CC79A7", "s"),
-            "adam": Variant("Adam-ICP", "#0072B2", "o"),
-            "ademamix": Variant("AdEMAMix-ICP", "#D55E00", "D"),
-        },
+        {name: optimizer.variant for name, optimizer in INPUT_OPTIMIZERS.items()},
         "icpctl.methods.icp.method:ICP",
         passes=_icp_passes,
         groups=("perturbation", "features", "distillation", "schedule"),

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from icpctl.config.catalogue import METHODS
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS
 from icpctl.config.recipes import recipe_default, recipe_text
 
 GROUPS = {
@@ -47,6 +47,7 @@ class Declared:
     source: str = ""
     unit: str = ""
     default: str = ""  # in words, where the default depends on other settings
+    common: bool = False  # whether the short help shows it
     identity: bool = True  # whether a change of it makes another run
     stacks: bool = False  # whether runs that differ in it can be trained together
     listed: Collection[str] = ()  # its values, where they are a list that can grow
@@ -57,7 +58,7 @@ class Declared:
 def field(default: Any, help: str, group: str, **kwargs: Any) -> Any:
     declared: dict[str, Any] = {
         name: kwargs.pop(name)
-        for name in ("source", "unit", "identity", "stacks", "earlier", "listed", "usual")
+        for name in ("source", "unit", "common", "identity", "stacks", "earlier", "listed", "usual")
         if name in kwargs
     }
     declared["default"] = kwargs.pop("default_text", "")
@@ -96,7 +97,19 @@ def of_method(name: str, usual: Any, help: str, default_text: str, **kwargs: Any
     )
 
 
+NO_OPTIMIZER = "none"
+"""Stands for the input optimizer of a run that perturbs nothing."""
+
+
 def known_method(name: str) -> str:
-    if name not in METHODS:
+    return _one_of(METHODS, name)
+
+
+def known_optimizer(name: str) -> str:
+    return _one_of((*INPUT_OPTIMIZERS, NO_OPTIMIZER), name)
+
+
+def _one_of(known: Collection[str], name: str) -> str:
+    if name not in known:
         raise PydanticCustomError("literal_error", "")
     return name

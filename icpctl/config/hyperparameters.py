@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from icpctl.config.catalogue import METHODS
-from icpctl.config.fields import field, known_method, of_method, of_recipe, split_names
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS
+from icpctl.config.fields import NO_OPTIMIZER, field, known_method, known_optimizer, of_method, of_recipe, split_names
 from icpctl.config.recipes import default_image_size, default_layers
 
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
@@ -36,28 +36,41 @@ class Hyperparameters(BaseModel):
     model: str = field(
         "resnet20",
         "resnet20/32/44/56/110 for CIFAR, any torchvision classifier, timm/NAME, vae, or your own package.module:factory.",
-        "run", pattern=MODEL_NAME, max_length=200,
+        "run", common=True, pattern=MODEL_NAME, max_length=200,
     )  # fmt: skip
     dataset: str = field(
         "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with train/ and test/ class folders, or "
+        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with class folders in train/ and test/ (or val/) or not split, or "
         "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
         "run",
+        common=True,
     )
     columns: str | None = field(
         None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
         pattern="^[^,]+,[^,]+$",
     )  # fmt: skip
+    split: float | None = field(
+        None, "Share of the images that is for training, of a data set folder:PATH that is not split into train/ and test/; always the "
+        "same ones.", "run", default_text="0.8", gt=0, lt=1,
+    )  # fmt: skip
     method: Annotated[str, AfterValidator(known_method)] = field(
-        "icp", "The method; plain: the baseline. `icpctl list methods` says what each one is.", "run", listed=METHODS,
+        "icp", "The method; plain: the baseline. `icpctl list methods` says what each one is.", "run", common=True, listed=METHODS,
     )  # fmt: skip
     seed: int = field(
-        0, "Seed of the weights, the order of the images, the augmentation.", "run", ge=0, lt=2**31, stacks=True
+        0,
+        "Seed of the weights, the order of the images, the augmentation.",
+        "run",
+        common=True,
+        ge=0,
+        lt=2**31,
+        stacks=True,
     )
-    epochs: int = field(100, "Epochs of training, E.", "run", source="S", unit="epochs", ge=1, le=1_000_000)
+    epochs: int = field(
+        100, "Epochs of training, E.", "run", common=True, source="S", unit="epochs", ge=1, le=1_000_000
+    )
     train_size: int | None = field(
         None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
-        unit="images", ge=2, lt=2**31,
+        common=True, unit="images", ge=2, lt=2**31,
     )  # fmt: skip
     val_fraction: float = field(
         0.1,
@@ -102,18 +115,19 @@ class Hyperparameters(BaseModel):
     )  # fmt: skip
 
     # ── perturbation (the paper's ICP)
-    optimizer: Literal["sgd", "adam", "ademamix", "none"] = field(
+    optimizer: Annotated[str, AfterValidator(known_optimizer)] = field(
         "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
-        "perturbation", source="P",
+        "perturbation", common=True, source="P", listed=(*INPUT_OPTIMIZERS, NO_OPTIMIZER),
     )  # fmt: skip
     steps: int = field(
         lambda data: 5 if "perturbation" in METHODS[data["method"]].groups else 0, "Steps of the perturbation, T.", "perturbation",
-        default_text="5", source="S", unit="steps", ge=0, le=10_000,
+        common=True, default_text="5", source="S", unit="steps", ge=0, le=10_000,
     )  # fmt: skip
     icp_lr: float = field(
         2e-3,
         "Step size of the perturbation, η.",
         "perturbation",
+        common=True,
         source="P Fig. 1, A",
         unit="normalised input",
         gt=0,
@@ -185,16 +199,19 @@ class Hyperparameters(BaseModel):
         "paper",
         "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
         "training",
+        common=True,
     )
     model_optimizer: Literal["adamw", "sgd"] = of_recipe(
         "model_optimizer", "Optimizer of the weights; sgd has Nesterov momentum 0.9.", source="A"
     )
-    lr: float = of_recipe("lr", "Learning rate of the weights.", source="A", gt=0, stacks=True)
+    lr: float = of_recipe("lr", "Learning rate of the weights.", common=True, source="A", gt=0, stacks=True)
     weight_decay: float = of_recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
     lr_schedule: Literal["constant", "cosine"] = of_recipe(
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
-    batch_size: int = of_recipe("batch_size", "Images a step.", source="A", unit="images", ge=2, le=1_000_000)
+    batch_size: int = of_recipe(
+        "batch_size", "Images a step.", common=True, source="A", unit="images", ge=2, le=1_000_000
+    )
     augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = of_recipe(
         "augmentation",
         "crop-randaugment: crop 0.78 of the side, resize, RandAugment(2, 9); pad-crop-flip: pad 4, crop, flip.",
@@ -280,7 +297,7 @@ class Hyperparameters(BaseModel):
         identity=False,
     )
     device: str = field(
-        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", identity=False,
+        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", common=True, identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
     )  # fmt: skip
     data_dir: Path | None = field(

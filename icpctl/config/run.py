@@ -15,10 +15,10 @@ from typing import Any, Literal, Self, get_args
 from pydantic import ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
-from icpctl.config.catalogue import METHODS, PLAIN
-from icpctl.config.fields import Declared, default_of
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS, PLAIN
+from icpctl.config.fields import NO_OPTIMIZER, Declared, default_of
 from icpctl.config.hyperparameters import Hyperparameters
-from icpctl.config.names import HUGGING_FACE, expanded, located, short_name
+from icpctl.config.names import FOLDER, HUGGING_FACE, expanded, located, short_name
 from icpctl.config.recipes import DATASETS, dataset_row, model_row
 from icpctl.errors import UserError, abbreviated, unknown
 
@@ -59,7 +59,7 @@ class RunConfig(Hyperparameters):
         for name, value in values.items():
             if message := truth_for_number(name, value):
                 raise ValueError(message)
-        if values.get("optimizer") == "none":
+        if values.get("optimizer") == NO_OPTIMIZER:
             values = {"method": PLAIN} | values
         if info.context == RECORDED:
             return earlier_settings() | values
@@ -74,9 +74,9 @@ class RunConfig(Hyperparameters):
             raise ValueError(f"--layers names a module twice: {','.join(self.layers)}")
         self._check_method()
         if "perturbation" not in METHODS[self.method].groups:
-            object.__setattr__(self, "optimizer", "none")
+            object.__setattr__(self, "optimizer", NO_OPTIMIZER)
             object.__setattr__(self, "steps", 0)
-        elif self.optimizer == "none":
+        elif self.optimizer == NO_OPTIMIZER:
             raise ValueError(
                 f"method is {self.method}, which needs an input optimizer: give one, or method plain for the baseline"
             )
@@ -94,6 +94,10 @@ class RunConfig(Hyperparameters):
             raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
         if self.columns and not self.dataset.startswith(HUGGING_FACE):
             raise ValueError(f"columns is given, but {self.dataset} has no columns: only the data sets hf:… have them")
+        if self.split is not None and not self.dataset.startswith(FOLDER):
+            raise ValueError(
+                f"split is given, but {self.dataset} is split already: only data sets folder:PATH may not be"
+            )
         sizes = model_row(self.model).sizes
         if sizes and self.image_size not in sizes:
             raise ValueError(
@@ -165,7 +169,7 @@ class RunConfig(Hyperparameters):
     @property
     def variant(self) -> str:
         """The method by its own name, or the input optimizer where that makes variants of it; see `catalogue.variants`."""
-        return self.optimizer if self.optimizer in METHODS[self.method].variants else self.method
+        return self.method if self.method in METHODS[self.method].variants else self.optimizer
 
     @property
     def control(self) -> str:
@@ -294,8 +298,9 @@ def _unused(method: str, optimizer: str, task: str, mix: str) -> list[str]:
         names += [name for name in RunConfig.model_fields if declaration(name).group == "generation"]
     if mix == "none":
         names += ["mix_alpha", "mix_probability"]
-    ademamix = ["beta3", "alpha", "icp_weight_decay"]
-    names += {"sgd": ["beta1", "beta2", "eps", "icp_state", *ademamix], "adam": ademamix}.get(optimizer, [])
+    if optimizer != NO_OPTIMIZER:
+        read = INPUT_OPTIMIZERS[optimizer].settings
+        names += [name for row in INPUT_OPTIMIZERS.values() for name in row.settings if name not in read]
     return [name for name in dict.fromkeys(names) if name != "steps"]
 
 
@@ -352,6 +357,12 @@ def fault_in_words(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
-        return str(unknown(f"value for {option(name)}:", abbreviated(fault["input"]), choices(name)))
+        value = abbreviated(fault["input"])
+        if others := [option(other) for other in RunConfig.model_fields if value in choices(other)]:
+            return (
+                f"Unknown value for {option(name)}: '{value}'. It can be one of: {', '.join(choices(name))}. "
+                f"{RunConfig.model_fields[name].description} '{value}' is a value of {' and of '.join(others)}."
+            )
+        return str(unknown(f"value for {option(name)}:", value, choices(name)))
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
     return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"

@@ -14,6 +14,10 @@ from icpctl.errors import UserError
 _forbidden = ContextVar("_forbidden", default=False)
 
 
+class AbsentError(UserError):
+    """The data set would have to be downloaded, and nothing is downloaded now."""
+
+
 @contextmanager
 def no_downloads() -> Iterator[None]:
     """Data sets that are not there are refused, rather than downloaded."""
@@ -32,10 +36,11 @@ def alone(data_dir: Path, name: str, *targets: Path) -> FileLock:
     """Held while downloading to `targets`, since two runs that start together must not write the same file.
 
     Raises:
-        UserError: nothing is to be downloaded now, or at the place of a file is something else.
+        AbsentError: nothing is to be downloaded now.
+        UserError: at the place of a file is something else.
     """
     if not may_download():
-        raise UserError(f"the data set {name} is not there, and nothing is downloaded for a report")
+        raise AbsentError(f"the data set {name} is not there, and nothing is downloaded now")
     for target in targets:
         if target.exists() and not target.is_file():
             raise UserError(f"'{target}' is not a file. Move it away: a file of the data set {name} belongs there.")
@@ -65,7 +70,8 @@ def unavailable(
             f"failed: {problem}. Replace what is damaged, or name the folder that has the data set with --data-dir or "
             "ICPCTL_DATA_DIR."
         )
-    return UserError(
+    kind = AbsentError if isinstance(problem, AbsentError) else UserError
+    return kind(
         f"The data set {name} is neither at {looked} nor in class folders like "
         f"'{places[0].with_name(name) / 'train' / 'CLASS'}', and downloading it from {url} failed: {problem}. "
         f"Put a download of it into '{target}', or name the folder that has the data set with --data-dir or "

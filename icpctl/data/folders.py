@@ -1,4 +1,4 @@
-"""Class folders, `ROOT/{train,test}/CLASS/**`, and the decoding of one image."""
+"""Class folders, `ROOT/{train,test}/CLASS/**` or `ROOT/CLASS/**`, and the decoding of one image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from icpctl.data.pixels import UnsupportedPixelsError, read_rgb
 from icpctl.data.source import Box, Encoded, Item, Raw, RawSplit, Source, Stamp, stamp
+from icpctl.data.splitting import stratified_part
 from icpctl.errors import UserError, first_names
 
 EXTENSIONS = frozenset(
@@ -27,44 +28,89 @@ HIDDEN, LOOSE = "hidden", "images outside of the class folders"
 MOST_NAMED = 10
 """Types of files that a message lists."""
 
+TRAIN, TEST = "train", "test"
+VALIDATION = ("val", "valid", "validation")
+"""Folders that take the place of a missing test folder; the first that is there."""
+
+DEFAULT_SPLIT = 0.8
+LAYOUTS = "A data folder has the images of each class in train/CLASS/ and test/CLASS/ (or val/CLASS/), or in CLASS/, not split."
+
 Listing = dict[str, list[str]]  # class name -> the paths of its image files, both sorted
 
 
-def class_folders(root: Path) -> Source:
-    """The images under `root`, one folder per class, in the same classes for train and test.
+def class_folders(root: Path, split: float | None = None) -> Source:
+    """The images under `root`, one folder per class: in train/ and test/, in train/ and val/, or not split yet.
 
     The images of a class may lie in sub-folders. Hidden files and folders, and files that are no images by their
     ending, are left out, and counted in the source's `notes`.
 
+    Args:
+        root: the folder.
+        split: the share of the images of each class that is for training, where they are not split; always the same ones.
+            None: `DEFAULT_SPLIT`.
+
     Raises:
         UserError: a folder is missing, unreadable or without images, a link leads nowhere, a name is not UTF-8, an image
-            is no file, or the two splits differ in their classes.
+            is no file, or the two splits differ in their classes; a share of images that are split, or that leaves a class
+            without images for training or for the test.
     """
     if not root.is_dir():
-        raise UserError(
-            f"The data folder '{root}' does not exist or is not a folder. Name the one that has train/CLASS/ and test/CLASS/."
-        )
+        raise UserError(f"The data folder '{root}' does not exist or is not a folder. {LAYOUTS}")
     left_out: Counter[str] = Counter()
-    train, test = _listing(root / "train", left_out), _listing(root / "test", left_out)
-    if train.keys() != test.keys():
-        raise UserError(
-            f"The classes of '{root}' differ between its two splits:"
-            f"{lacking('test', train.keys() - test.keys())}{lacking('train', test.keys() - train.keys())} "
-            "Give train/ and test/ the same class folders."
-        )
-    listings = [files for listing in (train, test) for files in listing.values()]
-    start = len(str(root / "train")) - len("train")  # of the path relative to the root
+    test = next((name for name in (TEST, *VALIDATION) if (root / name).is_dir()), None)
+    if test is None and not (root / TRAIN).is_dir():
+        share = DEFAULT_SPLIT if split is None else split
+        listings = _split(_listing(root, left_out), share, root)
+        notes = [
+            f"There are no folders {TRAIN} and {TEST}: {share:.4g} of the images of each class are for training, always the same ones (--split), "
+            "and the others are the test split."
+        ]
+    else:
+        if test is None:
+            raise UserError(f"'{root / TEST}' is missing, and so are {' and '.join(VALIDATION)}. {LAYOUTS}")
+        if split is not None:
+            raise UserError(f"'{root}' is split already, into {TRAIN} and {test}. Leave out --split.")
+        listings = _listing(root / TRAIN, left_out), _listing(root / test, left_out)
+        train, other = (listing.keys() for listing in listings)
+        if train != other:
+            raise UserError(
+                f"The classes of '{root}' differ between its two splits:"
+                f"{lacking(test, train - other)}{lacking(TRAIN, other - train)} "
+                f"Give {TRAIN}/ and {test}/ the same class folders."
+            )
+        notes = [] if test == TEST else [f"There is no folder {TEST}: {test} takes its place."]
+        notes += _unused(root, (TRAIN, test))
+    found = [files for listing in listings for files in listing.values()]
+    start = len(str(root / TRAIN)) - len(TRAIN)  # of the path relative to the root
 
     def stamps() -> list[Stamp]:
         try:
-            return [stamp(file[start:], file) for files in listings for file in files]
+            return [stamp(file[start:], file) for files in found for file in files]
         except OSError as problem:
             raise unreadable(Path(problem.filename), problem) from problem
 
     def read() -> Raw:
-        return Raw(tuple(train), _raw_split(train), _raw_split(test))
+        return Raw(tuple(listings[0]), _raw_split(listings[0]), _raw_split(listings[1]))
 
-    return Source(str(root.resolve()), stamps, read, notes=(*_unused(root), *_told(left_out)))
+    origin = str(root.resolve()) + ("" if test else f" split {share:.4g}")
+    return Source(origin, stamps, read, notes=(*notes, *_told(left_out)))
+
+
+def _split(listing: Listing, share: float, root: Path) -> tuple[Listing, Listing]:
+    """Each class in two parts."""
+    files = [file for of_class in listing.values() for file in of_class]
+    labels = np.repeat(np.arange(len(listing)), [len(of_class) for of_class in listing.values()])
+    held = set(stratified_part(labels, np.arange(len(files)), round((1 - share) * len(files))).tolist())
+    parts: tuple[Listing, Listing] = ({name: [] for name in listing}, {name: [] for name in listing})
+    for place, (file, label) in enumerate(zip(files, labels, strict=True)):
+        parts[place in held][list(listing)[label]].append(file)
+    for name in listing:
+        if not (parts[0][name] and parts[1][name]):
+            raise UserError(
+                f"The class '{name}' of '{root}' has {len(listing[name])} image{'s' * (len(listing[name]) != 1)}, too few for a training and a test part with "
+                f"--split {share:.4g}. Add images, change --split, or put them into {TRAIN}/ and {TEST}/."
+            )
+    return parts
 
 
 def decode(item: Item, image_size: int | None, box: Box | None = None) -> Image.Image:
@@ -129,9 +175,7 @@ def square(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 def _listing(folder: Path, left_out: Counter[str]) -> Listing:
     """The classes of a split; counts what is left out."""
     if not folder.is_dir():
-        raise UserError(
-            f"'{folder}' is missing: a data folder has the images of each class in train/CLASS/ and test/CLASS/."
-        )
+        raise UserError(f"'{folder}' is missing. {LAYOUTS}")
     classes = []
     for entry in _entries(folder):
         if entry.name.startswith("."):
@@ -141,13 +185,15 @@ def _listing(folder: Path, left_out: Counter[str]) -> Listing:
         else:
             left_out[LOOSE if _is_image(entry.name) else _type(entry.name)] += 1
     if not classes:
-        raise UserError(f"'{folder}' has no class folders: put the images of each class in a folder of its own.")
+        raise UserError(
+            f"'{folder}' has no class folders: put the images of each class in a folder of its own. {LAYOUTS}"
+        )
     listing = {name: list(_images(folder, name, left_out)) for name in classes}
     for name, files in listing.items():
         if not files:
             raise UserError(
                 f"The class folder '{folder / name}' has no images (files ending in .png, .jpg, .webp, .tiff …). "
-                "Put some there, or remove the class from both train/ and test/."
+                "Put some there, or remove the folder."
             )
         try:
             name.encode()
@@ -211,11 +257,12 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
         raise UserError(f"Cannot list the folder '{folder}': {problem.strerror}. Make it readable.") from problem
 
 
-def _unused(root: Path) -> list[str]:
-    """A sentence on the folders beside train and test, such as a validation split."""
+def _unused(root: Path, used: tuple[str, str]) -> list[str]:
+    """A sentence on the folders beside those that are used, such as a validation split."""
     names = [e.name for e in _entries(root) if not e.name.startswith(".") and e.is_dir()]
-    others = [f"'{name}'" for name in names if name not in ("train", "test")]
-    return [f"Only train and test are used, not {first_names(others, MOST_NAMED)} beside them."] if others else []
+    others = [f"'{name}'" for name in names if name not in used]
+    beside = first_names(others, MOST_NAMED)
+    return [f"Only {' and '.join(used)} are used, not {beside} beside them."] if others else []
 
 
 def _told(left_out: Counter[str]) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icpctl.config import HUGGING_FACE, expanded, is_path
-from icpctl.data.download import may_download
+from icpctl.data.download import AbsentError, may_download
 from icpctl.data.folders import MOST_NAMED, lacking
 from icpctl.data.source import Encoded, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.errors import UserError, abbreviated, first_names
@@ -126,12 +126,17 @@ def _literal(file: Path) -> str:
 @cache  # one revision in a process, for which the hub is asked once
 def _from_hub(where: str) -> dict[str, Table]:
     owner, name, *config = where.split("/")
-    return _loaded(
-        lambda datasets: datasets.load_dataset(f"{owner}/{name}", *config),
-        f"Cannot load the data set {where} from the Hugging Face hub",
-        "Check the name and the network. A gated or private one needs `hf auth login`. One of several configurations is "
-        "hf:OWNER/NAME/CONFIG. With HF_HUB_OFFLINE=1 only what was downloaded before is used.",
-    )
+    try:
+        return _loaded(
+            lambda datasets: datasets.load_dataset(f"{owner}/{name}", *config),
+            f"Cannot load the data set {where} from the Hugging Face hub",
+            "Check the name and the network. A gated or private one needs `hf auth login`. One of several configurations is "
+            "hf:OWNER/NAME/CONFIG. With HF_HUB_OFFLINE=1 only what was downloaded before is used.",
+        )
+    except UserError as error:
+        if may_download() or isinstance(error.__cause__, ImportError):
+            raise
+        raise AbsentError(str(error)) from error
 
 
 def _loaded(load: Callable[[Any], Any], problem: str, way_out: str) -> dict[str, Table]:

@@ -28,7 +28,7 @@ def check_name(name: str) -> None:
         path = name.partition(":")[2]
         if not path.strip():
             raise UserError(
-                "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/ in PATH."
+                "The data set 'folder:' lacks its path. Write folder:PATH, with train/CLASS/ and test/CLASS/, or CLASS/, in PATH."
             )
         try:
             path.encode()
@@ -55,11 +55,12 @@ def load(
     image_size: int | None = None,
     crop: str = "none",
     columns: str | None = None,
+    split: float | None = None,
 ) -> ImageData:
     """The data set `name`, downloaded and decoded on the first call, memory-mapped from the cache on later ones.
 
     Args:
-        name: one of `DATASETS`; or `folder:PATH` with the images of each class in PATH/train/CLASS, PATH/test/CLASS; or
+        name: one of `DATASETS`; or `folder:PATH` with the images of each class in PATH/train/CLASS and PATH/test/CLASS, or in PATH/CLASS; or
             `hf:OWNER/NAME` of the Hugging Face hub, or `hf:PATH` (see `icpctl.data.huggingface`).
         data_dir: where named data sets are looked for first and downloaded to (None: `default_data_dir()`).
         image_size: side N in pixels; every image is resized to shorter side N and centre-cropped to N×N. With None
@@ -67,6 +68,7 @@ def load(
         crop: one of `CROPS`. "box" cuts the square around the bounding box out of each image, before the resize;
             its side is the longer one of the box, or the image's shorter side if that is less.
         columns: "IMAGE,LABEL" of a data set `hf:…`, where their types do not tell.
+        split: the share for training of `folder:PATH` without train/ and test/; None: `folders.DEFAULT_SPLIT`.
 
     Raises:
         UserError: unknown name or crop, data missing and not to be downloaded, damaged file, images of different
@@ -81,10 +83,12 @@ def load(
         raise _no_boxes(f"data set {name}")
     if columns and not name.startswith(HUGGING_FACE):
         raise UserError(f"The data set {name} has no columns. Leave out --columns.")
+    if split is not None and not name.startswith(FOLDER):
+        raise UserError(f"The data set {name} is split already. Leave out --split.")
     if name.startswith(HUGGING_FACE):
         source = hugging_face(name, columns)
     elif name.startswith(FOLDER):
-        source = class_folders(expanded(Path(name.removeprefix(FOLDER))))
+        source = class_folders(expanded(Path(name.removeprefix(FOLDER))), split)
     else:
         source = find(name, expanded(data_dir or default_data_dir()))
     if crop == "box" and not source.boxes:

@@ -16,7 +16,7 @@ from icpctl.data.download import alone, intact, unavailable
 from icpctl.data.folders import class_folders
 from icpctl.data.photos import photos
 from icpctl.data.source import Raw, RawSplit, Source, Stamp, stamp
-from icpctl.errors import UserError
+from icpctl.errors import UserError, unknown
 
 NAMED = {
     "cifar10": "CIFAR-10: 50,000 training and 10,000 test images of 10 classes, 32 pixels",
@@ -50,7 +50,9 @@ def find(name: str, data_dir: Path) -> Source:
             return official_cub(data_dir)
         case "fashion-mnist":
             return _fashion_mnist(data_dir)
-    return _cifar(name, data_dir)
+        case "cifar10" | "cifar100":
+            return _cifar(name, data_dir)
+    raise unknown("data set", name, NAMED)
 
 
 def _read_digits() -> Raw:

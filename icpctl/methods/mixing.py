@@ -37,10 +37,14 @@ def mix(config: RunConfig, x: Tensor, y: Tensor, classes: int, generator: np.ran
         return x, targets
     share = generator.beta(config.mix_alpha, config.mix_alpha)
     order = torch.from_numpy(generator.permutation(len(x))).to(x.device, non_blocking=True)  # else it waits for the GPU
-    if config.mix == "mixup":
-        return mixup(x, targets, share, order)
-    height, width = x.shape[2:]
-    return cutmix(x, targets, share, order, (int(generator.integers(height)), int(generator.integers(width))))
+    match config.mix:
+        case "mixup":
+            return mixup(x, targets, share, order)
+        case "cutmix":
+            height, width = x.shape[2:]
+            centre = int(generator.integers(height)), int(generator.integers(width))
+            return cutmix(x, targets, share, order, centre)
+    raise ValueError(f"mix is {config.mix!r}, which mixes nothing")
 
 
 def mixup(x: Tensor, y: Tensor, share: float, order: Tensor) -> tuple[Tensor, Tensor]:

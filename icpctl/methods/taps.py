@@ -10,6 +10,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ def module_at(model: nn.Module, layer: str) -> nn.Module:
     try:
         module = model.get_submodule(layer)
     except AttributeError:
-        raise ValueError(f"the model has no module {layer!r}") from None
+        near = ", ".join(get_close_matches(layer, [name for name, _ in model.named_modules()], n=5))
+        raise ValueError(f"the model has no module {layer!r}{near and f'; near it: {near}'}") from None
     if getattr(module.forward, "__func__", None) is nn.Module.forward:
         inside = next((f": tap one inside of it, such as {layer}.{name}" for name in module._modules), "")
         raise ValueError(f"the module {layer!r} is a {type(module).__name__}, which is never called{inside}")

@@ -1,5 +1,8 @@
 """What results folders say: a row a run, a row a group of runs over its seeds, and what the comparisons support.
 
+    report = icpctl.report("results")      # in a notebook it shows its tables
+    report.runs, report.summary, report.comparisons
+
 Numbers in the tables of this package are fractions in [0, 1]; those for people give percent and points.
 """
 
@@ -7,10 +10,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +73,12 @@ class Report:
     """Sentences: what is damaged, what is left out, what cannot be compared."""
     sides: Sides | None = None
     """Of a report of two sides, as `pair.build_pair` makes it."""
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows."""
+        from icpctl.report.notebook import html
+
+        return html(self)
 
 
 @dataclass(frozen=True)
@@ -401,3 +412,36 @@ def _metrics(runs: pd.DataFrame, metric: str | None, notes: list[str]) -> dict[s
         number = int((runs["task"] == task).sum())
         notes.append(f"Left out: {remarks.count(number, 'run')} of {task}, with no {chosen[task]} at the last epoch.")
     return {task: name for task, name in chosen.items() if task not in lacking}
+
+
+class CallableModule(ModuleType):
+    """This module, which is also the function `icpctl.report`: a package and a name of `icpctl` cannot be two things."""
+
+    def __call__(
+        self,
+        folders: str | Path | Sequence[str | Path] = "results",
+        *,
+        where: str | Sequence[str] = (),
+        by: str | Sequence[str] = (),
+        metric: str | None = None,
+    ) -> Report:
+        """What results folders say, as `icpctl report` does, with tables as data frames.
+
+        Args:
+            folders: results folders, or the folders of single runs.
+            where: conditions that choose runs, as --where takes them.
+            by: settings that tell the rows apart; without it, all in which the runs differ.
+            metric: the one that the verdicts are about; without it, accuracy, or SSIM of a VAE.
+
+        Returns:
+            The report. Jupyter shows its tables.
+
+        Raises:
+            UserError: there is no run, or a condition, setting or metric is none.
+        """
+        given = [folders] if isinstance(folders, (str, Path)) else folders
+        conditions, settings = ([text] if isinstance(text, str) else text for text in (where, by))
+        return build([Path(folder) for folder in given], None, conditions, settings, metric)
+
+
+sys.modules[__name__].__class__ = CallableModule

@@ -108,6 +108,20 @@ def write_report(request: Request, console: Console, say: Say) -> None:
         say("Written:", str(file))
 
 
+def report_study(folder: Path, only: Collection[str], console: Console, say: Say) -> None:
+    """Print the report of the runs of a study, and write the files of the report of all runs of its results folder.
+
+    Raises:
+        UserError: as `write_report`.
+    """
+    request = Request((folder,))
+    whole = request.build()
+    beside = {*whole.records, *whole.left_out} - {*only}
+    show(request.build(only) if beside else whole, "table", console, say)
+    files = _files(whole, request, say)
+    say("Written:", f"{files[-1]}, with figures, and the tables beside it.")
+
+
 def show(report: Report, format: Format | Literal["table"], console: Console, say: Say) -> None:
     """Print the report, its notes beside it."""
     for note in report.notes:

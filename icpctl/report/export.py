@@ -15,23 +15,19 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
-from icpctl.config import RunConfig, declaration
-from icpctl.config.catalogue import PLAIN
 from icpctl.errors import UserError
 from icpctl.files import not_writable, write_atomic
 from icpctl.runs.folder import TENSORBOARD, RunRecord
 from icpctl.runs.metrics import read_metrics
 from icpctl.runs.table import data_versions, of_version
+from icpctl.training.tracking import EVENTS, PROJECT, Setting, Tool, labels_of, settings_of
 
-Kind = Literal["tensorboard", "wandb"]
-Setting = bool | int | float | str
+Kind = Tool
 Epoch = tuple[int, float, dict[str, float]]
 """An epoch's number, when it ended (seconds since 1970), and its metrics by `split/metric`."""
 
-EVENTS = "events.out.tfevents.{}.icpctl"
-"""Event files are found by `tfevents` in their names; the end tells ours from those of others."""
 ROOM = 1 << 20
 """Bytes that must be free when wandb is done; it writes in blocks of 32 KiB."""
 
@@ -99,7 +95,7 @@ def _to_tensorboard(records: Iterable[RunRecord], folder: Path) -> None:
     values: dict[str, set[Setting]] = {}
     measured: dict[str, None] = {}
     for record in records:
-        settings, epochs, changed = _settings(record.config), _epochs(record), _changed(record)
+        settings, epochs, changed = settings_of(record.config), _epochs(record), _changed(record)
         began = epochs[0][1] if epochs else changed
         events = [Event(wall_time=began, summary=summary_v2.hparams_pb(settings, record.run_id, began))]
         for epoch, time, metrics in epochs:
@@ -139,19 +135,17 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
     records = list(records)
     try:
         for record, version in zip(records, data_versions(records), strict=True):
-            run_id, variant = record.run_id, record.config.variant
+            run_id = record.run_id
             state = str(record.status.get("state") or "unknown")
             with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as temporary:
                 run = init(
                     dir=temporary,
-                    project="icpctl",
-                    id=run_id,
-                    name=run_id,
+                    project=PROJECT,
                     group=of_version(record.config.group_id, version),
-                    job_type="baseline" if variant == PLAIN else variant,
                     tags=[state],
-                    config=_settings(record.config),
+                    config=settings_of(record.config),
                     settings=quiet,
+                    **labels_of(record.config),
                 )
                 for epoch, time, metrics in _epochs(record):
                     run.log({**metrics, "_timestamp": time}, step=epoch)
@@ -166,15 +160,6 @@ def _to_wandb(records: Iterable[RunRecord], folder: Path) -> None:
         raise UserError(f"wandb could not write {folder}: {error}") from error
     finally:
         teardown()  # else its service lives as long as this process
-
-
-def _settings(config: RunConfig) -> dict[str, Setting]:
-    """What makes the run what it is, in types that both tools take; what is None is left out."""
-    return {
-        name: ",".join(value) if isinstance(value, list) else value
-        for name, value in config.model_dump(mode="json").items()
-        if value is not None and declaration(name).identity
-    }
 
 
 def _epochs(record: RunRecord) -> list[Epoch]:

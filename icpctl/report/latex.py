@@ -52,7 +52,7 @@ def latex(report: Report, task: str) -> str:
     caption = f"{above[0].upper()}{above[1:]}. {columns}" if above else columns
     if len(table):
         caption += f" Differences in {measure.name}, paired by seed"
-        caption += ", with the half width of their 95 % interval" if table["low"].notna().any() else ""
+        caption += ", with their 95 % interval in brackets" if table["low"].notna().any() else ""
         tested = int(table["comparisons"].max())
         caption += f"; *: p ≤ 0.05 among {tested} comparisons (paired t tests, Holm)." if tested else "."
     name = re.sub("[^a-z0-9]+", "-", f"{task} {above}".lower()).strip("-")
@@ -102,7 +102,8 @@ def latex_table(people: pd.DataFrame, caption: str, name: str, notes: Sequence[s
 def latex_difference(row: Any, measure: Measure) -> str:
     text = difference_text(row, measure)
     if pd.notna(row["low"]):
-        text = f"{text.removesuffix(MARK)} ± {measure.value(interval_half(row))}{text[len(text.removesuffix(MARK)) :]}"
+        low, high = (measure.value(row[end], signed=True, beside=interval_half(row)) for end in ("low", "high"))
+        text = f"{text.removesuffix(MARK)} [{low}, {high}]{text[len(text.removesuffix(MARK)) :]}"
     return text + ("*" if row["verdict"] in ("better", "worse") else "")
 
 

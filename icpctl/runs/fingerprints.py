@@ -20,9 +20,9 @@ class OtherDataError(UserError):
     """The data set is not the one that a run, or a study, was trained on."""
 
 
-def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str, str | None]:
+def data_source(config: RunConfig) -> tuple[str, Path | None, int | None, str, str | None, float | None]:
     """What `icpctl.data.load` is told of a run's data; equal for runs that have the same."""
-    return config.dataset, config.data_dir, config.image_size, config.crop, config.columns
+    return config.dataset, config.data_dir, config.image_size, config.crop, config.columns, config.split
 
 
 def load_data(config: RunConfig, expected: str = "") -> data.ImageData:

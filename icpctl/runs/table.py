@@ -87,7 +87,13 @@ def data_versions(records: Sequence[RunRecord]) -> list[str]:
     Runs that do not record a fingerprint are a version of their own, as nothing says that theirs was the same data.
     """
     keys = [
-        (record.config.dataset, record.config.image_size, record.config.crop, record.config.columns)
+        (
+            record.config.dataset,
+            record.config.image_size,
+            record.config.crop,
+            record.config.columns,
+            record.config.split,
+        )
         for record in records
     ]
     begun = [bool(record.fingerprint or record.status or len(record.epochs)) for record in records]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from icpctl.config import RunConfig
-from icpctl.config.catalogue import PLAIN_STEP
+from icpctl.config.catalogue import METHODS, PLAIN_STEP
 from icpctl.config.cost import plain_epochs, step_passes
 
 Metrics = Mapping[str, Mapping[str, float]]
+WIDTHS = {"loss": 9, "feature": 10, "share": 7, "val": 8, "test": 8, "img/s": 9}
+"""Columns of the terminal for each figure of an epoch."""
 
 
 class Display:
@@ -37,8 +40,22 @@ class Display:
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         """The end of an epoch, {split: {metric: value}}."""
 
+    def measured(self, epoch: int, metrics: Metrics) -> None:
+        """More metrics of an epoch, which are measured after the last one."""
+
     def stop(self) -> None:
-        """The run has ended, one way or the other."""
+        """The epochs have ended, one way or the other."""
+
+    def close(self) -> None:
+        """The run has ended: nothing more comes of it."""
+
+
+class _Bars(Progress):
+    """Bars above an empty line, where a terminal writes ^C without moving the bars."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text()
 
 
 class ConsoleDisplay(Display):
@@ -50,13 +67,19 @@ class ConsoleDisplay(Display):
         self.progress: Progress | None = None
         self.epochs = self.batches = 0
         self.selection = ""
+        self.columns: list[str] = []
 
     def start(self, config: RunConfig, batches: int) -> None:
         self.epochs, self.batches, self.selection = config.epochs, batches, config.selection
         self.console.print(Text.assemble("Run ", (config.run_id, "bold")))
-        self.console.print(f"val, test: {config.selection}; share: of the task in the loss")
+        self.console.print(f"val, test: {config.selection}; share: of the task in the loss\n")
+        self.columns = ["loss", "feature", "share", "val", "test", "img/s"]
+        if "features" not in METHODS[config.method].groups:
+            self.columns.remove("feature")
+        heading = f"{'':{len('epoch ') + len(_counted(1, config.epochs))}}"
+        self.console.print(heading + "".join(f"{name:>{WIDTHS[name]}}" for name in self.columns))
         if self.live:
-            self.progress = Progress(
+            self.progress = _Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[figures]}"),
@@ -80,29 +103,34 @@ class ConsoleDisplay(Display):
         if self.progress is None:
             return
         left = f"{duration(seconds_left)} left"
-        figures = f"task {values['task_loss']:.3f}"
-        if "feature_loss" in values:
-            figures += f"  feature {values['feature_loss']:.1e}"
-        figures += f"  share {values['task_weight']:.2f}  {speed(values['images_per_second'])} img/s"
+        feature = f"feature {values['feature_loss']:.1e}" if "feature_loss" in values else ""
+        figures = f"task {values['task_loss']:6.3f}  {feature}  share {values['task_weight']:.2f}  {speed(values['images_per_second']):>6} img/s"
         first, second = self.tasks
         self.progress.update(
-            first, completed=epoch + batch / self.batches, description=f"epoch {epoch + 1}/{self.epochs}", figures=left
+            first,
+            completed=epoch + batch / self.batches,
+            description=f"epoch {_counted(epoch + 1, self.epochs)}",
+            figures=left,
         )
-        self.progress.update(second, completed=batch, description=f"batch {batch}/{self.batches}", figures=figures)
+        self.progress.update(
+            second, completed=batch, description=f"batch {_counted(batch, self.batches)}", figures=figures
+        )
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         train = metrics["train"]
-        parts = [f"epoch {epoch + 1}/{self.epochs}", f"loss {train['loss']:.3f}"]
-        if "feature_loss" in train:
-            parts.append(f"feature {train['feature_loss']:.1e}")
-        parts.append(f"share {train['task_weight']:.2f}")
+        if self.progress is not None:
+            self.progress.update(self.tasks[0], completed=epoch + 1)
+            self.progress.update(self.tasks[1], completed=self.batches)
+        values = {
+            "loss": f"{train['loss']:.3f}",
+            "feature": f"{train['feature_loss']:.1e}" if "feature_loss" in train else "–",
+            "share": f"{train['task_weight']:.2f}",
+            "img/s": speed(train["images_per_second"]),
+        }
         for split in ("val", "test"):
-            if split in metrics:
-                value = metrics[split][self.selection]
-                parts.append(f"{split} {value:.1%}" if self.selection == "accuracy" else f"{split} {value:.3f}")
-        parts.append(f"{speed(train['images_per_second'])}/s")
-        gap = "  " if self.console.width > 85 or not self.live else " "
-        self.console.print(gap.join(parts), soft_wrap=not self.live)
+            values[split] = value_of(self.selection, metrics[split][self.selection]) if split in metrics else "–"
+        line = "".join(f"{values[name]:>{WIDTHS[name]}}" for name in self.columns)
+        self.console.print(f"epoch {_counted(epoch + 1, self.epochs)}{line}", soft_wrap=not self.live)
 
     def stop(self) -> None:
         if self.progress is not None:
@@ -110,11 +138,29 @@ class ConsoleDisplay(Display):
             self.progress = None
 
 
+def _counted(number: int, total: int) -> str:
+    """A number of a total, as wide for each."""
+    return f"{number:>{len(str(total))}}/{total}"
+
+
+def value_of(selection: str, value: float) -> str:
+    """An accuracy in percent, or another metric as it is."""
+    return f"{value:.1%}" if selection == "accuracy" else f"{value:.3f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def nested(metrics: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The metrics of one epoch by split and name, from the table of a run's metrics."""
+    return {
+        str(split): dict(zip(rows["metric"], map(float, rows["value"]), strict=True))
+        for split, rows in metrics.groupby("split", sort=False)
+    }
 
 
 def metrics_table(metrics: Metrics) -> Table:

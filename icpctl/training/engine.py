@@ -20,7 +20,7 @@ from filelock import Timeout
 from icpctl import data, models, tasks
 from icpctl.config import RunConfig, option
 from icpctl.config.catalogue import METHODS
-from icpctl.errors import UserError, is_out_of_memory
+from icpctl.errors import UserError, is_out_of_memory, near_names
 from icpctl.files import not_lockable
 from icpctl.models import own
 from icpctl.models.network import choose_device, set_precision
@@ -79,7 +79,8 @@ def check(config: RunConfig) -> None:
         )
     for layer in config.layers:
         if layer not in modules:
-            raise UserError(f"--layers: {config.model} has no module '{layer}'. Its top-level modules are {top}.")
+            near = near_names(layer, modules)
+            raise UserError(f"--layers: {config.model} has no module '{layer}'.{near} Its top-level modules are {top}.")
 
 
 def check_runs(

@@ -100,7 +100,8 @@ def evaluate(
         height, width = trained.image_size
         own = located(dataset) == config.dataset
         crop, columns = (config.crop, columns or config.columns) if own else ("none", columns)
-        images = data.load(dataset, config.data_dir, height if height == width else None, crop, columns)
+        share = config.split if own else None
+        images = data.load(dataset, config.data_dir, height if height == width else None, crop, columns, share)
     task, images = tasks.build(config, images, samples)
     if fid_weights or fid_features:
         task.check()

@@ -141,6 +141,7 @@ class Session:
         """End what the run started beside itself."""
         self.trainer.close()
         self.display.stop()
+        self.display.close()
 
     def _begin(self) -> None:
         session = provenance(self.trainer.device) | {"processes": self.processes.size, "stack": self.trainer.stack}
@@ -324,6 +325,7 @@ class Session:
         new = {name: value for name, value in measured.items() if name not in recorded}
         if new:
             self.rows += self.folder.append_metrics(last, {"test": new})
+            self.display.measured(last, {"test": new})
         return bool(new)
 
     def _keep_predictions(self) -> None:

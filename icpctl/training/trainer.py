@@ -317,9 +317,9 @@ class Trainer:
 
     def _set_lr(self, progress: float) -> None:
         """`progress` is the share of the run that is done, in [0, 1)."""
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        factors = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * (cosine if self.config.lr_schedule == "cosine" else 1.0)
+            group["lr"] = self.config.lr * factors[self.config.lr_schedule]
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, beside the configuration and the data."""

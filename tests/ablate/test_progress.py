@@ -14,11 +14,13 @@ from rich.console import Console
 from icpctl.ablate import estimate, progress
 from icpctl.ablate.claim import CLAIM_FILE
 from icpctl.ablate.estimate import Pace
+from icpctl.ablate.labels import labels
 from icpctl.ablate.progress import Progress
 from icpctl.ablate.scheduler import Scheduler
 from icpctl.ablate.study import Study
 from icpctl.config import RunConfig, resolve
 from icpctl.config.grid import parse_grid
+from icpctl.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ def test_the_live_table(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -
         watch(scheduler, None)
     lines = re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", file.getvalue()).splitlines()
     text = " ".join(file.getvalue().split())
-    run_id = list(scheduler.runs)[2]
-    assert f"{run_id} 1.0/2 gpu7" in text
-    assert f"{list(scheduler.runs)[4]} starting another process" in text
+    assert "AdEMAMix-ICP, icp_lr=0.002, seed 0 1.0/2 gpu7" in text
+    assert "AdEMAMix-ICP, icp_lr=0.004, seed 0 starting another process" in text
+    assert any(set(line.strip()) <= set("━╺╸") for line in lines if line.strip())  # the bar, on a line of its own
     assert "1 running, 1 elsewhere, 2 done, 1 failed, 16 waiting" in text
     assert "left" in text
     assert max(map(len, lines)) <= 80
@@ -73,13 +75,31 @@ def test_lines_where_there_is_no_terminal(scheduler: Scheduler) -> None:
         for run in list(scheduler.runs.values())[1:5]:
             watch(scheduler, run)
     lines = file.getvalue().splitlines()
+    ids = [f" [{run_id}]" for run_id in list(scheduler.runs)[1:5]]
     assert [line.split(": ", 1)[1] for line in lines] == [
-        "finished",
-        "running",
-        "failed. the loss is NaN [sic]",
-        "in the hands of another process",
+        "finished" + ids[0],
+        "running" + ids[1],
+        "failed. the loss is NaN [sic]" + ids[2],
+        "in the hands of another process" + ids[3],
     ]
-    assert lines[0].startswith(f"2/21 {list(scheduler.runs)[1]}")
+    assert lines[0].startswith(" 2/21 AdEMAMix-ICP, icp_lr=0.001, seed 0: ")
+
+
+@pytest.mark.parametrize(("model", "expected"), [("resnet20", ", accuracy 75.0%"), ("vae", ", ssim 0.750")])
+def test_a_finished_run_says_what_it_has_reached(model: str, expected: str, tmp_path: Path) -> None:
+    config = resolve({"model": model, "dataset": "digits", "epochs": 2})
+    folder = RunFolder(tmp_path, config)
+    folder.create()
+    for epoch, value in enumerate((0.9, 0.75)):
+        folder.append_metrics(epoch, {"val": {config.selection: 0.5}, "test": {"loss": 1.0, config.selection: value}})
+    assert progress.reached(folder) == expected
+
+
+def test_labels_say_what_tells_the_runs_apart() -> None:
+    study = Study({"dataset": "digits"}, parse_grid(["optimizer=adam,sgd", "steps=1,5"]), seeds=(3,), controls=True)
+    found = list(labels([run.config for run in study.runs()]).values())
+    assert len(set(found)) == len(found)
+    assert {"baseline, seed 3", "Adam-ICP, steps=1, seed 3", "SGD-ICP random, steps=5, seed 3"} <= set(found)
 
 
 def test_the_pace_of_a_run_is_that_of_its_steps() -> None:

@@ -161,7 +161,7 @@ def test_missing_and_empty_folders(pictures: Path, tmp_path: Path) -> None:
     (pictures / "train/eel").mkdir()
     (pictures / "train/eel/readme.txt").touch()
     assert f"'{pictures}/train/eel' has no images" in message(pictures)
-    (pictures / "test").rename(pictures / "validation")
+    (pictures / "test").rename(pictures / "held-out")
     (pictures / "train/eel/readme.txt").rename(pictures / "train/eel/0.png")
     assert f"'{pictures}/test' is missing" in message(pictures)
     (pictures / "test").mkdir()

@@ -313,3 +313,9 @@ def test_measuring_the_shift_error_leaves_the_model_alone() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_wrong_layer_names_the_near_ones() -> None:
+    model = icpctl.models.build("resnet20", num_classes=10)
+    with pytest.raises(ValueError, match=r"no module 'layer4'; near it: layer3, layer2, layer1"):
+        icpctl.SelfDistiller(model, layers=["layer4"])

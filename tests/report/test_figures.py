@@ -33,7 +33,7 @@ from icpctl.report.figures.reconstruction import (
     reconstructions,
     row_labels,
 )
-from icpctl.report.figures.style import encode
+from icpctl.report.figures.style import KINDS, encode
 from icpctl.runs.folder import RunFolder, RunRecord, read_runs
 
 OPTIMIZERS = ["none", "sgd", "adam", "ademamix"]
@@ -390,9 +390,10 @@ def written(trained: Path) -> Iterator[dict[str, bytes]]:
     shutil.rmtree(trained / "figures")
 
 
-def test_files_are_png_and_svg(written: dict[str, bytes], moved: pd.DataFrame, tmp_path: Path) -> None:
+def test_files_are_png_svg_and_pdf(written: dict[str, bytes], moved: pd.DataFrame, tmp_path: Path) -> None:
     names = ("figure1", f"figure3-digits-{vae().group_id}")
-    assert sorted(written) == sorted(["figure1.csv", *(f"{name}.{kind}" for name in names for kind in ("png", "svg"))])
+    assert sorted(written) == sorted(["figure1.csv", *(f"{name}.{kind}" for name in names for kind in KINDS)])
+    assert [*KINDS] == ["png", "svg", "pdf"]
     for name, content in written.items():
         file = tmp_path / name
         file.write_bytes(content)
@@ -402,6 +403,10 @@ def test_files_are_png_and_svg(written: dict[str, bytes], moved: pd.DataFrame, t
                 image.load()
         elif name.endswith("svg"):
             assert ElementTree.fromstring(content).tag.endswith("svg")
+        elif name.endswith("pdf"):
+            assert content.startswith(b"%PDF-")
+            assert b"/Type /Font" in content
+            assert b"CreationDate" not in content
     table = pd.read_csv(tmp_path / "figure1.csv")
     assert table.columns.tolist() == ["method", "step", "point", "label", "x1", "x2", "probability"]
     np.testing.assert_allclose(table["probability"], moved["probability"], atol=1e-6)

@@ -85,8 +85,15 @@ def test_latex_compiles_keeps_to_the_page_and_has_the_numbers(tmp_path: Path, sm
     summary = small.summary[small.summary["metric"] == "accuracy"]
     table = compared(small, "classification")
     numbers = [f"{100 * mean:.2f} ± {100 * std:.2f}" for mean, std in summary[["mean", "std"]].to_numpy()]
-    halves = 50 * (table["high"] - table["low"])
-    numbers += [f"{100 * mean:+.2f} ± {half:.2f}" for mean, half in zip(table["difference"], halves, strict=True)]
+    ends = 100 * table[["difference", "low", "high"]]
+    numbers += [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in ends.to_numpy()]
+    assert "with their 95 \\% interval in brackets" in latex
+    rows = [line for line in latex.splitlines() if line.endswith(r"\\\\") and "interval" not in line]
+    cells = [line.split(" & ") for line in rows]
+    beside = [heading.startswith("$-$") for heading in cells[0]]
+    for line in cells[1:]:  # ± has one meaning, which the caption says
+        assert all(r"\pm" not in cell for cell, difference in zip(line, beside, strict=True) if difference)
+    assert sum(beside) == 2
     if text:
         assert len(numbers) == 3 + 2
         for number in numbers:
@@ -98,7 +105,7 @@ def test_latex_has_an_asterisk_at_each_difference_that_is_claimed_and_says_of_ho
     classification = render(odd, "latex").split(r"\end{table}")[0]
     claimed = table["verdict"].isin(["better", "worse"]).sum()
     assert 0 < claimed < len(table)
-    assert len(re.findall(r"\d\^\{\*\}\$", classification)) == claimed
+    assert len(re.findall(r"[\d\]]\^\{\*\}\$", classification)) == claimed
     assert f"among {table['p'].notna().sum()} comparisons (paired t tests, Holm)" in classification
     assert table["against"].nunique() == classification.split(r"\midrule")[0].count("$-$ ")
 
@@ -109,7 +116,7 @@ def test_without_a_test_latex_promises_none(tmp_path: Path) -> None:
     latex = render(build(tmp_path), "latex")
     assert "Differences in accuracy, paired by seed." in latex
     assert "Holm" not in latex
-    assert "half width" not in latex
+    assert "interval" not in latex
 
 
 @needs_tex

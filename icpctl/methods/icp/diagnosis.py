@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isnan
 
 from icpctl.config import RunConfig, option
+from icpctl.config.catalogue import INPUT_OPTIMIZERS
 from icpctl.methods.base import Fault
 
 NO_OP = 1e-3
@@ -13,7 +14,7 @@ NO_OP = 1e-3
 NOISE_FLOOR = 0.1
 """Error of the feature shift above which rounding drowns it."""
 VANISHED = 0.1
-"""Share of η that the largest change of an input has with Adam or AdEMAMix unless the gradients are as small as ε."""
+"""Share of η that the largest change of an input has with Adam or AdEMAMix, which normalise their steps, unless the gradients are as small as ε."""
 
 
 def diagnose(config: RunConfig, means: Mapping[str, float], settled: bool) -> list[Fault]:
@@ -48,7 +49,7 @@ def diagnose(config: RunConfig, means: Mapping[str, float], settled: bool) -> li
         ]
     faults = []
     if nothing:
-        vanished = config.optimizer != "sgd" and moved < VANISHED * config.icp_lr
+        vanished = INPUT_OPTIMIZERS[config.optimizer].normalises and moved < VANISHED * config.icp_lr
         sum_instead = f", or use {option('icp_reduction')} sum" if config.icp_reduction == "mean" else ""
         way_out = (
             "The gradient of the loss with respect to the input has vanished, as in a dead network or at a loss of 0, and no "

@@ -36,7 +36,6 @@ from icpctl.methods.icp.perturbation import (
 from icpctl.methods.taps import buffers_kept, detached, module_at, tap, unmoved
 
 Criterion = Callable[[Any, Tensor], Tensor]
-LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 PASS_ORDERS = ("student-first", "student-last")
 
 
@@ -76,12 +75,11 @@ def layer_weights(n: int, kind: str = "cosine") -> list[float]:
     """
     if n < 1:
         raise ValueError(f"n is {n}, but there must be at least one stage")
-    if kind not in LAYER_WEIGHTS:
-        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(LAYER_WEIGHTS)}")
-    if kind == "uniform":
-        return [1.0] * n
     weights = [math.cos(i / max(n - 1, 1) * math.pi / 4) for i in range(n)]
-    return weights if kind == "cosine" else weights[::-1]
+    kinds = {"cosine": weights, "cosine-inverse": weights[::-1], "uniform": [1.0] * n}
+    if kind not in kinds:
+        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(kinds)}")
+    return kinds[kind]
 
 
 def feature_loss(

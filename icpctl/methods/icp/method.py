@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from icpctl.config import RunConfig
+from icpctl.config.catalogue import INPUT_OPTIMIZERS
 from icpctl.methods.base import Batch, Data, Fault, Loss
 from icpctl.methods.icp.diagnosis import diagnose
 from icpctl.methods.icp.distillation import SelfDistiller, feature_shift_errors
 from icpctl.methods.icp.perturbation import (
     SGD,
-    Adam,
-    AdEMAMix,
     GradientOf,
     autograd_gradient,
     func_gradient,
+    make_optimizer,
 )
 from icpctl.methods.icp.schedule import Schedule
 
@@ -109,13 +109,13 @@ def make_distiller(config: RunConfig, model: nn.Module, gradient_of: GradientOf 
 
 
 def input_optimizer(config: RunConfig) -> SGD:
-    """The input optimizer of a run, with a fresh state."""
-    beta1, beta2, beta3 = config.beta1, config.beta2, config.beta3
-    match config.optimizer:
-        case "adam":
-            return Adam((beta1, beta2), config.eps)
-        case "ademamix":
-            return AdEMAMix((beta1, beta2, beta3), config.eps, config.alpha, config.icp_weight_decay)
-        case "sgd":
-            return SGD()
-    raise ValueError(f"there is no input optimizer {config.optimizer!r}")
+    """The input optimizer of a run, with a fresh state.
+
+    Raises:
+        ValueError: the catalogue has it, and `OPTIMIZERS` does not.
+    """
+    arguments = {
+        name: getattr(config, given) if isinstance(given, str) else tuple(getattr(config, each) for each in given)
+        for name, given in INPUT_OPTIMIZERS[config.optimizer].arguments.items()
+    }
+    return make_optimizer(config.optimizer, **arguments)

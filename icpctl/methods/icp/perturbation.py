@@ -98,12 +98,13 @@ class AdEMAMix(Adam):
 
 OPTIMIZERS: dict[str, type[SGD]] = {"sgd": SGD, "adam": Adam, "ademamix": AdEMAMix}
 GradientOf = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
-DIRECTIONS = ("descend", "ascend", "random")
+DIRECTIONS = {"descend": -1, "ascend": 1, "random": -1}
+"""Their names, and the sign of a step; "random" then turns what "descend" did."""
 REDUCTIONS = ("mean", "sum")
 
 
-def make_optimizer(optimizer: str | SGD) -> SGD:
-    """An input optimizer by its name, with a fresh state and the published constants; or the one that is given.
+def make_optimizer(optimizer: str | SGD, **constants: Any) -> SGD:
+    """An input optimizer by its name, with a fresh state and these constants, or the published ones; or the one that is given.
 
     Raises:
         ValueError: an unknown name, or another thing.
@@ -112,7 +113,7 @@ def make_optimizer(optimizer: str | SGD) -> SGD:
         return optimizer
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is {optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[optimizer]()
+    return OPTIMIZERS[optimizer](**constants)
 
 
 def autograd_gradient(loss_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +181,7 @@ def perturb(
     if steps < 1:
         raise ValueError(f"steps is {steps}, but must be at least 1")
     update = make_optimizer(optimizer)
-    step_size = -lr if direction != "ascend" else lr
+    step_size = DIRECTIONS[direction] * lr
     x_0 = x_t = at_least_float32(x.detach())
     mode, gradients = eval_mode(loss_fn), torch.is_grad_enabled()
     try:

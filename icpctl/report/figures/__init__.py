@@ -53,7 +53,7 @@ def draw(report: Report, paper: bool = False) -> tuple[list[Drawing], list[str]]
 
 
 def write(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
-    """Write each figure as PNG and SVG, and its data as CSV, to figures/ in a folder.
+    """Write each figure as PNG, SVG and PDF, and its data as CSV, to figures/ in a folder.
 
     Raises:
         UserError: a file cannot be written.

@@ -23,6 +23,7 @@ from icpctl.report.groups import TOLD_BY_OPTIMIZER, short_dataset
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.measures import MARK, Measure, feature_letters, measure_of
 from icpctl.runs.table import metric_columns
+from icpctl.statistics import LEAST_SEEDS
 from icpctl.statistics.paired import describe
 from icpctl.text import value_text
 
@@ -43,7 +44,8 @@ ROLES = {"baseline": (BLACK, "-."), "descend": (BLUE, "-")} | {
     key: (GREEN if control.line == ":" else VERMILION, control.line) for key, control in DRAWN.items()
 }
 """Colour and line where lines are told apart by these alone."""
-INTERVALS = "95 % intervals of the mean by t, none of one seed"
+FEW_SEEDS = f"none of fewer than {LEAST_SEEDS} seeds"
+INTERVALS = f"95 % intervals of the mean by t, {FEW_SEEDS}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def over_seeds(values: pd.DataFrame, keys: pd.DataFrame, seeds: pd.Series) -> pd
         seeds: of each run.
 
     Returns:
-        A row a group and column of `values`, in the order of the runs: the keys; metric, the column; seeds, mean, low, high.
+        A row a group and column of `values`, in the order of the runs: the keys; metric, the column; seeds, mean, low, high, which are
+        missing of fewer than `LEAST_SEEDS` seeds.
     """
     keys = keys.reset_index(drop=True)
     group = keys.groupby(list(keys), sort=False, dropna=False).ngroup()
@@ -184,8 +187,14 @@ def over_seeds(values: pd.DataFrame, keys: pd.DataFrame, seeds: pd.Series) -> pd
     table = describe(by_seed, by_seed.index.get_level_values(0).to_series()).reset_index()
     table = table[table["seeds"] > 0]
     first = keys.loc[~group.duplicated()].set_axis(group.unique())
-    described = table[["metric", "seeds", "mean", "low", "high"]].reset_index(drop=True)
+    described = drawn_intervals(table)[["metric", "seeds", "mean", "low", "high"]].reset_index(drop=True)
     return pd.concat([first.loc[table["group_id"]].reset_index(drop=True), described], axis=1)
+
+
+def drawn_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with the intervals that a figure shows: that of two seeds, 13 times as wide as their error, hides the others."""
+    enough = table["seeds"] >= LEAST_SEEDS
+    return table.assign(low=table["low"].where(enough), high=table["high"].where(enough))
 
 
 def by_epoch(

@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import METHODS, controls
-from icpctl.report.figures.drawing import BLACK, Part, left_out_text, legend, panels, plain
+from icpctl.report.figures.drawing import (
+    BLACK,
+    FEW_SEEDS,
+    Part,
+    drawn_intervals,
+    left_out_text,
+    legend,
+    panels,
+    plain,
+)
 from icpctl.report.figures.style import BLUE, GREEN, SPOTS, VERMILION, Drawing, at
 from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import records
@@ -41,7 +50,7 @@ def forest(part: Part) -> list[Drawing]:
     """
     table = part.report.comparisons
     here = table["group_id"].isin(part.runs["row"]) & (table["metric"] == part.metric) & table["difference"].notna()
-    table = table[here]
+    table = drawn_intervals(table[here])
     number = len(table)
     if not number:
         return []
@@ -102,7 +111,7 @@ def forest(part: Part) -> list[Drawing]:
         else f"p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)"
     )
     text = (
-        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, none of one seed. "
+        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
         f"Filled: {filled}."
     )
     if pd.notna(margin):

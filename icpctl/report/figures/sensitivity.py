@@ -37,6 +37,7 @@ from icpctl.report.figures.style import SPOTS, Drawing, at
 from icpctl.report.groups import SIGNS
 from icpctl.runs.measures import Measure
 from icpctl.runs.table import METHOD
+from icpctl.statistics import LEAST_SEEDS
 from icpctl.text import value_text
 
 MOST_PAIRS = 6
@@ -196,7 +197,7 @@ def _heat_map(part: Part, a: str, b: str, table: pd.DataFrame, left_out: str) ->
         "descending runs. The runs of a seed that differ in other settings are averaged first. Purple is better than the baseline."
     )
     if numbered:
-        text += " ±: half of the 95 % interval by t, where there is more than one seed and room."
+        text += f" ±: half of the 95 % interval by t, where there are {LEAST_SEEDS} seeds or more, and room."
     else:
         text += f" There is no room for the numbers of {len(columns)} columns; the data have them."
     data = table.drop(columns="metric").rename(columns={"mean": "difference"})

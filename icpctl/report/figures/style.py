@@ -19,7 +19,12 @@ ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 """Colours that the colour-blind can tell apart (Okabe and Ito, 2008)."""
 
-KINDS = ("png", "svg")
+KINDS: dict[str, dict[str, Any]] = {
+    "png": {"facecolor": "white"},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+"""The kinds of files, and what matplotlib is told of each: no date, so that the same figure is the same file."""
 DPI = 300  # of printed matter
 
 _RC: Any = {
@@ -30,6 +35,7 @@ _RC: Any = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "svg.hashsalt": "icpctl",  # else the ids in an SVG are random
+    "pdf.fonttype": 42,  # TrueType, which journals ask for, and whose text can be searched
 }
 
 
@@ -87,13 +93,14 @@ def styled() -> Iterator[None]:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a file, png or svg; the same for the same figure, as they hold no date.
+    """A figure as the bytes of a file, one of `KINDS`; the same for the same figure.
 
-    A figure without a background is on white as PNG, and has none as SVG.
+    A figure without a background is on white as PNG, and has none as SVG and PDF.
     """
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"facecolor": "white"}
     with styled():
-        figure.savefig(buffer, format=kind, dpi="figure", **options)
+        figure.savefig(buffer, format=kind, dpi="figure", **KINDS[kind])
+    if kind != "svg":
+        return buffer.getvalue()
     # matplotlib names no black that is filled, as it is the default: a page could not give text another colour.
     return buffer.getvalue().replace(b"<svg ", b'<svg fill="#000000" ', 1)
