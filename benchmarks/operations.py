@@ -28,7 +28,7 @@ class Counted(TorchDispatchMode):
     """Counts operations by the part that they belong to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.part = "the rest"
         self.counts: Counter[str] = Counter()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,10 @@ from icpctl.ablate.scheduler import Scheduler
 from icpctl.ablate.study import Execution, Study
 from icpctl.config import RunConfig, resolve
 from icpctl.config.grid import parse_grid
+from icpctl.runs import checkpoint
+from icpctl.runs.fingerprints import load_data
+from icpctl.tasks.sharpness import sharpness
+from icpctl.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -120,13 +125,13 @@ def test_steps_are_measured_once_for_runs_that_cost_the_same(model: str, monkeyp
 def test_everything_that_a_run_does_is_in_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece is made to take a second of a clock of its own."""
     clock = [0.0]
-    pieces = {
-        "load_data": estimate.load_data,
-        "sharpness": estimate.sharpness,
-        "Trainer.step": estimate.Trainer.step,
-        "Trainer.check": estimate.Trainer.check,
-        "Trainer.epoch_batches": estimate.Trainer.epoch_batches,
-        "checkpoint.save": estimate.checkpoint.save,
+    pieces: dict[str, Callable[..., Any]] = {
+        "load_data": load_data,
+        "sharpness": sharpness,
+        "Trainer.step": Trainer.step,
+        "Trainer.check": Trainer.check,
+        "Trainer.epoch_batches": Trainer.epoch_batches,
+        "checkpoint.save": checkpoint.save,
     }
 
     def takes(name: str, seconds: Callable[..., float]) -> None:
@@ -166,8 +171,8 @@ def test_the_estimate_counts_the_start_of_the_processes(
 
 def test_the_start_of_a_process_is_measured_by_one_that_looks_at_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[Any] = []
-    run = estimate.subprocess.run
-    monkeypatch.setattr(estimate.subprocess, "run", lambda *given, **named: ended.append(run(*given, **named)))
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *given, **named: ended.append(run(*given, **named)))
     assert estimate.process_start(resolve({"model": "resnet20", "dataset": "digits"})) > 0
     assert (ended[0].returncode, ended[0].stderr) == (0, "")
     estimate.process_start(resolve({"model": "resnet20", "dataset": "digits", "train_size": 10**6}))

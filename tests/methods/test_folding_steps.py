@@ -65,7 +65,7 @@ class Operations(TorchDispatchMode):
     """Counts what is launched; views of a tensor are not."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.number = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
