@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
 import torch
-from measure import command, machine, table
+from measure import command, machine, processor_seconds, table
 
 from icpctl.ablate import estimate
 from icpctl.ablate.study import Study
@@ -39,12 +39,6 @@ STUDIES = {
 }
 GOAL = 0.25
 """Of what a study takes, by how much its estimate may differ."""
-
-
-def processor_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def estimated(settings: dict[str, object]) -> float:

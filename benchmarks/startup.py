@@ -1,6 +1,6 @@
 """How long help and the errors of the command line take, beside the same of a bare Typer application.
 
-    python benchmarks/startup.py --rounds 25 > benchmarks/results/startup.md
+    python benchmarks/startup.py --cpu > benchmarks/results/startup.md
 
 Every round starts one process of each kind in turn, so that a slow moment of the machine falls on all of them; the ratio
 is that of the medians. The bare application has four commands with one option: what it takes, Typer itself takes.
@@ -17,8 +17,9 @@ import sys
 from functools import partial
 from importlib.metadata import version
 
+import measure
 import torch
-from measure import command, interleaved, machine, table
+from measure import command, interleaved, machine, processor_seconds, table
 
 BASE = 'python -c "import typer, rich"'
 BARE_APPLICATION = """
@@ -57,9 +58,12 @@ def run(arguments: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor instead of the clock's")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of Markdown.")
     options = parser.parse_args()
 
+    if options.cpu:
+        measure.clock = processor_seconds
     device = torch.device("cpu")
     work = {name: partial(run, arguments) for name, arguments in commands().items()}
     medians = interleaved(work, options.rounds, device)
@@ -72,7 +76,9 @@ def main() -> None:
         return
     print("# How long help and the errors of the command line take\n")
     print(f"{machine(device)}, {', '.join(f'{name} {number}' for name, number in packages.items())};")
-    print(f"`{command()}`; medians of {options.rounds} interleaved rounds.\n")
+    print(
+        f"`{command()}`; medians of {options.rounds} interleaved rounds{' in seconds of the processor' if options.cpu else ''}.\n"
+    )
     rows_of_table = (
         (f"`{name}`", f"{s * 1e3:.0f}", f"{ratios[name]:.2f}" if name in ratios else "") for name, s in medians.items()
     )
