@@ -49,6 +49,8 @@ class Row:
     reference: float
     reference_without_extras: float
     """Without the clean pass, the garbage collection and the flush."""
+    reference_without_collection: float
+    """Without the garbage collection and the flush alone."""
     floor: float
     plain: float
     share: float
@@ -158,8 +160,9 @@ def measure(model: str, optimizer: str, steps: int, batch: int, rounds: int, dev
         "engine": partial(engine_step, trainer),
         **{name: _captured(piece) if device.type == "cuda" else piece for name, piece in pieces.items()},
     }
-    for name, extras in (("reference", True), ("bare reference", False)):
-        peer, x, y = reference(trainer, extras, extras)
+    kinds = {"reference": (True, True), "no collection": (False, True), "bare reference": (False, False)}
+    for name, (collect, clean_pass) in kinds.items():
+        peer, x, y = reference(trainer, collect, clean_pass)
         work[name] = partial(peer.step, x, y, TASK_WEIGHT)
     for each in (plain, trainer):
         each.model.train()
@@ -173,6 +176,7 @@ def measure(model: str, optimizer: str, steps: int, batch: int, rounds: int, dev
         seconds["engine"],
         seconds["reference"],
         seconds["bare reference"],
+        seconds["no collection"],
         seconds["train"] + steps * seconds["pass"] + seconds["teacher"],
         seconds["plain"],
         (train + steps * each_pass + teacher) / seconds["engine"] / (of_product / seconds["product"]),
@@ -270,7 +274,12 @@ def main() -> None:
     print(f"{machine(device)}; `{command()}`; medians of {options.rounds} interleaved rounds.\n")
     print(f"In float64 the three agree to {max(checks.values()):.0e} (x_T − x, losses, gradients; T = 5).\n")
     header = ["step", "plain, ms", "engine, ms", "times plain", "reference, ms", "reference / engine"]
-    header += ["bare reference / engine", "engine / floor", "share of matrix-product rate"]
+    header += [
+        "without its collection / engine",
+        "bare reference / engine",
+        "engine / floor",
+        "share of matrix-product rate",
+    ]
     print(
         table(
             header,
@@ -282,6 +291,7 @@ def main() -> None:
                     f"{row.engine / row.plain:.2f}",
                     f"{row.reference * 1e3:.1f}",
                     f"{row.reference / row.engine:.2f}",
+                    f"{row.reference_without_collection / row.engine:.2f}",
                     f"{row.reference_without_extras / row.engine:.2f}",
                     f"{row.engine / row.floor:.3f}",
                     f"{row.share:.0%}",

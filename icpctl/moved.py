@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -36,14 +35,18 @@ MOVED = {
 """Old names, and where the modules are now."""
 
 
-class Finder(MetaPathFinder, Loader):
-    """Finds the module of an old name where it is now."""
+class Finder:
+    """Finds the module of an old name where it is now, and is its loader.
+
+    It does without the base classes of `importlib.abc`: importing these takes longer than all else that icpctl's own code does for
+    `--help`.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, old = name.partition(".")
-        return ModuleSpec(name, self) if package == "icpctl" and old in MOVED else None
+        return ModuleSpec(name, self) if package == "icpctl" and old in MOVED else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = f"icpctl.{MOVED[spec.name.partition('.')[2]]}"

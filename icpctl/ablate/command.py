@@ -485,10 +485,17 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
         jobs, threads = 1, torch.get_num_threads()
     left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
     seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
+    start = estimate.process_start(configs[0])
+    # This command's own process, and then one that is kept for many runs, or one for each.
+    starts = 2 * start if execution.executor == "local" else (1 + len(runs)) * start
     return (
-        f"{_rough(seconds)} of computing on this machine, if they run one at a time"
-        + (f", {_rough(seconds / jobs).lower()} with {jobs} jobs if those do not slow one another" if jobs > 1 else "")
+        f"{_rough(starts + seconds)} of computing on this machine, if they run one at a time"
+        + (
+            f", {_rough(starts + seconds / jobs).lower()} with {jobs} jobs if those do not slow one another"
+            if jobs > 1
+            else ""
+        )
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
-        + ". The start of the processes, some seconds, and what is measured after the last epoch (FID, KID, robustness) are not in it."
+        + ". The start of the processes is in it. What is measured after the last epoch at a high cost (FID, KID, robustness) is not."
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +22,23 @@ from icpctl.data.device import DeviceSplit
 from icpctl.data.download import AbsentError
 from icpctl.data.standin import stand_in
 from icpctl.models.network import choose_device, set_precision
+from icpctl.runs import checkpoint
 from icpctl.runs.fingerprints import load_data
+from icpctl.tasks.sharpness import sharpness
 from icpctl.training.graphs import CapturedSteps
 from icpctl.training.trainer import Trainer
 
 MEASURED_SECONDS = 1.0
 """How long each kind of step is measured, after the first ones."""
+SHARE_FOR_THE_REST = 0.2
+"""Of this time, for what a run does once an epoch or once."""
 EVALUATED_IMAGES = 500
+clock = time.perf_counter
+_WORKER_START = (
+    "import sys; from icpctl.config import RunConfig; from icpctl.training import engine; "
+    "engine.check_runs([RunConfig.model_validate_json(sys.stdin.read())])"
+)
+"""What a process does before its first run: import what training needs, and look at the data."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +51,19 @@ class Pace:
     icp_passes: float
     """Of the step that was measured."""
     epoch: float
-    """Beside its steps: shuffling, augmentation, evaluation. Of streamed images the first batch alone is counted."""
+    """Beside its steps: shuffling, augmentation, evaluation, checkpoints. Of streamed images the first batch alone is counted."""
+    icp_epoch: float = 0.0
+    """By how much the first step of an epoch with the method takes longer: it measures more."""
+    once: float = 0.0
+    """Model and data at the beginning, and the sharpness at the end."""
 
     def seconds(self, config: RunConfig) -> float:
-        """Of a whole run. The costly metrics after the last epoch (FID) are not counted."""
+        """Of a whole run in a process that is there. The costly metrics after the last epoch (FID) are not counted."""
         plain = plain_epochs(config)
+        icp = config.epochs - plain
         icp_step = self.icp_step * step_passes(config) / self.icp_passes
-        steps = plain * self.plain_step + (config.epochs - plain) * icp_step
-        return steps * self.batches + config.epochs * self.epoch
+        steps = plain * self.plain_step + icp * icp_step
+        return steps * self.batches + config.epochs * self.epoch + icp * self.icp_epoch + self.once
 
 
 def seconds(configs: Sequence[RunConfig], threads: int) -> list[float]:
@@ -70,35 +89,64 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
     return method, *(getattr(config, name) for name in names)
 
 
+def process_start(config: RunConfig) -> float:
+    """The seconds that a process takes before its first run, by starting one."""
+    began = clock()
+    subprocess.run(
+        [sys.executable, "-P", "-c", _WORKER_START],
+        input=config.model_dump_json(),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return clock() - began
+
+
 def _measure(config: RunConfig) -> Pace:
     config = config.altered(epochs=2, warmup_epochs=1)
     if config.method == PLAIN and default_layers(config.model, config.image_size):
         config = config.altered(optimizer="adam", steps=5)
     config = models.complete(config)
     set_precision(config.precision)
+    began = clock()
     try:
         images = load_data(config)
     except AbsentError:
         images = stand_in(config.dataset, config.image_size)
     trainer = Trainer(config, images, choose_device(config.device))
     trainer.check()
-    began = time.perf_counter()
+    built = clock() - began
+    began = clock()
     batch = next(trainer.epoch_batches(0))
-    prepared = time.perf_counter() - began
+    prepared = clock() - began
     trainer.close()
     trainer.model.train()
     # Batch 1, as the first one of an epoch and each tenth measure more.
     before = 1 if trainer.captured is None else CapturedSteps.BEFORE_USE
     plain = _time(lambda: trainer.step(0, 1, batch), trainer.device, before)
     icp = _time(lambda: trainer.step(1, 1, batch), trainer.device, before)
+    first = _time(lambda: trainer.step(1, 0, batch), trainer.device, before, SHARE_FOR_THE_REST)
     part = DeviceSplit(images.test, trainer.device, np.arange(min(EVALUATED_IMAGES, len(images.test.labels))))
     evaluated = _time(lambda: trainer.task.evaluate(trainer.network, part), trainer.device) / len(part)
     evaluated *= sum(map(len, trainer.evaluation_sets.values()))
-    return Pace(trainer.batches, plain, icp, step_passes(config), prepared + evaluated)
+    if "fit" in trainer.evaluation_sets:
+        fit, task = trainer.evaluation_sets["fit"], trainer.task
+        built += _time(
+            lambda: sharpness(trainer.network, fit, task.targets, task.plain_loss),
+            trainer.device,
+            1,
+            SHARE_FOR_THE_REST,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        saved = _time(
+            lambda: checkpoint.save(Path(folder), "last", trainer.state()), trainer.device, 1, SHARE_FOR_THE_REST
+        )
+    epoch = prepared + evaluated + 2 * saved  # the last and, as a rule, the best
+    return Pace(trainer.batches, plain, icp, step_passes(config), epoch, max(0.0, first - icp), built)
 
 
-def _time(work: Callable[[], object], device: torch.device, before: int = 1) -> float:
-    """Mean seconds of a piece of work; it is done so many times before, which are not counted."""
+def _time(work: Callable[[], object], device: torch.device, before: int = 1, share: float = 1.0) -> float:
+    """Mean seconds of a piece of work in this share of `MEASURED_SECONDS`; it is done so many times before, which are not counted."""
 
     def finish() -> None:
         if device.type == "cuda":
@@ -107,9 +155,9 @@ def _time(work: Callable[[], object], device: torch.device, before: int = 1) -> 
     for _ in range(before):
         work()
     finish()
-    began, number = time.perf_counter(), 0
-    while number == 0 or time.perf_counter() - began < MEASURED_SECONDS:
+    began, number = clock(), 0
+    while number == 0 or clock() - began < share * MEASURED_SECONDS:
         work()
         number += 1
     finish()
-    return (time.perf_counter() - began) / number
+    return (clock() - began) / number

@@ -184,24 +184,37 @@ def _figure(value: float) -> str:
 
 
 class CostEstimate:
-    """The time left, from the measured seconds of a plain and of an ICP batch."""
+    """The time left, from the measured seconds of a plain batch, of an ICP batch, and of what is done between two epochs.
 
-    def __init__(self, config: RunConfig, batches: int) -> None:
-        self.config, self.batches = config, batches
+    Args:
+        config: of the run.
+        batches: of an epoch.
+        evaluated: images that are evaluated after each epoch, in batches.
+    """
+
+    def __init__(self, config: RunConfig, batches: int, evaluated: float = 0.0) -> None:
+        self.config, self.batches, self.evaluated = config, batches, evaluated
         self.seconds: dict[bool, float] = {}
+        self.between: float | None = None
 
     def measured(self, icp_epoch: bool, seconds_per_batch: float) -> None:
         self.seconds[icp_epoch] = seconds_per_batch
+
+    def measured_between(self, seconds: float) -> None:
+        """What the evaluation, the records and the checkpoints of an epoch took."""
+        self.between = seconds
 
     def seconds_left(self, epoch: int, batch: int) -> float:
         # For the kind of step that was not measured yet.
         ratio = step_passes(self.config) / PLAIN_STEP
         plain = self.seconds.get(False) or self.seconds[True] / ratio
         with_icp = self.seconds.get(True) or self.seconds[False] * ratio
+        between = self.evaluated * plain / PLAIN_STEP if self.between is None else self.between
         first = plain_epochs(self.config)
         plain_left = max(0, first - epoch) * plain
         icp_left = (self.config.epochs - max(epoch, first)) * with_icp
-        return (plain_left + icp_left) * self.batches - batch * (with_icp if epoch >= first else plain)
+        done = batch * (with_icp if epoch >= first else plain)
+        return (plain_left + icp_left) * self.batches - done + (self.config.epochs - epoch) * between
 
 
 def speed(images_per_second: float) -> str:

@@ -1,8 +1,8 @@
 """The one training loop.
 
 The data set lives on the device as uint8, or is streamed from the disk if it does not fit there. All random numbers derive
-from (seed, epoch, batch): a run that was killed goes on from its checkpoint to the same weights, bit for bit, as one that
-was not. Within an epoch nothing waits for the device; the display reads it once a second.
+from (seed, epoch, batch): a run that was killed goes on from its checkpoint to the same weights as one that was not: bit for
+bit on a CPU, and but for rounding on CUDA, where sums come in an order of their own. Within an epoch nothing waits for the device; the display reads it once a second.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Session:
         self.started = 0.0  # when it would have begun without a stop
         self.due = Throttle(1.0)
         self.rows = 0  # of metrics.csv, before the epoch at work
-        self.cost = CostEstimate(config, trainer.batches)
+        evaluated = sum(map(len, trainer.evaluation_sets.values())) / trainer.batch_size
+        self.cost = CostEstimate(config, trainer.batches, evaluated)
         self.warned: set[str] = set()
         self.notes: list[str] = []  # what the report says of the run
         self.begun = False  # whether it is at work
@@ -109,12 +110,14 @@ class Session:
         """Measure, record and save the epoch; stop after it when asked to."""
         self.meter = self.processes.whole_meter(self.meter)
         self._check_finite()  # waits for the device
-        self.seconds = time.perf_counter() - self.started
+        ended = time.perf_counter()
+        self.seconds = ended - self.started
         improved = self.processes.lead(self._record_epoch)
         self.epoch, self.batch, self.meter, self.seconds = self.epoch + 1, 0, Meter(), 0.0
         if improved:  # first, so that a run resumed from `last` has the best of the epochs before it
             self._save("best")
         self._save()
+        self.cost.measured_between(time.perf_counter() - ended)
         if self.epoch < self.config.epochs and self._asked_to_stop():
             raise Interrupted
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from icpctl.ablate import estimate, progress
+from icpctl.ablate import command, estimate, progress
 from icpctl.ablate.claim import CLAIM_FILE
 from icpctl.ablate.estimate import Pace
 from icpctl.ablate.labels import labels
 from icpctl.ablate.progress import Progress
 from icpctl.ablate.scheduler import Scheduler
-from icpctl.ablate.study import Study
+from icpctl.ablate.study import Execution, Study
 from icpctl.config import RunConfig, resolve
 from icpctl.config.grid import parse_grid
+from icpctl.runs import checkpoint
+from icpctl.runs.fingerprints import load_data
 from icpctl.runs.folder import RunFolder
+from icpctl.tasks.sharpness import sharpness
+from icpctl.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -109,6 +117,9 @@ def test_the_pace_of_a_run_is_that_of_its_steps() -> None:
     assert pace.seconds(method.baseline()) == pytest.approx(8 * 10 * 0.1 + 8 * 2)
     twice = resolve({"epochs": 8, "warmup_epochs": 2, "steps": 12})
     assert pace.seconds(twice) == pytest.approx(2 * 10 * 0.1 + 6 * 10 * 1.4 + 8 * 2)
+    whole = replace(pace, icp_epoch=0.5, once=3.0)
+    assert whole.seconds(method) == pytest.approx(pace.seconds(method) + 6 * 0.5 + 3)
+    assert whole.seconds(method.baseline()) == pytest.approx(pace.seconds(method.baseline()) + 3)
 
 
 @pytest.mark.parametrize("model", ["resnet20", "vae"])
@@ -129,3 +140,60 @@ def test_steps_are_measured_once_for_runs_that_cost_the_same(model: str, monkeyp
     assert len(times) == len(runs)
     assert baseline > 0  # measured by itself; that it is less is a matter of the machine's other work
     assert 0 < short < times[runs.index(next(run for run in runs if run.steps == 5))]
+
+
+def test_everything_that_a_run_does_is_in_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is made to take a second of a clock of its own."""
+    clock = [0.0]
+    pieces: dict[str, Callable[..., Any]] = {
+        "load_data": load_data,
+        "sharpness": sharpness,
+        "Trainer.step": Trainer.step,
+        "Trainer.check": Trainer.check,
+        "Trainer.epoch_batches": Trainer.epoch_batches,
+        "checkpoint.save": checkpoint.save,
+    }
+
+    def takes(name: str, seconds: Callable[..., float]) -> None:
+        def timed(*given: Any, **named: Any) -> Any:
+            clock[0] += seconds(*given)
+            return pieces[name](*given, **named)
+
+        monkeypatch.setattr(f"icpctl.ablate.estimate.{name}", timed)
+
+    for name, seconds in {"load_data": 1, "sharpness": 2, "Trainer.check": 4, "Trainer.epoch_batches": 8}.items():
+        takes(name, lambda *given, seconds=seconds: seconds)
+    takes("checkpoint.save", lambda *given: 16)
+    takes("Trainer.step", lambda trainer, epoch, step, images: (1 if epoch == 0 else 5) + (3 if step == 0 else 0))
+    monkeypatch.setattr(estimate, "clock", lambda: clock[0])
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "EVALUATED_IMAGES", 10)
+    config = resolve({"model": "resnet20", "dataset": "digits", "train_size": 100, "batch_size": 20, "steps": 1})
+    pace = estimate._measure(config)
+    assert (pace.plain_step, pace.icp_step, pace.icp_epoch) == (1, 5, 3)
+    assert pace.once == 1 + 4 + 2
+    assert pace.epoch == 8 + 2 * 16
+
+
+@pytest.mark.parametrize(("executor", "starts"), [("local", 2), ("slurm", 4)])
+def test_the_estimate_counts_the_start_of_the_processes(
+    executor: Any, starts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = Scheduler(Study({"model": "resnet20", "dataset": "digits"}, seeds=(0, 1, 2)).runs(), tmp_path).unfinished()[
+        :3
+    ]
+    monkeypatch.setattr(estimate, "seconds", lambda configs, threads: [60.0] * len(configs))
+    monkeypatch.setattr(estimate, "process_start", lambda config: 600.0)
+    said = command._estimate(Execution(executor=executor, jobs=1), runs)
+    assert said.startswith(f"About {3 + 10 * starts} minutes of computing")
+    assert "The start of the processes is in it" in said
+
+
+def test_the_start_of_a_process_is_measured_by_one_that_looks_at_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Any] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *given, **named: ended.append(run(*given, **named)))
+    assert estimate.process_start(resolve({"model": "resnet20", "dataset": "digits"})) > 0
+    assert (ended[0].returncode, ended[0].stderr) == (0, "")
+    estimate.process_start(resolve({"model": "resnet20", "dataset": "digits", "train_size": 10**6}))
+    assert "1000000" in ended[1].stderr

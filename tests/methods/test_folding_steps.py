@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from folded import float64, folded, images, trained
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import icpctl
@@ -56,6 +59,53 @@ def test_the_last_weights_are_used_in_every_step() -> None:
         torch.testing.assert_close(*deltas, rtol=1e-6, atol=1e-9)
     assert distiller.folded is not None
     assert distiller.folded.norms == 21
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is launched; views of a tensor are not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vae", "vgg"])
+def test_all_batch_norms_are_folded_at_once_and_as_one_by_one(name: str) -> None:
+    torch.manual_seed(0)
+    vgg = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False))
+    model = trained(vgg if name == "vgg" else models.build(name, 10)).eval()  # a bias, and no scale
+    network, x = folded(model), images(side=64).float()
+    network.now()(x)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1.01)
+    with Operations() as counted:
+        network.now()
+    places = dict(network._folding.weights)
+    assert len(places) == (1 if name == "vgg" else network.norms)
+    assert counted.number <= len(places) + 8
+    one_by_one = folded(model)
+    assert torch.equal(tree_leaves(network(x))[0], tree_leaves(one_by_one.now()(x))[0])
+    for place, (*_, kernel, shift) in places.items():
+        *_, expected_kernel, expected_shift = one_by_one._folding.weights[place]
+        assert torch.equal(kernel, expected_kernel)
+        assert torch.equal(shift, expected_shift)
+        assert network._folding.weights[place][3] is kernel  # it was used
+
+
+def test_what_a_model_does_not_pass_any_more_is_not_folded_again() -> None:
+    model = trained(CifarResNet(20, 10)).eval()
+    network = folded(model)
+    network.now()(images().float())
+    network.now()
+    assert len(network._folding.weights) == 21
+    network.now()
+    assert not network._folding.weights
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)])

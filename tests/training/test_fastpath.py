@@ -182,7 +182,7 @@ def test_captured_steps_are_the_steps(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(value, expected_state[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", [*BROKEN, "refused", "random"])
+@pytest.mark.parametrize("how", [*BROKEN, "refused", "no memory", "random"])
 def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     # From the first epoch with the method on, where the task weight is 1 and the feature loss counts for nothing.
@@ -196,6 +196,12 @@ def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: p
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
 
         monkeypatch.setattr(trainer.captured, "_capture", refuse)
+    if how == "no memory":  # the graphs' own, beside the images: the run needs none of it
+
+        def too_large(function: Callable[[], Any]) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+        monkeypatch.setattr(trainer.captured, "_capture", too_large)
     if how == "random":
         offsets = iter(range(1000))
         monkeypatch.setattr("icpctl.training.graphs._random_offset", lambda device: next(offsets))
@@ -207,6 +213,7 @@ def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: p
     (message,) = said
     reasons = {
         "random": "random numbers",
+        "no memory": "cannot be captured (CUDA out of memory.",
         "refused": "cannot be captured (CUDA error: operation not permitted when stream is capturing)",
     }
     assert reasons.get(how, "a captured one differs by") in message

@@ -76,7 +76,7 @@ class FoldedNetwork(nn.Module):
 
         What was given before does the same from here on.
         """
-        self._folding.weights.clear()
+        self._folding.fold_again()
         if self.declined is None and any(_is_compiled(module) for module in self.model.modules()):
             self._decline("parts of it are compiled")
         return self
@@ -163,6 +163,7 @@ class _Folding:
 
     def __init__(self) -> None:
         self.weights: dict[tuple[nn.Module, int], _Folded] = {}  # by the convolution and the running mean after it
+        self.used: set[tuple[nn.Module, int]] = set()
         self.calls: list[tuple[weakref.ref[Tensor], _Call]] = []
         self.thread: int | None = None
         """Of the pass that is at work; other threads that pass through the model have nothing to do with it."""
@@ -175,6 +176,37 @@ class _Folding:
         """What must be the same where a convolution is called and where it is computed."""
         autocast = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
         return input._version, torch.is_grad_enabled(), autocast
+
+    def fold_again(self) -> None:
+        """Fold what was folded in the passes since the last time, from the tensors as they are now, all at once.
+
+        That takes an operation of vectors for all batch norms together where one after the other takes one for each: most of the
+        operations that folding launches. The values are the same to the bit. What is not folded here is folded where it is met.
+        """
+        before, self.weights = {place: self.weights[place] for place in self.used if place in self.weights}, {}
+        self.used = set()
+        # Of batch norms without scale and shift, and of tensors that torch.vmap maps, for which torch has no such operations.
+        places = [place for place, (of, *_) in before.items() if of[4] is not None and of[5] is not None]
+        if not places or torch._C._are_functorch_transforms_active():
+            return
+        with torch.no_grad():
+            weights, biases, means, variances, scales, shifts = zip(
+                *(before[place][0] for place in places), strict=True
+            )
+            folded_scales = torch._foreach_add(variances, [before[place][2] for place in places])
+            torch._foreach_rsqrt_(folded_scales)
+            folded_shifts = torch._foreach_neg(means)
+            if with_bias := [i for i, bias in enumerate(biases) if bias is not None]:
+                torch._foreach_add_([folded_shifts[i] for i in with_bias], [biases[i] for i in with_bias])
+            torch._foreach_mul_(folded_shifts, folded_scales)
+            torch._foreach_mul_(folded_scales, scales)
+            torch._foreach_mul_(folded_shifts, scales)
+            torch._foreach_add_(folded_shifts, shifts)
+            for place, weight, scale, shift in zip(places, weights, folded_scales, folded_shifts, strict=True):
+                tensors, _, eps, *_ = before[place]
+                kernel = weight * scale.view(_channels_of(place[0], weight))
+                versions = [tensor._version for tensor in tensors if tensor is not None]
+                self.weights[place] = tensors, versions, eps, kernel.to(weight.dtype), shift.to(weight.dtype)
 
     def unfit(self) -> set[nn.Module]:
         """The convolutions with an output that batch norm did not take, that was used otherwise, or that is kept."""
@@ -325,14 +357,11 @@ class _Call:
             of, of_versions, of_eps, kernel, shift = known
             if of_versions == versions and of_eps == eps and all(map(operator.is_, of, tensors)):
                 self.uses += 1
+                self.folding.used.add(place)
                 return self.function(self.input, kernel, shift, *self.rest)
-        channels = (
-            1 if isinstance(self.module, nn.modules.conv._ConvTransposeNd) else 0
-        )  # the weight's dimension of them
-        if self.weight.shape[channels] != len(mean):  # of a transposed one in groups
+        shape = _channels_of(self.module, self.weight)
+        if self.weight.shape[shape.index(-1)] != len(mean):  # of a transposed one in groups
             return F.batch_norm(self.value(), mean, variance, weight, bias, training, momentum, eps)
-        shape = [1] * self.weight.dim()
-        shape[channels] = -1
         # Only the gradient of the input is asked for, which goes through a weight that is made of the input.
         constant = all(tensor is None or tensor.is_leaf for tensor in tensors)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
@@ -345,8 +374,16 @@ class _Call:
             kernel, shift = (self.weight * scale.view(shape)).to(self.weight.dtype), shift.to(self.weight.dtype)
         if constant:
             self.folding.weights[place] = tensors, versions, eps, kernel, shift
+            self.folding.used.add(place)
         self.uses += 1
         return self.function(self.input, kernel, shift, *self.rest)
+
+
+def _channels_of(convolution: nn.Module, weight: Tensor) -> list[int]:
+    """The shape in which a vector of the output's channels multiplies the weight."""
+    shape = [1] * weight.dim()
+    shape[1 if isinstance(convolution, nn.modules.conv._ConvTransposeNd) else 0] = -1
+    return shape
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -55,14 +55,17 @@ class Adam(SGD):
         if self.state and self.state["m"].shape != gradient.shape:
             shapes = f"{tuple(self.state['m'].shape)}, but must be {tuple(gradient.shape)}"
             raise ValueError(f"the state that the input optimizer carries has the shape {shapes}, that of x")
-        if not self.state:
-            self.state = {"t": 0, "m": torch.zeros_like(gradient), "v": torch.zeros_like(gradient)}
         beta1, beta2 = self.betas
-        t = self.state["t"] + 1
-        m = beta1 * self.state["m"] + (1 - beta1) * gradient
-        v = beta2 * self.state["v"] + (1 - beta2) * gradient.square()
+        t = self.state.get("t", 0) + 1
+        m = self._moved("m", beta1, gradient)
+        v = self._moved("v", beta2, gradient.square())
         self.state |= {"t": t, "m": m, "v": v}
         return m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt() + self.eps
+
+    def _moved(self, name: str, beta: float, value: Tensor) -> Tensor:
+        """A moment with the next value in it; it begins at 0."""
+        new = (1 - beta) * value
+        return beta * self.state[name] + new if name in self.state else new
 
 
 class AdEMAMix(Adam):
@@ -89,11 +92,10 @@ class AdEMAMix(Adam):
 
     def __call__(self, gradient: Tensor, x: Tensor) -> Tensor:
         first, scale = self._moments(gradient)
-        if "m2" not in self.state:
-            self.state["m2"] = torch.zeros_like(gradient)
-        slow: Tensor = self.beta3 * self.state["m2"] + (1 - self.beta3) * gradient
-        self.state["m2"] = slow
-        return (first + self.alpha * slow) / scale + self.weight_decay * x
+        slow = self.state["m2"] = self._moved("m2", self.beta3, gradient)
+        update = (first + self.alpha * slow) / scale
+        decays = isinstance(self.weight_decay, Tensor) or self.weight_decay  # a tensor is that of several runs
+        return update + self.weight_decay * x if decays else update
 
 
 OPTIMIZERS: dict[str, type[SGD]] = {"sgd": SGD, "adam": Adam, "ademamix": AdEMAMix}
