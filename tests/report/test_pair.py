@@ -14,10 +14,13 @@ from commands import icpctl_command
 from reports import write_run
 from scipy.stats import ttest_rel
 
+from icpctl.ablate import deciding
+from icpctl.ablate.command import define
 from icpctl.config import RunConfig, resolve
 from icpctl.errors import UserError
 from icpctl.report import Report, build
 from icpctl.report.figures.study import study_figures
+from icpctl.report.page import page
 from icpctl.report.pair import build_pair
 
 ICP = {"dataset": "digits", "epochs": 2, "optimizer": "adam"}
@@ -231,6 +234,30 @@ def test_a_group_of_both_sides_is_not_compared_with_itself(results: Path) -> Non
     assert "1 group, Adam-ICP, T=3" in said(report, "On both sides")
     with pytest.raises(UserError, match="both are the same 8 runs"):
         build_pair(("steps=3", "steps==3"), [results])
+
+
+def test_in_a_study_with_claims_groups_have_no_verdict(tmp_path: Path) -> None:
+    given = {"claims": ["steps=3 better than baseline in accuracy"], "margin": 1.0}
+    settings = {**ICP, "warmup_epochs": 0}
+    planned = deciding.plan(define(settings, ["steps=1,3"], seeds="3", plan=given), tmp_path)
+    planned.keep(tmp_path)
+    for run in planned.runs():
+        write_run(tmp_path, run.config, [0.1, accuracy(run.config)])
+    report = build_pair(("steps=3", "steps=1"), [tmp_path])
+    assert set(report.comparisons["verdict"]) == {"exploratory"}
+    assert row(report)["sentence"].endswith("Exploratory: no claim was planned of it.")
+    html = page(report, study_figures(report), [tmp_path], [])
+    assert "Exploratory: no claim was planned of it." in html
+    with pytest.raises(UserError, match="planned with their own margins"):
+        build_pair(("steps=3", "steps=1"), [tmp_path], margin=1.0)
+
+
+def test_a_margin_makes_level_a_verdict(tmp_path: Path) -> None:
+    write(tmp_path / "a", GRID[:1])
+    write(tmp_path / "b", GRID[:1], above=-0.01)
+    paths = (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert row(build_pair(paths, [], margin=5.0))["verdict"] == "level"
+    assert row(build_pair(paths, []))["verdict"] == "better"
 
 
 def test_the_figures_are_of_the_pairs(results: Path) -> None:
