@@ -138,15 +138,17 @@ def _with_plan(definition: Definition, given: Mapping[str, object]) -> Definitio
     Raises:
         UserError: as `Plan.planned`.
     """
-    changes = {name: value for name, value in given.items() if value}
+    changes = {name: value for name, value in given.items() if value is not None and value is not False and value != []}
     if not changes:
         return definition
-    margin = changes.get("margin")
-    claims = [each.model_copy(update={"margin": margin} if margin else {}) for each in definition.claims]
-    most = {claim.max_seeds for claim in claims if claim.max_seeds}
-    before: dict[str, object] = {"until_decided": True, "max_seeds": max(most)} if most else {}
+    new: dict[str, object] = {"margin": changes["margin"]} if "margin" in changes else {}
+    new |= {"max_seeds": changes["max_seeds"]} if "max_seeds" in changes else {}
     texts: Any = changes.pop("claims", [])
-    plan = Plan.model_validate({**before, **changes, "claims": [*claims, *texts]})
+    most = [claim.max_seeds for claim in definition.claims if claim.max_seeds]
+    before: dict[str, object] = {"until_decided": True, "max_seeds": max(most)} if most else {}
+    asked = Plan.of({**before, **changes, "claims": [*definition.claims, *texts]}, "The plan")
+    changed = [each if isinstance(each, str) else each.model_copy(update=new) for each in asked.claims]
+    plan = asked.model_copy(update={"claims": changed})
     return replace(definition, claims=plan.planned("The plan"), until_decided=plan.until_decided)
 
 
@@ -228,7 +230,9 @@ def execute(
         UserError: something can be refused before the first run; or a machine that cannot do any of them.
         Stopped: as asked by `should_stop`; what was at work is saved.
     """
-    definition = deciding.plan(definition, output)
+    definition, notes = deciding.plan(definition, output)
+    for note in notes:
+        console.print(Text("Note:", "yellow"), note, soft_wrap=True)
     _tune(definition, output, console, should_stop)
     scheduler = Scheduler(deciding.planned_runs(definition, output), output)
     configs = [run.planned.config for run in scheduler.unfinished()]
@@ -350,7 +354,7 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
     Raises:
         UserError: as `execute`, before the first run.
     """
-    definition = deciding.plan(definition, output)
+    definition, notes = deciding.plan(definition, output)
     tuner = Tuner(definition, output)
     trials = Scheduler(tuner.trials(), output / TUNING)
     later = Scheduler(tuner.final_runs_to_come(), output / TUNING)  # where no final run is
@@ -359,6 +363,9 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
     with no_downloads():
         for each in (trials, later, scheduler):
             _check_data(each, waiting=waiting, absent=absent)
+    for note in notes:
+        console.print(Text("Note:", "yellow"), note, soft_wrap=not console.is_terminal)
+    _print_claims(definition, console)
     _print_tuning(tuner, console)
     planned = [run.planned for each in (scheduler, later) for run in each.runs.values()]
     differing = varied([run.config for run in planned], IN_RUN_ID)
@@ -392,6 +399,24 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
         for dataset, image_size in absent.items():
             console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
         console.print(estimated, soft_wrap=not console.is_terminal)
+
+
+def _print_claims(definition: Definition, console: Console) -> None:
+    """Print the claims that the study is to decide, and how many seeds they may take."""
+    if not definition.claims:
+        return
+    console.print("claims")
+    for claim in definition.claims:
+        margin = f", margin {claim.margin:g}" if claim.margin is not None else ""
+        more = f" to {claim.most}" if claim.most > claim.first else ""
+        console.print(Text(f"  {claim.claim}{margin}: {claim.first}{more} seeds"), soft_wrap=not console.is_terminal)
+    if any(claim.most > claim.first for claim in definition.claims):
+        console.print(
+            "The runs below are those of the seeds that are certain. Each undecided claim adds one seed at a time, up to its maximum; they are not in "
+            "the estimate.",
+            soft_wrap=not console.is_terminal,
+        )
+    console.print()
 
 
 def _print_tuning(tuner: Tuner, console: Console) -> None:

@@ -23,10 +23,11 @@ from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.references import controls_of
+from icpctl.statistics import LEAST_SEEDS
 
 STUDY_FILE = "study.toml"
-DEFAULT_MAX_SEEDS = 40
-"""Of claims whose seeds go on until they are decided."""
+DEFAULT_MAX_SEEDS, MOST_SEEDS = 40, 100
+"""Of claims whose seeds go on until they are decided: without --max-seeds, and with it."""
 LARGEST = 100_000
 """Combinations that a study may have; more are a slip of the pen."""
 
@@ -319,9 +320,11 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     claims: list[str | PlannedClaim] = Field([], description="a list of texts")
-    margin: float | None = Field(None, gt=0, description="a number above 0")
+    margin: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number above 0")
     until_decided: bool = Field(False, description="true or false")
-    max_seeds: int | None = Field(None, ge=3, description="a whole number of 3 or more")
+    max_seeds: int | None = Field(
+        None, ge=LEAST_SEEDS, le=MOST_SEEDS, description=f"a whole number from {LEAST_SEEDS} to {MOST_SEEDS}"
+    )
 
     @classmethod
     def pop(cls, table: dict[str, Any], where: str, recorded: bool) -> Self:
@@ -331,13 +334,22 @@ class Plan(BaseModel):
             UserError: a fault in it, with the place.
         """
         given = {name: table.pop(key) for key in [*table] if (name := key.replace("-", "_")) in cls.model_fields}
+        plan = cls.of(given, where)
+        return plan if recorded else plan.model_copy(update={"claims": [*plan.planned(where)]})
+
+    @classmethod
+    def of(cls, given: Mapping[str, object], where: str) -> Self:
+        """The plan of these keys.
+
+        Raises:
+            UserError: a value that a key cannot have, with the place.
+        """
         try:
-            plan = cls.model_validate(given)
+            return cls.model_validate(dict(given))
         except ValidationError as error:
             key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
             meant = cls.model_fields[key].description
             raise UserError(f"{where}: {key} cannot be {abbreviated(given[key])}. It is {meant}.") from None
-        return plan if recorded else plan.model_copy(update={"claims": [*plan.planned(where)]})
 
     def planned(self, where: str) -> tuple[PlannedClaim, ...]:
         """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
@@ -358,8 +370,9 @@ class Plan(BaseModel):
         most = (self.max_seeds or DEFAULT_MAX_SEEDS) if self.until_decided else None
         found: dict[str, PlannedClaim] = {}
         for each in self.claims:
-            text, margin = (each, None) if isinstance(each, str) else (each.claim, each.margin)
-            claim = PlannedClaim.parse(text, margin or self.margin).model_copy(update={"max_seeds": most})
+            own = PlannedClaim.parse(each) if isinstance(each, str) else each
+            claim = PlannedClaim.parse(own.claim, own.margin or self.margin)
+            claim = claim.model_copy(update={"max_seeds": own.max_seeds or most})
             if claim.claim in found:
                 raise UserError(f"{where}: {claim.place[0].lower()}{claim.place[1:]} is given twice.")
             found[claim.claim] = claim
@@ -413,7 +426,12 @@ class Definition:
             studies = [
                 replace(each, settings={**_without(each.grid, earlier_settings()), **each.settings}) for each in studies
             ]
-        return cls(studies, execution, tuple(plan.claims), plan.until_decided)  # type: ignore[arg-type]
+        return cls(
+            studies,
+            execution,
+            tuple(PlannedClaim.parse(each) if isinstance(each, str) else each for each in plan.claims),
+            plan.until_decided,
+        )
 
     @classmethod
     def kept(cls, folder: Path) -> Self | None:

@@ -33,7 +33,7 @@ from icpctl.report.selection import select
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TIMINGS, RunRecord, read_runs
 from icpctl.runs.measures import MEASURES, measure_of
-from icpctl.runs.references import TunedArm, tuned_references
+from icpctl.runs.references import TunedArm
 from icpctl.runs.table import COSTS, foreign_metrics, has_diverged, metric_columns, runs_table
 from icpctl.terminal import printable
 from icpctl.text import csv_text
@@ -162,7 +162,7 @@ def build(
     )
     records, notes = read(folders, only)
     planned = planned_claims(folders, margin, notes)
-    every = records
+    every = records if only is None else read(folders)[0]  # a claim is about all of its runs
     tuned = tuning.read(folders, notes)
     tunings = [each.tuned_arms() for _, each in tuned]
     if where:
@@ -180,14 +180,9 @@ def build(
 
     predictions = Predictions(every)
     claims = _weighed(planned, every, predictions, tunings)
-    verdicts = {
-        (each.pair.subject.group_id, each.pair.against, each.claim.metric): (each.verdict, sentence)
-        for each, sentence in claims.sentences()
-    }
     margins = margins_of(found.metrics, margin)
-    margins |= {each.claim.metric: each.claim.difference() for each in claims.evidence}
     summary = summary_table(ended, grouping)
-    comparisons = comparison_table(ended, grouping, margins, verdicts if claims else None)
+    comparisons = comparison_table(ended, grouping, margins, claims.of_comparisons(found.runs) if claims else None)
     comparisons = with_images(comparisons, ended, grouping, found.metrics.values(), predictions)
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(found.complete, found.metrics)
@@ -222,7 +217,19 @@ def planned_claims(folders: Sequence[Path], margin: float | None, notes: list[st
     Raises:
         UserError: the margin is none, or there are claims, which have their own.
     """
-    planned = {claim.claim: claim for folder in folders for claim in _claims_of(folder, notes)}
+    planned: dict[str, PlannedClaim] = {}
+    every = [claim for folder in folders for claim in _claims_of(folder, notes)]
+    for claim in sorted(every, key=lambda claim: claim.written):
+        first = planned.setdefault(claim.claim, claim)
+        if (claim.margin, claim.seeds, claim.max_seeds, claim.groups) != (
+            first.margin,
+            first.seeds,
+            first.max_seeds,
+            first.groups,
+        ):
+            notes.append(
+                f"{claim.place} has several plans in these folders. The earliest one counts, of {first.written}."
+            )
     if margin is not None and not margin > 0:
         raise UserError(f"--margin {margin:g} has to be above 0: it is the smallest difference that matters.")
     if margin is not None and planned:
@@ -246,7 +253,7 @@ def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
     except UserError as error:
         notes.append(f"No claim of {folder} is reported. {error}")
         return ()
-    return definition.claims if definition else ()
+    return [claim for claim in definition.claims if claim.written] if definition else ()
 
 
 def _weighed(
@@ -263,7 +270,7 @@ def _weighed(
     runs = runs_table([*records.values()])
     diverged = runs["run_id"].isin([run_id for run_id, record in records.items() if has_diverged(record)])
     runs["state"] = runs["state"].mask(diverged, "failed")
-    return claims_table(claims, records, runs, predictions, tuned_references(tunings))
+    return claims_table(claims, records, runs, predictions, tunings)
 
 
 def outcomes(
@@ -424,6 +431,7 @@ class CallableModule(ModuleType):
         where: str | Sequence[str] = (),
         by: str | Sequence[str] = (),
         metric: str | None = None,
+        margin: float | None = None,
     ) -> Report:
         """What results folders say, as `icpctl report` does, with tables as data frames.
 
@@ -432,6 +440,7 @@ class CallableModule(ModuleType):
             where: conditions that choose runs, as --where takes them.
             by: settings that tell the rows apart; without it, all in which the runs differ.
             metric: the one that the verdicts are about; without it, accuracy, or SSIM of a VAE.
+            margin: the smallest difference in it that matters, as of --margin.
 
         Returns:
             The report. Jupyter shows its tables.
@@ -441,7 +450,7 @@ class CallableModule(ModuleType):
         """
         given = [folders] if isinstance(folders, (str, Path)) else folders
         conditions, settings = ([text] if isinstance(text, str) else text for text in (where, by))
-        return build([Path(folder) for folder in given], None, conditions, settings, metric)
+        return build([Path(folder) for folder in given], None, conditions, settings, metric, margin)
 
 
 sys.modules[__name__].__class__ = CallableModule

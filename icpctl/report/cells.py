@@ -93,9 +93,9 @@ def claims_lead(report: Report) -> str:
     parts = [f"{counts[outcome]} {outcome}" for outcome in ("supported", "refuted", "undecided") if outcome in counts]
     these = "The one planned claim is" if number == 1 else f"Of {number} planned claims,"
     said = f"{these} {parts[0].split(' ', 1)[1] if number == 1 else ', '.join(parts)}."
-    late = int((report.claims.table["finished_before"] > 0).sum())
+    late = int((report.claims.table["measured_before"] > 0).sum())
     if late:
-        said += f" {late} {'was' if late == 1 else 'were'} added after runs had finished."
+        said += f" {late} {'was' if late == 1 else 'were'} added when runs were measured already."
     return f"{said} All other comparisons are exploratory: they have intervals, and no verdicts."
 
 

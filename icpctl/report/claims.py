@@ -12,22 +12,22 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from icpctl.errors import UserError, first_names
+from icpctl.errors import first_names
+from icpctl.report.comparison import FROM_CLAIM
 from icpctl.report.groups import Grouping, group
 from icpctl.report.images import WIDENED, Predictions, widened
-from icpctl.runs.claims import Evidence, Pair, PlannedClaim, Tuned, ended_values, find_pair, weigh
+from icpctl.runs.claims import Evidence, Pair, PlannedClaim, bound_pair, ended_values, weigh
 from icpctl.runs.folder import RunRecord
-from icpctl.runs.measures import EFFECT, Measure, images_text, measure_of, p_text
-from icpctl.runs.references import AGAINST
+from icpctl.runs.measures import EFFECT, Measure, images_text, measure_of, p_equal
+from icpctl.runs.references import AGAINST, TunedArm
 from icpctl.statistics import ALPHA, MOST_SEEDS, paired, sequential
-from icpctl.terminal import printable
 
 OUTCOMES = {True: "supported", False: "refuted", None: "undecided"}
 COLUMNS = (
     *(
         "claim",
         "written",
-        "finished_before",
+        "measured_before",
         "group",
         "other",
         "against",
@@ -67,10 +67,16 @@ class Claims:
     def __bool__(self) -> bool:
         return len(self.table) > 0
 
-    def sentences(self) -> list[tuple[Evidence, str]]:
-        """The evidence with what it says."""
-        said = dict(zip(self.table["claim"], self.table["sentence"], strict=True))
-        return [(each, said[each.claim.claim]) for each in self.evidence]
+    def of_comparisons(self, runs: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """What `comparison.FROM_CLAIM` names, by the group_id of the table of runs, against and metric."""
+        groups = dict(zip(runs["run_id"], runs["group_id"], strict=True))
+        rows = self.table.set_index("claim").rename(columns={"p_level": "p_level_alone", "p_level_holm": "p_level"})
+        return {
+            (groups.get(each.pair.subject.run_id, each.pair.subject.group_id), each.pair.against, each.claim.metric): {
+                name: rows[name][each.claim.claim] for name in FROM_CLAIM
+            }
+            for each in self.evidence
+        }
 
 
 def claims_table(
@@ -78,7 +84,7 @@ def claims_table(
     records: Mapping[str, RunRecord],
     runs: pd.DataFrame,
     predictions: Predictions,
-    tuned: Tuned,
+    tunings: Sequence[Sequence[TunedArm]] = (),
 ) -> Claims:
     """The claims, weighed as one family.
 
@@ -96,20 +102,22 @@ def claims_table(
         records: all runs, by their ids.
         runs: the same, as `icpctl.runs.table.runs_table` makes them, with runs that diverged as failed.
         predictions: of the runs.
-        tuned: what tuned runs are compared with.
+        tunings: the arms of each tuning.
     """
     configs = {record.config.group_id: record.config for record in records.values()}
-    pairs: list[tuple[PlannedClaim, Pair]] = []
+    grouping = group(configs)
+    of_plans = configs | {arm.untuned.group_id: arm.tuned for arms in tunings for arm in arms}
+    bound: list[tuple[PlannedClaim, Pair]] = []
     waiting: dict[str, str] = {}
     for claim in claims:
-        try:
-            pair = find_pair(claim, configs.values(), tuned)
-            _refuse_other_data(claim, pair, records)
-            pairs.append((claim, pair))
-        except UserError as error:  # its runs have not begun, or it never fitted
-            waiting[claim.claim] = str(error)
-    grouping = group(configs)
-    evidence = weigh(pairs, ended_values(runs, {claim.metric for claim in claims}))
+        pair = bound_pair(claim, of_plans)
+        if pair is None or {pair.subject.group_id, pair.other.group_id} - configs.keys():
+            waiting[claim.claim] = "Its runs are not there yet."
+        elif fault := _other_data(pair, claim, records):
+            waiting[claim.claim] = fault
+        else:
+            bound.append((claim, pair))
+    evidence = weigh(bound, ended_values(runs, {claim.metric for claim in claims}), len(waiting))
     tested = dict(zip((each.claim.claim for each in evidence), evidence, strict=True))
     rows = [
         _row(tested[claim.claim], grouping, len(claims), predictions)
@@ -120,28 +128,28 @@ def claims_table(
     return Claims(pd.DataFrame(rows, columns=[*COLUMNS]), evidence)
 
 
-def _refuse_other_data(claim: PlannedClaim, pair: Pair, records: Mapping[str, RunRecord]) -> None:
-    found = [records.get(run.run_id) for seed in claim.planned_seeds() for run in pair.runs(seed)]
+def _other_data(pair: Pair, claim: PlannedClaim, records: Mapping[str, RunRecord]) -> str:
+    """Why runs cannot be compared that were not trained on the same data; empty if they were."""
+    found = [records.get(run.run_id) for seed in claim.planned_seeds for run in pair.runs(seed)]
     if len(versions := {record.fingerprint for record in found if record and record.fingerprint}) > 1:
-        raise UserError(
-            f"{claim.place}: its runs were not trained on the same data, as their fingerprints differ: {first_names(sorted(versions))}."
-        )
+        return f"Its runs were not trained on the same data, as their fingerprints differ: {first_names(sorted(versions))}."
+    return ""
 
 
 def _facts(claim: PlannedClaim) -> dict[str, Any]:
     return {
         "claim": claim.claim,
         "written": claim.written,
-        "finished_before": claim.finished,
+        "measured_before": claim.measured,
         "metric": claim.metric,
-        "margin": claim.difference(),
+        "margin": claim.least_difference,
         "planned_seeds": claim.first,
         "max_seeds": claim.most,
     }
 
 
 def _untested(claim: PlannedClaim, why: str) -> dict[str, Any]:
-    said = f"Undecided: {claim.claim}. {printable(why)} {_planned(claim)}"
+    said = f"Undecided: “{claim.claim}”. {why} {_planned(claim)}"
     return {**_facts(claim), "seeds": 0, "verdict": "cannot tell", "outcome": "undecided", "sentence": said}
 
 
@@ -165,15 +173,17 @@ def _row(evidence: Evidence, grouping: Grouping, family: int, predictions: Predi
         row["difference"] = float(x.mean())
     if len(x) >= 2:
         std = float(x.std(ddof=1))
+        if evidence.is_constant:
+            return row | {"std": 0.0, "sentence": _sentence(row, evidence, family)}
         row |= {"std": std, "e_value": sequential.e_value(t_statistic(x), len(x))}
         if len(x) >= claim.first:
             low, high = interval(evidence, len(x))
-            row |= {"low": low, "high": high, "effect": row["difference"] / std if std else math.nan}
+            row |= {"low": low, "high": high, "effect": row["difference"] / std}
             pairs = [(ours.run_id, theirs.run_id) for ours, theirs in map(pair.runs, evidence.seeds)]
             row |= dict(zip(WIDENED, widened(low, high, predictions.error(pairs, claim.metric)), strict=True))
-            if evidence.verdict == "cannot tell" and not evidence.lacking and std:
+            if evidence.verdict == "cannot tell" and not evidence.lacking:
                 row["seeds_needed"] = paired.seeds_to_settle(
-                    row["difference"] / std, claim.difference() / std, ALPHA / family
+                    row["difference"] / std, claim.least_difference / std, ALPHA / family
                 )
     return row | {"sentence": _sentence(row, evidence, family)}
 
@@ -188,43 +198,45 @@ def interval(evidence: Evidence, seeds: int) -> tuple[float, float]:
     claim, x = evidence.claim, evidence.differences[:seeds]
     level = ALPHA
     if claim.most > claim.first:
-        level = sequential.nominal_levels(ALPHA, claim.first, claim.most)[min(seeds, claim.most) - claim.first]
+        level = sequential.nominal_levels(ALPHA, claim.first, claim.most)[seeds - claim.first]
     half = float(student.isf(level / 2, seeds - 1) * x.std(ddof=1) / math.sqrt(seeds))
     return float(x.mean()) - half, float(x.mean()) + half
 
 
 def _sentence(row: Mapping[str, Any], evidence: Evidence, family: int) -> str:
-    """The outcome of a claim in words: what was found, by how much, after how many seeds; when it was planned."""
+    """The outcome of a claim in words: what was claimed, what was found, after how many seeds, and when it was planned."""
     claim, seeds = evidence.claim, row["seeds"]
     measure = measure_of(claim.metric)
     name = f"{measure.name} (less is better)" if measure.falls else measure.name
-    other = AGAINST.get(row["against"], row["other"])
-    outcome = row["outcome"].capitalize()
+    label, other = row["group"], AGAINST.get(row["against"], row["other"])
+    said = f"{row['outcome'].capitalize()}: “{claim.claim}”."
     planned = _planned(claim)
     of_most = f"{seeds} of {'at most ' if claim.most > claim.first else ''}{claim.most} seeds"
     if evidence.lacking:
-        return (
-            f"{outcome}: {row['group']} and {other} in {name}. A run of the next seed failed or has no finite value, so nothing is "
-            f"claimed of the {seeds} seeds before it. {planned}"
-        )
+        return f"{said} A run of the next seed failed or has no finite value, so nothing is claimed of the {seeds} seeds before it. {planned}"
     if seeds < claim.first:
-        return f"{outcome}: {row['group']} and {other} in {name}. It is looked at when {claim.first} seeds are there; there are {seeds}. {planned}"
+        return f"{said} It is looked at when {claim.first} seeds are there; there are {seeds}. {planned}"
+    if evidence.verdict == "equal":
+        return f"{said} {label} is equal to {other} in all {seeds} seeds: {name}. {planned}"
+    if evidence.is_constant:
+        size = measure.difference(row["difference"])
+        return f"{said} {label} has the same difference from {other} in all {seeds} seeds: {name} {size}. Without any spread there is no test. {planned}"
     half = (row["high"] - row["low"]) / 2
     low, high = (measure.value(row[end], signed=True, beside=half) for end in ("low", "high"))
-    looks = ", which holds for all looks together" if claim.most > claim.first else ""
-    found = f"{name} {measure.difference(row['difference'], beside=half)}, 95 % interval {low} to {high}{looks}"
-    found += images_text(row, measure, half)
+    looks = ", valid for all looks together" if claim.most > claim.first else ""
+    found = f"{name} {measure.difference(row['difference'], beside=half)}, 95 % interval {low} to {high}{looks}{images_text(row, measure, half)}"
     among = f" among {family} claims" if family > 1 else ""
     margin = _margin(claim, measure)
     match evidence.verdict:
-        case "equal":
-            return f"{outcome}: {row['group']} is equal to {other} in all {seeds} seeds: {name}. {planned}"
         case "level":
-            said = f"is level with {other}: the difference is smaller than {margin}, p {_equal(row['p_level_holm'])}{among}. {found[0].upper()}{found[1:]}"
-            return f"{outcome}: {row['group']} {said}; {of_most}. {planned}"
+            return (
+                f"{said} {label} is level with {other}: they differ by less than {margin} (p {p_equal(row['p_level_holm'])}{among}); {found}; {of_most}. "
+                f"{planned}"
+            )
         case "better" | "worse" as verdict:
+            by = f" by more than {margin}" if claim.relation == "level" else ""
             effect = EFFECT.value(row["effect"], signed=True)
-            return f"{outcome}: {row['group']} is {verdict} than {other}: {found}, p {_equal(row['p_holm'])}{among}, effect size {effect}; {of_most}. {planned}"
+            return f"{said} {label} is {verdict} than {other}{by}: {found}, p {p_equal(row['p_holm'])}{among}, effect size {effect}; {of_most}. {planned}"
     needed = row.get("seeds_needed")
     way_on = (
         f" If difference and spread are as measured, about {needed:,} seeds settle it"
@@ -232,9 +244,11 @@ def _sentence(row: Mapping[str, Any], evidence: Evidence, family: int) -> str:
         if needed
         else f" Even {MOST_SEEDS:,} seeds would not settle it, if difference and spread are as measured."
     )
-    level = f", of {margin} or more {_equal(row['p_level_holm'])}" if claim.margin is not None else ""
-    tested = f"p of no difference {_equal(row['p_holm'])}{level}{among}"
-    return f"{outcome}: {of_most} cannot tell {row['group']} from {other}: {found}, {tested}.{way_on} {planned}"
+    beyond = f"for one beyond {margin}" if claim.relation == "level" else "for no difference"
+    tests = f"p {p_equal(row['p_holm'])} {beyond}"
+    if claim.margin is not None:
+        tests += f", p {p_equal(row['p_level_holm'])} for one of {margin} or more"
+    return f"{said} {of_most} cannot tell {label} from {other}: {found}, {tests}{among}.{way_on} {planned}"
 
 
 def _margin(claim: PlannedClaim, measure: Measure) -> str:
@@ -248,11 +262,7 @@ def _planned(claim: PlannedClaim) -> str:
         when = f"{datetime.fromisoformat(claim.written):%Y-%m-%d %H:%M} UTC"
     except ValueError:
         when = "at a time that is not recorded"
-    if claim.finished:
-        return f"Added {when}, after {claim.finished} run{'s' if claim.finished > 1 else ''} had finished, so it is not a plan in full."
-    return f"Planned {when}, before any run had finished."
-
-
-def _equal(p: float) -> str:
-    text = p_text(p)
-    return text if text.startswith("<") else f"= {text}"
+    if claim.measured:
+        runs = "one run was" if claim.measured == 1 else f"{claim.measured} runs were"
+        return f"Added {when}, when {runs} measured already, so it was not planned in advance."
+    return f"Planned {when}, before any run was measured."

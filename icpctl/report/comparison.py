@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from icpctl.report.groups import Grouping, twin_places
-from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_of, p_text
+from icpctl.runs.measures import EFFECT, Measure, falls, interval_half, measure_of, p_equal, p_text
 from icpctl.runs.metrics import FloatArray
 from icpctl.runs.references import AGAINST, COUNTERPART
 from icpctl.runs.table import COSTS, metric_columns, records
@@ -23,6 +23,8 @@ seed, or differences without any spread."""
 EXPLORATORY = "exploratory"
 """In the place of a verdict: the study has claims, and this is none of them."""
 
+FROM_CLAIM = ("verdict", "sentence", "p_holm", "p_level", "margin", "seeds_needed")
+"""Of a comparison that a claim was planned of, these are those of the claim."""
 
 COLUMNS = (
     *(
@@ -71,7 +73,7 @@ def comparison_table(
     runs: pd.DataFrame,
     grouping: Grouping,
     margins: Mapping[str, float] = MappingProxyType({}),
-    planned: Mapping[tuple[str, str, str], tuple[str, str]] | None = None,
+    planned: Mapping[tuple[str, str, str], Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """One row a group, what it is compared with, and metric: paired by seed, each run with its own twin.
 
@@ -85,8 +87,8 @@ def comparison_table(
         runs: the rows of `runs_table` that count, those of failed runs without a value.
         grouping: of these runs.
         margins: of metrics, in their own size.
-        planned: of a study with claims their verdicts and sentences, by group_id, against and metric. The other comparisons then have no
-            corrected p and no verdict: they are `EXPLORATORY`.
+        planned: of a study with claims what `FROM_CLAIM` names, by group_id, against and metric. The other comparisons then have no
+            corrected p, no margin and no verdict: they are `EXPLORATORY`.
     """
     table = _joined(grouping, _paired(runs, grouping))
     of_metric = table.groupby(["task", "metric"])["p"]
@@ -97,9 +99,8 @@ def comparison_table(
     table["p_level"] = table.groupby(["task", "metric"])["p_level"].transform(holm)
     table["verdict"] = _verdicts(table)
     if planned is not None:
-        keys = [*zip(table["group_id"], table["against"], table["metric"], strict=True)]
-        table["verdict"] = [planned.get(key, (EXPLORATORY, ""))[0] for key in keys]
-        table[["p_holm", "p_level"]] = np.nan
+        table["verdict"] = EXPLORATORY
+        table[["p_holm", "p_level", "margin"]] = np.nan
     undecided = table["effect"].where((table["verdict"] == "cannot tell") & (table["lacking"] == 0))
     number = table["comparisons"].clip(lower=1)
     table["seeds_needed"] = seeds_needed(undecided, number)
@@ -113,8 +114,13 @@ def comparison_table(
     measures = {name: measure_of(name) for name in table["metric"].unique()}
     said_of = table[["label", *({COUNTERPART} & {*table}), *COLUMNS[:-1]]]
     table["sentence"] = [_sentence(row, measures[row["metric"]]) for row in records(said_of)]
-    if planned is not None:
-        table["sentence"] = [planned.get(key, ("", said))[1] for key, said in zip(keys, table["sentence"], strict=True)]
+    if planned:
+        keys = [*zip(table["group_id"], table["against"], table["metric"], strict=True)]
+        for name in FROM_CLAIM:
+            table[name] = [
+                planned[key][name] if key in planned else cell for key, cell in zip(keys, table[name], strict=True)
+            ]
+        table["seeds_needed"] = table["seeds_needed"].astype("Int64")
     return table[[*(name for name in table if name not in COLUMNS), *COLUMNS]]
 
 
@@ -247,13 +253,13 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
         return f"{label} has the same difference from {other} in {which}: {size}. Without any spread there is no test.{survivors}"
     p, corrected = p_text(row["p"]), p_text(row["p_holm"])
     low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
-    tested = f"p {_equal(corrected)}"
+    tested = f"p {p_equal(row['p_holm'])}"
     if row["comparisons"] > 1:
         tested += f" among {row['comparisons']} comparisons" + (f", {p} by itself" if p != corrected else "")
     numbers = f"{size}, 95 % interval {low} to {high}, {tested}"
     if verdict == "level":
         margin = measure.difference(row["margin"]).lstrip("+")
-        return f"{label} is level with {other}, as the difference is smaller than {margin} (p {_equal(p_text(row['p_level']))}): {numbers}, {seeds} seeds."
+        return f"{label} is level with {other}, as the difference is smaller than {margin} (p {p_equal(row['p_level'])}): {numbers}, {seeds} seeds."
     if verdict != "cannot tell":
         effect = EFFECT.value(row["effect"], signed=True)
         return f"{label} is {verdict} than {other}: {numbers}, effect size {effect}, {seeds} seeds."
@@ -279,7 +285,3 @@ def _survivors(row: Mapping[str, Any]) -> str:
     if others := row["lacking"] - failed:
         parts.append(f"{others} of {number} {'lacks' if others == 1 else 'lack'} a finite value")
     return f" No claim is made of the seeds that remain: {', and '.join(parts)}." if parts else ""
-
-
-def _equal(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"

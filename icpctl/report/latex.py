@@ -13,6 +13,7 @@ from icpctl.report import Report
 from icpctl.report.cells import (
     INTERVAL,
     SHORT,
+    claims_lead,
     compared,
     difference_text,
     explanation,
@@ -53,8 +54,10 @@ def latex(report: Report, task: str) -> str:
     if len(table):
         caption += f" Differences in {measure.name}, paired by seed"
         caption += ", with their 95 % interval in brackets" if table["low"].notna().any() else ""
-        tested = int(table["comparisons"].max())
+        tested = 0 if report.claims else int(table["comparisons"].max())
         caption += f"; *: p ≤ 0.05 among {tested} comparisons (paired t tests, Holm)." if tested else "."
+    if report.claims:
+        caption += f" *: a planned claim found a difference. {' '.join([claims_lead(report), *report.claims.table['sentence']])}"
     name = re.sub("[^a-z0-9]+", "-", f"{task} {above}".lower()).strip("-")
     return latex_table(people, f"{caption} {report.common}", name, report.notes)
 

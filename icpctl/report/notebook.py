@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from icpctl.report import Report
-from icpctl.report.cells import compared, comparison_cells, explanation, lead, summary_cells, texts
+from icpctl.report.cells import claims_lead, compared, comparison_cells, explanation, lead, summary_cells, texts
 
 MOST_ROWS = 60
 """Of a table; the data frames have all."""
@@ -16,10 +16,16 @@ MOST_ROWS = 60
 
 def html(report: Report) -> str:
     """The report as HTML, all that comes from a file escaped."""
-    parts = [part for task in report.metrics for part in _of_task(report, task)]
+    parts = [_claims(report)] if report.claims else []
+    parts += [part for task in report.metrics for part in _of_task(report, task)]
     parts += [_paragraph(report.common)] if report.common else []
     parts += [f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in report.notes)}</ul>"] if report.notes else []
     return f"<div>{''.join(parts)}</div>"
+
+
+def _claims(report: Report) -> str:
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.claims.table["sentence"])
+    return f"<p><b>{escape(claims_lead(report))}</b></p><ul>{sentences}</ul>"
 
 
 def _of_task(report: Report, task: str) -> Iterator[str]:

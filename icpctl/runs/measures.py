@@ -163,6 +163,20 @@ _SHOWN = {
 _BY = re.compile(r"([fk]id_[a-z]+)_by_(.+)")
 
 
+_OF_VAE = re.compile(r"ssim|psnr|reconstruction_loss|kl|generalization_gap_ssim|[fk]id_\w+")
+_OF_BOTH = ("loss", "generalization_gap_loss", "sharpness")
+_COSTS = ("seconds", "passes", "images_per_second")
+
+
+def metrics_of(task: str) -> list[str]:
+    """The metrics of the test split that a task can have; but for FID and KID in the features of a classifier, which is in their names."""
+    return [
+        name
+        for name in MEASURES
+        if name not in _COSTS and (name in _OF_BOTH or (_OF_VAE.fullmatch(name) is not None) == (task == "generation"))
+    ]
+
+
 def measure_of(metric: str, letters: dict[str, str] | None = None) -> Measure:
     """How a metric is shown; one that is not known, as it is.
 
@@ -213,6 +227,12 @@ def images_text(row: Mapping[str, Any], measure: Measure, half: float) -> str:
         return ""
     low, high = (measure.value(row[end], signed=True, beside=half) for end in ("low_images", "high_images"))
     return f" ({low} to {high} with the sampling of the test images)"
+
+
+def p_equal(p: float) -> str:
+    """A p value for people after the letter p: "= 0.03", "< 0.001"."""
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def p_text(p: float) -> str:

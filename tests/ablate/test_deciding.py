@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import icpctl_command
 from reports import write_run
 
 from icpctl.ablate import command, deciding
 from icpctl.ablate import scheduler as scheduling
 from icpctl.ablate.scheduler import Scheduler, Stopped
 from icpctl.ablate.study import Definition
+from icpctl.ablate.table import write_study_table
 from icpctl.ablate.worker import Job, Outcome
 from icpctl.config import RunConfig
 from icpctl.errors import UserError
@@ -75,7 +78,7 @@ def define(claims: Sequence[str] = (BETTER,), seeds: str | None = None, **plan: 
 
 def run(definition: Definition, executor: Made, stop_after: int | None = None) -> Definition:
     """Execute a study, or so many runs of it."""
-    planned = deciding.plan(definition, executor.output)
+    planned, _ = deciding.plan(definition, executor.output)
     planned.keep(executor.output)
     scheduler = Scheduler(deciding.planned_runs(planned, executor.output), executor.output)
     scheduler.run(
@@ -159,7 +162,7 @@ def test_the_seeds_do_not_depend_on_what_ends_first_or_on_stops(order: int, tmp_
 
 
 def test_a_claim_is_not_looked_at_beyond_a_seed_that_is_not_there(tmp_path: Path) -> None:
-    planned = deciding.plan(define(seeds="5"), tmp_path)
+    planned, _ = deciding.plan(define(seeds="5"), tmp_path)
     planned.keep(tmp_path)
     for each in planned.runs():
         if each.config.seed != 1:
@@ -180,30 +183,33 @@ def test_a_run_that_failed_ends_a_claim_without_a_verdict(tmp_path: Path) -> Non
 
 
 def test_a_plan_is_written_down_and_kept_once_a_run_is_finished(tmp_path: Path) -> None:
-    first = deciding.plan(define(margin=2.0), tmp_path)
+    first, _ = deciding.plan(define(margin=2.0), tmp_path)
     first.keep(tmp_path)
     (claim,) = Definition.kept(tmp_path).claims  # type: ignore[union-attr]
-    assert (claim.margin, claim.seeds, claim.max_seeds, claim.finished) == (2.0, (0, 1, 2), 12, 0)
+    assert (claim.margin, claim.seeds, claim.max_seeds, claim.measured) == (2.0, (0, 1, 2), 12, 0)
     assert abs(datetime.fromisoformat(claim.written).timestamp() - datetime.now().timestamp()) < 600
-    deciding.plan(define(margin=1.0), tmp_path).keep(tmp_path)  # nothing is known yet
+    deciding.plan(define(margin=1.0), tmp_path)[0].keep(tmp_path)  # nothing is known yet
     assert Definition.kept(tmp_path).claims[0].margin == 1.0  # type: ignore[union-attr]
 
     for each in first.runs()[:2]:
         write_run(tmp_path, each.config, [0.5])
-    changed = deciding.plan(define([BETTER, "method=icp worse than baseline in f1_macro"], margin=9.0), tmp_path)
+    changed, notes = deciding.plan(define([BETTER, "method=icp worse than baseline in f1_macro"], margin=9.0), tmp_path)
+    assert [note[-150:] for note in notes] == [
+        note for note in [notes[0][-150:]] if "a margin of 1, 3 seeds, at most 12." in note
+    ]
     changed.keep(tmp_path)
     kept, added = Definition.kept(tmp_path).claims  # type: ignore[union-attr]
-    assert (kept.margin, kept.finished) == (1.0, 0)
-    assert (added.margin, added.finished) == (9.0, 2)
+    assert (kept.margin, kept.measured) == (1.0, 0)
+    assert (added.margin, added.measured) == (9.0, 2)
     early, late = build(tmp_path).claims.table["sentence"]
-    assert early.endswith("before any run had finished.")
-    assert late.endswith("after 2 runs had finished, so it is not a plan in full.")
+    assert early.endswith("before any run was measured.")
+    assert late.endswith("when 2 runs were measured already, so it was not planned in advance.")
     assert command.define({}, resume=tmp_path).until_decided
 
 
 def test_seeds_that_were_not_planned_are_in_no_test(tmp_path: Path) -> None:
     """More runs after a look at the results are what a fixed plan must not use."""
-    planned = deciding.plan(define(until_decided=False, max_seeds=None, seeds="3"), tmp_path)
+    planned, _ = deciding.plan(define(until_decided=False, max_seeds=None, seeds="3"), tmp_path)
     planned.keep(tmp_path)
     value = by_seed(0.004, 0.02)
     for seed in range(30):
@@ -289,3 +295,131 @@ def test_a_file_has_the_same_plan_as_the_options(tmp_path: Path) -> None:
     file.write_text('[[study]]\nseeds = 3\nclaims = ["x"]\n')
     with pytest.raises(UserError, match="claims stands once in the file, beside the studies"):
         command.define({}, study=file)
+
+
+def test_runs_that_are_added_change_no_claim(tmp_path: Path) -> None:
+    """A claim is bound to its groups: a second study that its words fit too, and one that they do not fit."""
+    definition = define(until_decided=False, max_seeds=None, seeds="4")
+    planned, _ = deciding.plan(definition, tmp_path)
+    planned.keep(tmp_path)
+    value = by_seed(-0.05, 0.002)
+    for each in planned.runs():
+        write_run(tmp_path, each.config, [value(each.config)])
+    named = ["group", "other", "sentence"]  # which have the settings that tell groups apart
+    before = build(tmp_path).claims.table.drop(columns=named)
+    assert before["outcome"].tolist() == ["refuted"]
+    settings = {"dataset": "digits", "epochs": 1, "warmup_epochs": 0}
+    for other in ({"optimizer": "adam", "lr": 0.02}, {"optimizer": "sgd"}):
+        added, notes = deciding.plan(command.define({**settings, **other}, seeds="3"), tmp_path)
+        assert not notes
+        added.keep(tmp_path)
+        for run_ in added.runs():
+            write_run(tmp_path, run_.config, [0.9])
+        write_study_table(tmp_path)
+        assert deciding.planned_runs(added, tmp_path)
+        assert build(tmp_path).claims.table.drop(columns=named).to_csv() == before.to_csv()
+        part = build(tmp_path, only=[run_.config.run_id for run_ in added.runs()])
+        assert part.claims.table.drop(columns=named).to_csv() == before.to_csv()
+
+
+def test_of_several_folders_the_earliest_plan_counts(tmp_path: Path) -> None:
+    for name, margin in (("a", 0.5), ("b", 9.0)):
+        planned, _ = deciding.plan(
+            define(until_decided=False, max_seeds=None, seeds="3", margin=margin), tmp_path / name
+        )
+        written = "2026-01-01T00:00:00+00:00" if name == "a" else "2026-02-01T00:00:00+00:00"
+        claims = tuple(claim.model_copy(update={"written": written}) for claim in planned.claims)
+        replace(planned, claims=claims).keep(tmp_path / name)
+        for each in planned.runs():
+            write_run(tmp_path / name, each.config, [by_seed(0.01, 0.02)(each.config)])
+    for order in ("ab", "ba"):
+        report = build([tmp_path / name for name in order])
+        assert report.claims.table["margin"].tolist() == [0.005]
+        assert any("has several plans in these folders. The earliest one counts" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("metric", ["acuracy", "model", "seed", "epochs", "state", "passes", "ssim", "fid_prior"])
+def test_a_metric_that_the_runs_do_not_have_is_refused(metric: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"Unknown metric '{metric}'"):
+        deciding.plan(define([f"method=icp better than baseline in {metric}"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--margin", "nan"], "margin cannot be nan"),
+        (["--margin=-1"], "margin cannot be -1"),
+        (["--margin", "0"], "margin cannot be 0"),
+        (["--margin", "inf"], "margin cannot be inf"),
+        (["--max-seeds", "2", "--until-decided"], "max_seeds cannot be 2. It is a whole number from 3 to 100"),
+        (["--max-seeds", "0", "--until-decided"], "max_seeds cannot be 0"),
+        (["--max-seeds", "1000", "--until-decided"], "max_seeds cannot be 1000"),
+        (["--max-seeds", "9"], "max-seeds is for until-decided"),
+    ],
+)
+def test_a_number_that_a_plan_cannot_have_is_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    done = icpctl_command(
+        "ablate",
+        "resnet20",
+        "digits",
+        "--seeds",
+        "3",
+        "--claim",
+        BETTER,
+        *options,
+        "-o",
+        str(tmp_path / "r"),
+        "--dry-run",
+    )
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_level_claim_needs_a_margin(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"differ by less than a margin\. Give --margin"):
+        deciding.plan(define(["method=icp level with baseline in accuracy"]), tmp_path)
+
+
+def test_a_claim_does_not_name_what_tuning_chooses(tmp_path: Path) -> None:
+    plan = {"claims": ["method=icp,lr=0.0003 better than baseline in accuracy"]}
+    definition = command.define({"dataset": "digits"}, seeds="3", plan=plan, tune=["lr=1e-4..1e-1:log"], trials=2)
+    with pytest.raises(UserError, match="names lr, which tuning chooses"):
+        deciding.plan(definition, tmp_path)
+
+
+def test_what_was_measured_and_not_only_what_is_finished_freezes_a_plan(tmp_path: Path) -> None:
+    planned, _ = deciding.plan(define(margin=2.0), tmp_path)
+    planned.keep(tmp_path)
+    config = planned.runs()[0].config.altered(epochs=3)
+    write_run(tmp_path, config, [0.5], state="interrupted")
+    changed, notes = deciding.plan(define(margin=9.0), tmp_path)
+    assert changed.claims[0].margin == 2.0
+    assert len(notes) == 1
+
+
+def test_the_study_file_of_a_results_folder_can_be_used_for_another(tmp_path: Path) -> None:
+    planned, _ = deciding.plan(define(margin=2.0), tmp_path)
+    planned.keep(tmp_path)
+    (claim,) = command.define({}, study=tmp_path / "study.toml").claims
+    assert (claim.margin, claim.max_seeds, claim.written, claim.groups) == (2.0, 12, "", ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'claims = ["method=icp better than baseline in accuracy"]',
+        "[[claims]]\nclaim = 'x better than y in z'",
+        "[[claims]]\nclaim = 'garbage'",
+    ],
+)
+def test_claims_that_are_written_by_hand_into_a_results_folder_have_no_plan(text: str, tmp_path: Path) -> None:
+    for config in (each.config for each in define(until_decided=False, max_seeds=None, seeds="3").runs()):
+        write_run(tmp_path, config, [0.5 + config.seed / 10])
+    (tmp_path / "study.toml").write_text(
+        f"seeds = 3\n{text}\n" if text.startswith("claims") else f"{text}\n[[study]]\nseeds = 3\n"
+    )
+    report = build(tmp_path)
+    assert not report.claims
+    assert ("garbage" in text) == any("No claim of" in note for note in report.notes)

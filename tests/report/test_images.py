@@ -87,7 +87,7 @@ def test_without_predictions_of_all_runs_or_with_a_damaged_file_there_is_none(tm
 def test_a_claim_has_the_interval_too(tmp_path: Path) -> None:
     settings = {"dataset": "digits", "epochs": 1, "warmup_epochs": 0}
     plan = {"claims": ["method=icp better than baseline in accuracy"]}
-    deciding.plan(command.define(settings, seeds="5", plan=plan), tmp_path).keep(tmp_path)
+    deciding.plan(command.define(settings, seeds="5", plan=plan), tmp_path)[0].keep(tmp_path)
     write_pair(tmp_path, np.random.default_rng(3))
     (row,) = build(tmp_path).claims.table.to_dict("records")
     assert row["low_images"] < row["low"] < row["high"] < row["high_images"]

@@ -239,7 +239,7 @@ def test_a_group_of_both_sides_is_not_compared_with_itself(results: Path) -> Non
 def test_in_a_study_with_claims_groups_have_no_verdict(tmp_path: Path) -> None:
     given = {"claims": ["steps=3 better than baseline in accuracy"], "margin": 1.0}
     settings = {**ICP, "warmup_epochs": 0}
-    planned = deciding.plan(define(settings, ["steps=1,3"], seeds="3", plan=given), tmp_path)
+    planned, _ = deciding.plan(define(settings, ["steps=1,3"], seeds="3", plan=given), tmp_path)
     planned.keep(tmp_path)
     for run in planned.runs():
         write_run(tmp_path, run.config, [0.1, accuracy(run.config)])
