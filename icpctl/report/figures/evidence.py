@@ -43,8 +43,8 @@ def evidence_figures(report: Report) -> list[Drawing]:
         middle = float(scaled["difference"].iloc[-1])
         one.set_ylim(middle - max(half, 2 * (each.claim.margin or 0)), middle + max(half, 2 * (each.claim.margin or 0)))
     text = (
-        "The mean difference of each claim after each seed, with its 95 % interval, which holds for all looks together. Shaded: the margin. "
-        "e_value in the data: evidence against no difference that stays valid whenever one stops (20 or more would be a claim by itself)."
+        "The mean difference of each claim after each seed, with its 95 % interval, valid for all looks together. Shaded: the margin. "
+        "e_value in the data: evidence against no difference, valid whatever the rule for stopping."
     )
     if len(followed) > len(shown):
         text += f" The first {MOST_PANELS} of {len(followed)} claims are drawn."
