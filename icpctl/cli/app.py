@@ -295,8 +295,8 @@ def ablate(
     tune: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=RANGE,…",
-            help="Tune these settings for every arm, which is the runs that differ only in the seed: lr=1e-4..1e-1:log,icp-lr=1e-3..1e-1:log. The best trial on the validation split is chosen.",
+            metavar="KEY=RANGE",
+            help="Tune a setting for every arm (the runs that differ only in the seed): lr=1e-4..1e-1:log. The best trial on the validation split is chosen. Separate several by commas.",
             rich_help_panel="Study",
         ),
     ] = None,

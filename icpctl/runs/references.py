@@ -16,7 +16,7 @@ AGAINST = {
     "baseline": "the baseline",
     "compute-matched": "the compute-matched baseline",
     **{key: control.words for key, control in controls().items()},
-    **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp")},
+    **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp", *controls())},
     COUNTERPART: "its counterpart in B",
 }
 """What a run is compared with, in words."""
