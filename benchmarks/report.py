@@ -84,7 +84,7 @@ def main() -> None:
     print("# `icpctl report`: time and memory by the number of runs\n")
     print(f"{datetime.now(UTC):%Y-%m-%d}; {platform.machine()}, {len(os.sched_getaffinity(0))} cores;")
     print(f"`python benchmarks/report.py --runs {' '.join(map(str, options.runs))}`.")
-    print(f"{EPOCHS} epochs a run (baselines at equal compute have more), {len(ROWS)} metrics an epoch.\n")
+    print(f"{EPOCHS} epochs a run (compute-matched baselines have more), {len(ROWS)} metrics an epoch.\n")
     print(
         "| runs | metrics.csv, MB | seconds | peak memory, MB | report.html, MB |\n| ---: | ---: | ---: | ---: | ---: |"
     )

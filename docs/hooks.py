@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-COPIED = ("benchmarks/*.py", "benchmarks/results/*", "LICENSE", "CITATION.cff")
+COPIED = ("benchmarks/*.py", "benchmarks/results/*", "benchmarks/studies/*", "LICENSE", "CITATION.cff")
 
 
 def on_files(files: Files, config: Any) -> Files:

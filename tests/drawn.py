@@ -120,7 +120,7 @@ class Grid:
 
 
 def make_grid(output: Path) -> Grid:
-    """Two optimizers × two numbers of steps × three η with controls of one, baselines of equal epochs and of equal compute."""
+    """Two optimizers × two numbers of steps × three η with controls of one, baselines of equal epochs and compute-matched ones."""
     runs = [
         {**METHOD, "optimizer": optimizer, "steps": steps, "icp_lr": icp_lr}
         for optimizer in ("sgd", "adam")

@@ -1,6 +1,6 @@
 """Tuning: every arm of a study gets the same number of trials, and its final runs have the settings of the best one.
 
-An arm is the runs of a study that differ in their seed alone: a baseline, one of equal compute, a method, a control. A trial is a run
+An arm is the runs of a study that differ in their seed alone: a baseline, a compute-matched one, a method, a control. A trial is a run
 like any other, in a run folder under `tuning/`, so claims, executors and resuming are those of runs. Which trials an arm has is
 written to `tuning.json` before they begin.
 

@@ -37,8 +37,8 @@ from icpctl.terminal import guard_streams
 __all__ = ["app", "main"]
 
 GRID_HELP = (
-    "Values of a hyper-parameter: 1,3,5; 1..5 for every whole number from 1 to 5; 1e-4..1e-2:log5 or 0..1:lin3 where numbers "
-    "have to be counted. Repeat for a product."
+    "Values of a hyper-parameter: 1,3,5; 1..5 for every whole number from 1 to 5; 1e-4..1e-2:log5 or 0..1:lin3 for five or "
+    "three spaced numbers. Repeat it, and every combination is a run."
 )
 
 
@@ -101,7 +101,7 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or go on with it where it was left.
+    """Train one run, or continue it where it stopped.
 
     Example: icpctl train resnet20 cifar100 --optimizer ademamix --steps 5
     """
@@ -185,7 +185,7 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained run; with a run's folder, the figures are added to its eval.csv.
+    """Evaluate a trained run, and add the metrics to its eval.csv if PATH is a run's folder.
 
     Example: icpctl eval results/RUN --dataset folder:my-photos
     """
@@ -235,14 +235,14 @@ def ablate(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CONDITION", help="Leave out combinations for which it is false.", rich_help_panel="Study"
+            metavar="CONDITION", help="Leave out the combinations for which this is false.", rich_help_panel="Study"
         ),
     ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
             metavar="SEEDS",
-            help="So many seeds, or which: 5, or 0,3,7, or 0..4.",
+            help="How many seeds, such as 5, or which ones: 0,3,7 or 0..4.",
             show_default="1",
             rich_help_panel="Study",
         ),
@@ -251,7 +251,7 @@ def ablate(
         bool,
         typer.Option(
             "--controls",
-            help="Add the controls of each method: ICP with an ascending and a random direction, label smoothing for methods with soft targets, BYOT's heads without distillation.",
+            help="Add the controls of each method. ICP: an ascending direction, a random direction, and its schedule alone. Methods with soft targets: label smoothing. BYOT: its heads without distillation.",
             rich_help_panel="Study",
         ),
     ] = False,
@@ -259,7 +259,7 @@ def ablate(
         bool,
         typer.Option(
             "--compute-matched",
-            help="Add plain training of as many passes as each run of a method.",
+            help="Add compute-matched baselines: for each run of a method, plain training with as many passes of the network.",
             rich_help_panel="Study",
         ),
     ] = False,
@@ -267,14 +267,15 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="CLAIM",
-            help='What the study is to decide, written down before its runs: "method=icp,steps=5 better than compute-matched in accuracy". Repeat for more.',
+            help='A claim for the study to decide, written down before its runs: "method=icp,steps=5 better than compute-matched in accuracy". Repeat it for more.',
             rich_help_panel="Plan",
         ),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="The smallest difference that matters, in points or the unit of the metric: groups that differ by less are level.",
+            metavar="FLOAT",
+            help="The smallest difference that matters, in points or in the unit of the metric. Groups that differ by less are level.",
             rich_help_panel="Plan",
         ),
     ] = None,
@@ -284,38 +285,53 @@ def ablate(
     ] = False,
     max_seeds: Annotated[
         int | None,
-        typer.Option(help="With --until-decided: no more seeds than this.", show_default="40", rich_help_panel="Plan"),
+        typer.Option(
+            metavar="INT",
+            help="The most seeds that --until-decided may use.",
+            show_default="40",
+            rich_help_panel="Plan",
+        ),
     ] = None,
     tune: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=RANGE,…",
-            help="Tune these settings of each arm by itself: lr=1e-4..1e-1:log,icp-lr=1e-3..1e-1:log. Trials are chosen on the validation split.",
+            metavar="KEY=RANGE",
+            help="Tune a setting for every arm (the runs that differ only in the seed): lr=1e-4..1e-1:log. The best trial on the validation split is chosen. Separate several by commas.",
             rich_help_panel="Study",
         ),
     ] = None,
     trials: Annotated[
         int | None,
         typer.Option(
-            help="Trials of each arm that --tune tries.", show_default="20", min=1, max=1000, rich_help_panel="Study"
+            metavar="INT",
+            help="How many trials --tune gives each arm.",
+            show_default="20",
+            min=1,
+            max=1000,
+            rich_help_panel="Study",
         ),
     ] = None,
     study: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="A TOML file with all this instead.", rich_help_panel="Study"),
+        typer.Option(
+            metavar="PATH",
+            help="A TOML file that defines the study, instead of these options.",
+            rich_help_panel="Study",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Go on with all studies of a results folder.", rich_help_panel="Study"),
+        typer.Option(metavar="PATH", help="Continue all studies of a results folder.", rich_help_panel="Study"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and what they cost; run nothing.", rich_help_panel="Study")
+        bool,
+        typer.Option("--dry-run", help="Show the runs and their cost, and train nothing.", rich_help_panel="Study"),
     ] = False,
     executor: Annotated[
         Executor | None,
         typer.Option(
             metavar="NAME",
-            help=one_of("What runs them.", Executor),
+            help=one_of("What trains the runs.", Executor),
             show_default="local",
             rich_help_panel="Execution",
         ),
@@ -324,8 +340,8 @@ def ablate(
         int | None,
         typer.Option(
             metavar="INT",
-            help="Runs at once.",
-            show_default="one a GPU; on a CPU one a core",
+            help="How many runs are trained at once.",
+            show_default="one per GPU; on a CPU, one per core",
             min=1,
             rich_help_panel="Execution",
         ),
@@ -340,7 +356,7 @@ def ablate(
         int | None,
         typer.Option(
             metavar="INT",
-            help="Train up to so many runs in one process, if they differ in seed, learning rates or similar numbers alone; for GPUs and small images.",
+            help="Train up to this many runs together in one process, if they differ only in the seed, the learning rates or similar numbers. For GPUs and small images.",
             show_default="1",
             min=1,
             rich_help_panel="Execution",
@@ -358,12 +374,14 @@ def ablate(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Of the Ray cluster, HOST:PORT.", rich_help_panel="Execution"),
+        typer.Option(metavar="TEXT", help="The address of the Ray cluster, HOST:PORT.", rich_help_panel="Execution"),
     ] = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="A parameter of the Slurm jobs, by submitit's name.", rich_help_panel="Execution"
+            metavar="KEY=VALUE",
+            help="A parameter of the Slurm jobs, under submitit's name.",
+            rich_help_panel="Execution",
         ),
     ] = None,
     output: Annotated[
@@ -373,9 +391,9 @@ def ablate(
     config: ConfigFile = None,
     track: Track = None,
 ) -> None:
-    """Run a study: a grid of settings with its baselines, over seeds; and report.
+    """Run a study: a grid of settings and its baselines over several seeds, and then a report.
 
-    The results folder keeps its definition. Finished runs are not run again: --resume goes on with what was stopped.
+    The results folder keeps its definition. Finished runs are not repeated, and --resume continues a study that was stopped.
 
     Example: icpctl ablate resnet20 cifar100 --grid steps=1,3,5 --seeds 3
     """
@@ -422,7 +440,7 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="The runs to report: model=resnet20,seed=0..4, icp-lr=1e-4..1e-2 for every value between, or 'steps * icp_lr < 0.02'. Their baselines stay.",
+            help="Report only these runs and their baselines: model=resnet20,seed=0..4; icp-lr=1e-4..1e-2 for every value between the two; or 'steps * icp_lr < 0.02'.",
             rich_help_panel="Selection",
         ),
     ] = None,
@@ -430,7 +448,7 @@ def report(
         str | None,
         typer.Option(
             metavar="SETTINGS",
-            help="A row for each value of these settings; the others are pooled.",
+            help="Show a row for each value of these settings, and pool the others.",
             show_default="all that differ",
             rich_help_panel="Selection",
         ),
@@ -439,7 +457,7 @@ def report(
         tuple[str, str] | None,
         typer.Option(
             metavar="A B",
-            help="Hold two sides beside each other, and take B from A seed by seed: two results folders, or two groups of runs, by conditions such as method=icp,steps=5 or by the names that the report gives them.",
+            help="Compare A with B, paired by seed. Each is a results folder, or a group of runs: a condition such as method=icp,steps=5, or the name that the report gives the group.",
             rich_help_panel="Selection",
         ),
     ] = None,
@@ -447,15 +465,16 @@ def report(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What the verdicts and figures are about.",
-            show_default="accuracy; ssim of a VAE",
+            help="The metric of the verdicts and figures.",
+            show_default="accuracy; for a VAE, ssim",
             rich_help_panel="Selection",
         ),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="The smallest difference in this metric that matters, in points or its unit: groups that differ by less are level.",
+            metavar="FLOAT",
+            help="The smallest difference in this metric that matters, in points or in its unit. Groups that differ by less are level.",
             rich_help_panel="Selection",
         ),
     ] = None,
@@ -473,7 +492,7 @@ def report(
         Tool | None,
         typer.Option(
             metavar="NAME",
-            help=one_of("Write the runs for another tool; wandb offline.", Tool),
+            help=one_of("Write the runs for another tool (for wandb, as offline runs).", Tool),
             rich_help_panel="Output",
         ),
     ] = None,
@@ -483,16 +502,16 @@ def report(
             "--output",
             "-o",
             metavar="PATH",
-            help="Where the files go.",
-            show_default="the results folder; with several, --where or --compare, report",
+            help="The folder for the files.",
+            show_default="the results folder; report/ with several folders, --where or --compare",
             rich_help_panel="Output",
         ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Draw the report anew while runs go on.", rich_help_panel="Output")
+        bool, typer.Option("--watch", help="Update the report while runs are trained.", rich_help_panel="Output")
     ] = False,
 ) -> None:
-    """Say what the runs of results folders support: tables, and report.html with figures.
+    """Report what the runs of results folders show: verdicts, tables, and report.html with figures.
 
     Example: icpctl report results/ --where seed=0..4 --by steps
     """
@@ -525,7 +544,7 @@ def listing(
         str, typer.Argument(metavar="PATTERN", help="Names to show, such as 'vit*'.", show_default="all")
     ] = "",
 ) -> None:
-    """List the models, data sets, methods or metrics that there are, with a line each.
+    """List the available models, data sets, methods or metrics, one per line.
 
     Example: icpctl list models 'vit*'
     """

@@ -57,9 +57,7 @@ def _all(context: typer.Context, asked: bool) -> None:
         raise typer.Exit
 
 
-HelpAll = Annotated[
-    bool, typer.Option("--help-all", callback=_all, is_eager=True, help="Show every option, and leave.")
-]
+HelpAll = Annotated[bool, typer.Option("--help-all", callback=_all, is_eager=True, help="Show every option and exit.")]
 
 
 def _usage(argument: Any) -> str:

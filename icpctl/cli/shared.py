@@ -20,20 +20,20 @@ def one_of(help: str, values: Any) -> str:
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The results folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Discard what the run's folder holds, and train from the start.")
+]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", metavar="PATH", help="A TOML file of settings by name; the command line wins."),
+    typer.Option("--config", metavar="PATH", help="A TOML file of settings. Options on the command line override it."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors alone.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON, and nothing else on the standard output.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
 Track = Annotated[
     Tool | None,
     typer.Option(
         "--track",
         metavar="NAME",
-        help=one_of("Also send the metrics to another tool while runs go on.", Tool),
+        help=one_of("Also send the metrics to another tool while runs are trained.", Tool),
     ),
 ]

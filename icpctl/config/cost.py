@@ -1,4 +1,4 @@
-"""What a run costs, counted in passes of the network: the measure in which runs are compared at equal compute.
+"""What a run costs, counted in passes of the network: the measure by which baselines are compute-matched.
 
 Passes are counted as in `icpctl.config.catalogue`.
 """
@@ -29,6 +29,6 @@ def passes(config: RunConfig, epoch: float | None = None) -> float:
 
 
 def compute_matched(config: RunConfig) -> RunConfig:
-    """The baseline of a run at equal compute: plain training for as many epochs as its passes pay for, to the nearest."""
+    """The compute-matched baseline of a run: plain training for as many epochs as its passes pay for, to the nearest."""
     epochs = round(passes(config) / PLAIN_STEP)
     return config.baseline().altered(epochs=epochs)

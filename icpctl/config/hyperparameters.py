@@ -40,25 +40,25 @@ class Hyperparameters(BaseModel):
     )  # fmt: skip
     dataset: str = field(
         "cifar100",
-        "cifar100, cifar10, fashion-mnist, digits, cub, photos, folder:PATH with class folders in train/ and test/ (or val/) or not split, or "
+        "cifar100, cifar10, fashion-mnist, digits, cub or photos; folder:PATH, with class folders in train/ and test/ (or val/), or not split; "
         "hf:OWNER/NAME or hf:PATH, a Hugging Face data set.",
         "run",
         common=True,
     )
     columns: str | None = field(
-        None, "The columns IMAGE,LABEL of a data set hf:…; without it they are found by their types.", "run",
+        None, "The columns of the images and labels of a data set hf:…, as IMAGE,LABEL. Without it, they are found by their types.", "run",
         pattern="^[^,]+,[^,]+$",
     )  # fmt: skip
     split: float | None = field(
-        None, "Share of the images that is for training, of a data set folder:PATH that is not split into train/ and test/; always the "
-        "same ones.", "run", default_text="0.8", gt=0, lt=1,
+        None, "Share of the images that are for training, in a data set folder:PATH that is not split into train/ and test/. The "
+        "split is the same for every seed.", "run", default_text="0.8", gt=0, lt=1,
     )  # fmt: skip
     method: Annotated[str, AfterValidator(known_method)] = field(
-        "icp", "The method; plain: the baseline. `icpctl list methods` says what each one is.", "run", common=True, listed=METHODS,
+        "icp", "The training method; plain is the baseline. `icpctl list methods` describes each one.", "run", common=True, listed=METHODS,
     )  # fmt: skip
     seed: int = field(
         0,
-        "Seed of the weights, the order of the images, the augmentation.",
+        "Seed of the initial weights, the order of the images, and the augmentation.",
         "run",
         common=True,
         ge=0,
@@ -66,10 +66,10 @@ class Hyperparameters(BaseModel):
         stacks=True,
     )
     epochs: int = field(
-        100, "Epochs of training, E.", "run", common=True, source="S", unit="epochs", ge=1, le=1_000_000
+        100, "Number of training epochs, E.", "run", common=True, source="S", unit="epochs", ge=1, le=1_000_000
     )
     train_size: int | None = field(
-        None, "Size of a class-balanced part of the training split to use, held-out images included; without it, all.", "run",
+        None, "Use only this many images of the training split, balanced over the classes, held-out images included. Without it, all.", "run",
         common=True, unit="images", ge=2, lt=2**31,
     )  # fmt: skip
     val_fraction: float = field(
@@ -116,7 +116,7 @@ class Hyperparameters(BaseModel):
 
     # ── perturbation (the paper's ICP)
     optimizer: Annotated[str, AfterValidator(known_optimizer)] = field(
-        "ademamix", "Input optimizer of the perturbation; none: the same as --method plain.",
+        "ademamix", "Input optimizer of the perturbation; none is the same as --method plain.",
         "perturbation", common=True, source="P", listed=(*INPUT_OPTIMIZERS, NO_OPTIMIZER),
     )  # fmt: skip
     steps: int = field(
@@ -197,7 +197,7 @@ class Hyperparameters(BaseModel):
     # ── training
     recipe: Literal["paper", "strong"] = field(
         "paper",
-        "Defaults of the settings below: the paper's, or those of a strong CIFAR baseline.",
+        "Defaults for the settings of training: the paper's, or those of a strong CIFAR baseline.",
         "training",
         common=True,
     )
@@ -210,7 +210,7 @@ class Hyperparameters(BaseModel):
         "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
     )
     batch_size: int = of_recipe(
-        "batch_size", "Images a step.", common=True, source="A", unit="images", ge=2, le=1_000_000
+        "batch_size", "Images per step.", common=True, source="A", unit="images", ge=2, le=1_000_000
     )
     augmentation: Literal["crop-randaugment", "pad-crop-flip", "none"] = of_recipe(
         "augmentation",
@@ -297,11 +297,11 @@ class Hyperparameters(BaseModel):
         identity=False,
     )
     device: str = field(
-        "auto", "cpu, cuda, cuda:N, or auto: CUDA where there is one.", "machine", common=True, identity=False,
+        "auto", "cpu, cuda, cuda:N, or auto, which takes CUDA if there is one.", "machine", common=True, identity=False,
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
     )  # fmt: skip
     data_dir: Path | None = field(
-        None, "Where the data sets are; without it ICPCTL_DATA_DIR, else the platform's cache folder.", "machine",
+        None, "The folder of the data sets. Without it, ICPCTL_DATA_DIR, or else the platform's cache folder.", "machine",
         identity=False,
     )  # fmt: skip
     data_memory: float | None = field(

@@ -159,5 +159,5 @@ def recipe_text(name: str) -> str:
     text = "; strong: ".join(by_recipe(""))
     for model in MODELS:
         if by_recipe(model) != by_recipe(""):
-            text += f"; {model}: " + "; strong: ".join(dict.fromkeys(by_recipe(model)))
+            text += f" ({model}: {'; strong: '.join(dict.fromkeys(by_recipe(model)))})"
     return text

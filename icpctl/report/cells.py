@@ -32,10 +32,7 @@ from icpctl.text import value_text
 
 MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
-SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {
-    "compute-matched": "equal compute",
-    COUNTERPART: "B",
-}
+SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {COUNTERPART: "B"}
 """What a difference is taken from, for the heading of a column."""
 MOST_CLAIMS = 4
 """In the sentence for a reader in a hurry."""

@@ -142,7 +142,7 @@ def _ordered(
     roles: Mapping[str, str],
     apart: Sequence[str],
 ) -> list[str]:
-    """The groups in the order of the tables, one version of the data after the other: each baseline, those of equal compute, the methods
+    """The groups in the order of the tables, one version of the data after the other: each baseline, the compute-matched ones, the methods
     with their controls. What was tuned has its place by the settings before that.
     """
     first = {of["compute-matched"]: of.get("baseline", "") for of in twins.values() if "compute-matched" in of}
@@ -168,7 +168,7 @@ def _name(rows: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[Run
     kinds = {key: (row["task"], row["model"], row["dataset"]) for key, row in rows.items()}
     for kind in set(kinds.values()):
         of_kind = [key for key in rows if kinds[key] == kind]
-        # That a baseline at equal compute has other epochs is in its own name alone, and so is what makes a control.
+        # That a compute-matched baseline has other epochs is in its own name alone, and so is what makes a control.
         others = [config for key in of_kind if rows[key]["role"] != "compute-matched" for config in members[key]]
         others = [config for config in others if not config.control]
         named = [name for name in varied(others) if name in apart and name not in ("method", "optimizer", "direction")]

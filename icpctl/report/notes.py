@@ -160,7 +160,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     dearer = runs["passes"] > PLAIN_STEP * runs["epochs"]
     paired = {against: twin_places(runs, grouping, against) >= 0 for against in grouping.kinds}
     notes += [
-        f"No run of {task} is compared with a baseline of equal compute, so a gain may be that of more compute: "
+        f"No run of {task} is compared with a compute-matched baseline, so a gain may come from more compute: "
         "`icpctl ablate --compute-matched` makes such baselines."
         for task in sorted(set(runs["task"][method & dearer]))
         if not (paired["compute-matched"] & (runs["task"] == task)).any()

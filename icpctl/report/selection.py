@@ -15,7 +15,7 @@ Condition = Callable[[RunConfig], bool]
 def select(
     configs: Mapping[str, RunConfig], where: Sequence[str], tunings: Sequence[Sequence[TunedArm]] = ()
 ) -> set[str]:
-    """The ids of the runs for which all conditions are true, and of the baselines, at equal epochs and at equal compute, that
+    """The ids of the runs for which all conditions are true, and of the baselines, of equal epochs and compute-matched, that
     they are compared with. A condition on a setting of the method is true of no baseline.
 
     Args:

@@ -14,9 +14,9 @@ COUNTERPART = "counterpart"
 """Stands for the group of B that a group of A is compared with, where a report holds two sides beside each other."""
 AGAINST = {
     "baseline": "the baseline",
-    "compute-matched": "the baseline of equal compute",
+    "compute-matched": "the compute-matched baseline",
     **{key: control.words for key, control in controls().items()},
-    **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp")},
+    **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp", *controls())},
     COUNTERPART: "its counterpart in B",
 }
 """What a run is compared with, in words."""

@@ -139,7 +139,7 @@ def train(
     before_write: Callable[[], None] = lambda: None,
     fingerprint: str = "",
 ) -> Run:
-    """Train one run, or go on with it where it was left.
+    """Train one run, or continue it where it stopped.
 
     Under torchrun the processes train it together. The batch of the run is then that of all of them.
 

@@ -122,7 +122,7 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         (["train", "resnet20", "digits", "--optimizer", "adams"], "Did you mean 'adam'"),
         (
             ["train", "resnet20", "digits", "--optimizer", "adamw"],
-            "Input optimizer of the perturbation; none: the same as --method plain. 'adamw' is a value of --model-optimizer.",
+            "Input optimizer of the perturbation; none is the same as --method plain. 'adamw' is a value of --model-optimizer.",
         ),
         (["train", "resnet20", "digits", "--steps", "0"], "steps is 0"),
         (["train", "resnet20", "digits", "--steps", "many"], "--steps got 'many'"),

@@ -15,7 +15,21 @@ from icpctl.config import RunConfig, option
 
 COMMANDS = ("train", "eval", "ablate", "report", "list")
 WITH_SETTINGS = ("train", "ablate")
-NOTATION = {"INT", "FLOAT", "PATH", "NAME", "TEXT", "CONDITION", "SETTINGS", "SEEDS", "KEY=VALUE", "KEY=VALUES"}
+NOTATION = {
+    "INT",
+    "FLOAT",
+    "PATH",
+    "NAME",
+    "TEXT",
+    "CONDITION",
+    "SETTINGS",
+    "SEEDS",
+    "KEY=VALUE",
+    "KEY=VALUES",
+    "KEY=RANGE",
+    "CLAIM",
+    "A B",
+}
 """What stands for the value of an option."""
 
 

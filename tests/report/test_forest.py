@@ -23,7 +23,7 @@ OTHERS = ("label-smoothing", "ps-kd", "sam")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """ICP far above its baseline, far below that of equal compute, and near the other methods."""
+    """ICP far above its baseline, far below the compute-matched one, and near the other methods."""
     folder = tmp_path_factory.mktemp("forest")
     generator = np.random.default_rng(0)
     for seed in range(6):
@@ -68,7 +68,7 @@ def test_its_numbers_are_those_of_the_comparisons(report: Report) -> None:
     headings = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert headings == [
         "minus the baseline",
-        "minus the baseline of equal compute",
+        "minus the compute-matched baseline",
         "minus label smoothing",
         "minus other methods",
     ]
@@ -110,7 +110,7 @@ def test_the_first_sentence_says_what_is_claimed(report: Report) -> None:
         f"In accuracy, {len(claims)} of {table['p'].notna().sum()} comparisons of 6 seeds claim a difference:"
     )
     assert re.search(r"Adam-ICP is better than the baseline, by (19|20)\.\d+ points", sentence)
-    assert re.search(r"Adam-ICP is worse than the baseline of equal compute, by (19|20)\.\d+ points", sentence)
+    assert re.search(r"Adam-ICP is worse than the compute-matched baseline, by (19|20)\.\d+ points", sentence)
     undecided = (table["verdict"] == "cannot tell").sum()
     assert (
         f"{undecided} cannot be decided with these seeds, which does not show that there is no difference." in sentence

@@ -126,7 +126,7 @@ def test_rows_by_a_setting_pool_the_others_and_keep_directions_apart() -> None:
 
 
 def test_a_run_with_another_role_elsewhere_keeps_to_the_stronger_one() -> None:
-    """The baseline at equal compute of one run is the baseline at equal epochs of another."""
+    """The compute-matched baseline of one run is the baseline at equal epochs of another."""
     short = resolve({"epochs": 8, "steps": 1})
     long = resolve({"epochs": compute_matched(short).epochs, "steps": 1})
     runs = [short, short.baseline(), long, long.baseline()]

@@ -176,7 +176,7 @@ def test_where_settings_are_pooled_only_a_seed_whose_runs_all_have_twins_is_comp
 
 def test_that_no_baseline_has_the_same_compute_is_said(tmp_path: Path) -> None:
     write_pairs(tmp_path, [0.6, 0.7])
-    assert noted(build(tmp_path), "a gain may be that of more compute")
+    assert noted(build(tmp_path), "a gain may come from more compute")
     for config in configs(["steps=1"], compute_matched=True):
         write_run(tmp_path / "matched", config, [0.5] * config.epochs)
     assert not noted(build(tmp_path / "matched"), "more compute")

@@ -280,7 +280,7 @@ def _compute(part: Part) -> list[Drawing]:
     side = "below" if measure.falls else "above"
     text = (
         f"Each row of the table {part.when}, on the test split, against its compute: the mean over the seeds; bars: {INTERVALS}. "
-        f"A point {side} the line of the baselines is better than plain training of equal compute. Points of equal passes stand "
+        f"A point {side} the line of the baselines is better than compute-matched plain training. Points of equal passes stand "
         "side by side."
     )
     if crowded:
