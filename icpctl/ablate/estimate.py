@@ -34,11 +34,15 @@ SHARE_FOR_THE_REST = 0.2
 """Of this time, for what a run does once an epoch or once."""
 EVALUATED_IMAGES = 500
 clock = time.perf_counter
-_WORKER_START = (
-    "import sys; from icpctl.config import RunConfig; from icpctl.training import engine; "
-    "engine.check_runs([RunConfig.model_validate_json(sys.stdin.read())])"
-)
-"""What a process does before its first run: import what training needs, and look at the data."""
+_WORKER_START = """
+import sys
+from icpctl.config import RunConfig
+from icpctl.data.download import no_downloads
+from icpctl.training import engine
+with no_downloads():
+    engine.check_runs([RunConfig.model_validate_json(sys.stdin.read())])
+"""
+"""What a process does before its first run: import what training needs, and look at the data, if they are there."""
 
 
 @dataclass(frozen=True)

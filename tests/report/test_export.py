@@ -148,7 +148,16 @@ def assert_settings(settings: dict[str, object], config: RunConfig) -> None:
     assert len(config.layers) > 1
     assert (settings["optimizer"], settings["lr"], settings["steps"]) == (config.optimizer, config.lr, config.steps)
     assert settings["teacher_statistics"] is True
-    of_the_machine = {"device", "fast", "data_dir", "data_memory", "fid_weights", "fid_features", "robustness"}
+    of_the_machine = {
+        "device",
+        "fast",
+        "data_dir",
+        "data_memory",
+        "fid_weights",
+        "fid_features",
+        "robustness",
+        "keep_predictions",
+    }
     unset = {name for name, value in config if value is None}
     assert settings.keys() == RunConfig.model_fields.keys() - of_the_machine - unset
 

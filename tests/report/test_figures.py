@@ -439,7 +439,7 @@ def test_a_report_downloads_nothing(trained: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
     drawings, notes = figures.draw(report.build(results))
     assert not any(drawing.plate for drawing in drawings)
-    assert any("nothing is downloaded for a report" in note for note in notes)
+    assert any("nothing is downloaded now" in note for note in notes)
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_it_is_a_public_name_and_still_a_package() -> None:
     assert "report" in dir(icpctl)
     from icpctl.report.command import Request
 
-    assert Request().folders == (Path("results"),)
+    assert Request().target == Path("results")
 
 
 def test_it_shows_its_tables_and_nothing_in_them_is_markup(results: Path) -> None:

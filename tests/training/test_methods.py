@@ -90,7 +90,7 @@ def test_streamed_images_give_the_same_run(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", RIVALS)
 def test_what_cannot_be_stacked_says_so(method: str) -> None:
-    assert (small(method=method).stack_id is None) == (method not in ("label-smoothing", "mixup", "cutmix"))
+    assert (small(method=method).stack_id is None) == (method not in ("schedule", "label-smoothing", "mixup", "cutmix"))
 
 
 def test_of_a_mixed_run_no_accuracy_of_the_training_is_recorded(tmp_path: Path) -> None:
