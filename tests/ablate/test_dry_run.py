@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from icpctl.ablate import estimate
-from icpctl.ablate.command import define, dry_run
+from icpctl.ablate.command import define
+from icpctl.ablate.preview import dry_run
 from icpctl.data import standin
 from icpctl.errors import UserError
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from icpctl.ablate import command, estimate, progress
+from icpctl.ablate import estimate, preview, progress
 from icpctl.ablate.claim import CLAIM_FILE
 from icpctl.ablate.estimate import Pace
 from icpctl.ablate.labels import labels
@@ -184,7 +184,7 @@ def test_the_estimate_counts_the_start_of_the_processes(
     ]
     monkeypatch.setattr(estimate, "seconds", lambda configs, threads: [60.0] * len(configs))
     monkeypatch.setattr(estimate, "process_start", lambda config: 600.0)
-    said = command._estimate(Execution(executor=executor, jobs=1), runs)
+    said = preview._estimate(Execution(executor=executor, jobs=1), runs)
     assert said.startswith(f"About {3 + 10 * starts} minutes of computing")
     assert "The start of the processes is in it" in said
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 import icpctl
 from icpctl import data
-from icpctl.ablate.command import define, dry_run, execute
+from icpctl.ablate.command import define, execute
+from icpctl.ablate.preview import dry_run
 from icpctl.ablate.study import STUDY_FILE, Definition
 from icpctl.ablate.table import study_table
 from icpctl.ablate.worker import Job, work
