@@ -96,6 +96,24 @@ def simulate(design: str, size: float, margin: float | None, studies: int, seed:
     }
 
 
+def simulate_level(size: float, margin: float, studies: int) -> Mapping[str, float]:
+    """What a claim of "level with" comes to, which a difference beyond the margin alone refutes: shares, and the mean number of seeds."""
+    x = np.random.default_rng(2).standard_normal((studies, MOST)) + size
+    mean, error = moments(x)
+    sides = [(margin + sign * mean) / error for sign in (1, -1)]
+    below, above = (rejections("group-sequential", t, ALPHA, False) for t in sides)
+    level = np.maximum.accumulate(below, 1) & np.maximum.accumulate(above, 1)
+    beyond, other = (rejections("group-sequential", -t, ALPHA / 2, False) for t in sides)
+    over = level | beyond | other
+    stop = np.where(over.any(1), over.argmax(1), len(COUNTS) - 1)
+    is_level = level[np.arange(studies), stop]
+    return {
+        "supported": float(is_level.mean()),
+        "refuted": float((over.any(1) & ~is_level).mean()),
+        "seeds": float(COUNTS[stop].mean()),
+    }
+
+
 def fixed_seeds(size: float, power: float) -> int:
     """Seeds of one t test with this power."""
     from scipy.stats import f, ncf
@@ -152,6 +170,16 @@ def main() -> None:
             shares = [f"{100 * found[verdict]:.1f}" for verdict in ("better", "worse", "level")]
             rows.append([f"{size:g}", design, *shares, f"{found['seeds']:.1f}"])
     print(table(["true difference", "design", "better %", "worse %", "level %", "mean seeds"], rows))
+
+    print(f"\nA claim of level with, group-sequential, with a margin of {MARGIN:g}:\n")
+    rows = []
+    for size in SIZES:
+        found = simulate_level(size, MARGIN, studies)
+        results[f"level with, difference {size:g}"] = found
+        rows.append(
+            [f"{size:g}", *(f"{100 * found[name]:.1f}" for name in ("supported", "refuted")), f"{found['seeds']:.1f}"]
+        )
+    print(table(["true difference", "supported %", "refuted %", "mean seeds"], rows))
 
     print("\nSeveral claims without any difference, group-sequential:\n")
     errors = {claims: family_errors(claims, studies) for claims in FAMILIES}

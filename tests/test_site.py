@@ -105,6 +105,7 @@ def served(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no browser")
+@pytest.mark.slow
 def test_a_browser_shows_every_page_and_asks_nobody_else(site: Path, served: str) -> None:
     with chromium() as browser:
         for page in pages(site):
