@@ -135,7 +135,7 @@ class TensorBoard:
         folder = output / "tensorboard" / config.run_id
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
-        self.file = (folder / EVENTS.format(int(now * 1000))).open("wb", buffering=0)
+        self.file = (folder / EVENTS.format(time.time_ns())).open("xb", buffering=0)
         self.writer = RecordWriter(self.file)
         self.started = False
         self.write(file_version="brain.Event:2")

@@ -30,7 +30,7 @@ from icpctl.runs.folder import read_runs
 pytest.importorskip("submitit")
 
 
-@pytest.fixture(params=["local", "slurm"])
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.slow), "slurm"])
 def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     monkeypatch.setattr(slurm, "ASK", 2.0)
     monkeypatch.setattr(slurm, "ASK_OFTEN", 1.0)
@@ -192,6 +192,7 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatc
         Slurm(Execution(executor="slurm"), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["local"], indirect=True)
 def test_tuning_and_the_final_runs_are_done_by_jobs(cluster: str, tmp_path: Path) -> None:
     output = tmp_path / "results"
