@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -476,13 +476,17 @@ class Definition:
         Raises:
             UserError: as `Study.runs`.
         """
-        planned: dict[str, PlannedRun] = {}
-        for study in self.studies:
-            for run in study.runs():
-                planned.setdefault(run.config.run_id, run)
-        seeds = dict.fromkeys(run.config.seed for run in planned.values())
-        rank = {seed: place for place, seed in enumerate(seeds)}
-        return sorted(planned.values(), key=lambda run: rank[run.config.seed])
+        return in_order(run for study in self.studies for run in study.runs())
+
+
+def in_order(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Each run once, all of one seed before those of the next: so studies that are cut short can be compared."""
+    planned: dict[str, PlannedRun] = {}
+    for run in runs:
+        planned.setdefault(run.config.run_id, run)
+    seeds = dict.fromkeys(run.config.seed for run in planned.values())
+    rank = {seed: place for place, seed in enumerate(seeds)}
+    return sorted(planned.values(), key=lambda run: rank[run.config.seed])
 
 
 def study_lock(folder: Path) -> AbstractContextManager[None]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,9 @@ import pandas as pd
 from icpctl.ablate.ranges import EXAMPLE as RANGE
 from icpctl.ablate.ranges import Range, texts_of
 from icpctl.ablate.scheduler import Scheduler
-from icpctl.ablate.study import MOST_TRIALS, Definition, PlannedRun, Study, study_lock
+from icpctl.ablate.study import MOST_TRIALS, Definition, PlannedRun, Study, in_order, study_lock
 from icpctl.config import RunConfig, option
+from icpctl.config.conditions import named_settings
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE
 from icpctl.errors import UserError
@@ -209,7 +209,7 @@ def final_runs(definition: Definition, output: Path) -> list[PlannedRun]:
         UserError: as `Definition.runs`; a damaged `tuning.json`.
     """
     tunings = read_tunings(output) if any(study.tune for study in definition.studies) else {}
-    planned: dict[str, PlannedRun] = {}
+    planned: list[PlannedRun] = []
     for study in definition.studies:
         arms = tunings[tuning_id(study)].arms if tuning_id(study) in tunings else {}
         for run in study.runs():
@@ -218,8 +218,8 @@ def final_runs(definition: Definition, output: Path) -> list[PlannedRun]:
                 if arm is None or arm.chosen is None:
                     continue
                 run = replace(run, config=run.config.altered(**arm.chosen))
-            planned.setdefault(run.config.run_id, run)
-    return list(planned.values())
+            planned.append(run)
+    return in_order(planned)
 
 
 def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
@@ -230,7 +230,7 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
     """
     key, words = tuning_id(study), f"--tune {','.join(study.tune)}"
     for condition in study.where:
-        if named := sorted(study.tune.keys() & set(re.findall(r"[A-Za-z_]\w*", condition))):
+        if named := sorted(study.tune.keys() & named_settings(condition)):
             raise UserError(
                 f"--where {condition!r}: {', '.join(named)} is tuned, so no combination has a value of it yet. Leave out the condition, or "
                 "give a narrower range."

@@ -359,9 +359,11 @@ def test_untuned_studies_of_the_folder_stay_as_they_are(tmp_path: Path) -> None:
     tune(tuned(3), tmp_path)
     both = Definition.kept(tmp_path)
     assert both is not None
-    runs = [run.config.run_id for run in final_runs(both, tmp_path)]
-    assert runs[:4] == [run.config.run_id for run in untuned.runs()]
+    runs = [run.config for run in final_runs(both, tmp_path)]
+    of_untuned = [run.config for run in untuned.runs()]
+    assert [config for config in runs if config in of_untuned] == of_untuned
     assert len(runs) == 4 + 10
+    assert [config.seed for config in runs] == sorted(config.seed for config in runs)  # one seed after the other
 
 
 @pytest.mark.parametrize(
