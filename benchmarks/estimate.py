@@ -48,7 +48,7 @@ def estimated(settings: dict[str, object]) -> float:
 
 
 def taken(settings: dict[str, object], clock: Callable[[], float]) -> float:
-    """What the study takes."""
+    """The seconds that the study takes."""
     with TemporaryDirectory() as output:
         options = [
             f"--{name.replace('_', '-')}={value}"

@@ -97,7 +97,7 @@ def simulate(design: str, size: float, margin: float | None, studies: int, seed:
 
 
 def simulate_level(size: float, margin: float, studies: int) -> Mapping[str, float]:
-    """What a claim of "level with" comes to, which a difference beyond the margin alone refutes: shares, and the mean number of seeds."""
+    """How often a claim of "level with" is supported and refuted, and after how many seeds. Only a difference beyond the margin refutes it."""
     x = np.random.default_rng(2).standard_normal((studies, MOST)) + size
     mean, error = moments(x)
     sides = [(margin + sign * mean) / error for sign in (1, -1)]

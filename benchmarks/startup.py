@@ -3,7 +3,7 @@
     python benchmarks/startup.py --cpu > benchmarks/results/startup.md
 
 Every round starts one process of each kind in turn, so that a slow moment of the machine falls on all of them; the ratio
-is that of the medians. The bare application has four commands with one option: what it takes, Typer itself takes.
+is that of the medians. The bare application has four commands with one option, so its time is that of Typer itself.
 The first rounds are not counted: they write the bytecode and warm the cache of the disk.
 """
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from icpctl.ablate.study import Study
 from icpctl.config import RunConfig, resolve
 from icpctl.config.grid import parse_grid
+from icpctl.report import Report
+from icpctl.report.terminal import terminal
 from icpctl.runs.folder import RunFolder
 
 ODD = (
@@ -92,3 +97,12 @@ def write_everything(output: Path) -> None:
     (output / "<i>no run").mkdir()
     (output / "torn & broken").mkdir()
     (output / "torn & broken" / "config.json").write_text("{<script>alert(1)</script>")
+
+
+def printed(report: Report, width: int = 80) -> str:
+    """What the terminal shows."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    for part in terminal(report, width):
+        console.print(part, highlight=False)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

@@ -131,14 +131,12 @@ def _with_plan(definition: Definition, given: Mapping[str, object]) -> Definitio
     changes = {name: value for name, value in given.items() if value is not None and value is not False and value != []}
     if not changes:
         return definition
-    new: dict[str, object] = {"margin": changes["margin"]} if "margin" in changes else {}
-    new |= {"max_seeds": changes["max_seeds"]} if "max_seeds" in changes else {}
     texts: Any = changes.pop("claims", [])
+    replaced = dict.fromkeys({"margin", "max_seeds"} & changes.keys())
+    claims = [each.model_copy(update=replaced) for each in definition.claims]
     most = [claim.max_seeds for claim in definition.claims if claim.max_seeds]
     before: dict[str, object] = {"until_decided": True, "max_seeds": max(most)} if most else {}
-    asked = Plan.of({**before, **changes, "claims": [*definition.claims, *texts]}, "The plan")
-    changed = [each if isinstance(each, str) else each.model_copy(update=new) for each in asked.claims]
-    plan = asked.model_copy(update={"claims": changed})
+    plan = Plan.of({**before, **changes, "claims": [*claims, *texts]}, "The plan")
     return replace(definition, claims=plan.planned("The plan"), until_decided=plan.until_decided)
 
 

@@ -162,7 +162,7 @@ def build(
     )
     records, notes = read(folders, only)
     planned = planned_claims(folders, margin, notes)
-    every = records if only is None else read(folders)[0]  # a claim is about all of its runs
+    every = read(folders)[0] if planned and only is not None else records  # a claim is about all of its runs
     tuned = tuning.read(folders, notes)
     tunings = [each.tuned_arms() for _, each in tuned]
     if where:

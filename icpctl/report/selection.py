@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from icpctl.config import RunConfig
 from icpctl.config.conditions import parse_conditions
 from icpctl.errors import UserError
 from icpctl.runs.references import TunedArm, references, tuned_references
-
-Condition = Callable[[RunConfig], bool]
 
 
 def select(

@@ -91,7 +91,7 @@ _PLAN: TypeAdapter[dict[str, Tuning]] = TypeAdapter(dict[str, Tuning])
 
 def trial_of(untuned: RunConfig, number: int, values: Mapping[str, object]) -> RunConfig:
     """The run of a trial of an arm, counted from 0. Its seed is that of no final run, and nothing is measured that the choice does not need."""
-    return untuned.altered(**values, seed=LAST_SEED - number, fit_images=0, robustness=False)
+    return untuned.altered(**values, seed=LAST_SEED - number, fit_images=0, robustness=False, keep_predictions=False)
 
 
 def read_tunings(output: Path) -> dict[str, Tuning]:

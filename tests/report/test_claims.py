@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import write_run
-from rich.console import Console
+from reports import printed, write_run
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
@@ -24,7 +22,6 @@ from icpctl.report import Report, build, write
 from icpctl.report.figures import draw
 from icpctl.report.formats import render
 from icpctl.report.page import page
-from icpctl.report.terminal import terminal
 from icpctl.statistics import paired
 from icpctl.statistics.sequential import running_p
 
@@ -59,14 +56,6 @@ def value(config: RunConfig) -> float:
 def values(report: Report, optimizer: str, metric: str = "accuracy") -> np.ndarray:
     runs = report.runs[report.runs["optimizer"] == optimizer].sort_values("seed")
     return runs[metric].to_numpy(float)
-
-
-def printed(report: Report, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    for part in terminal(report, width):
-        console.print(part, highlight=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
 
 
 def test_claims_are_one_family_with_the_tests_of_scipy_and_statsmodels(tmp_path: Path) -> None:

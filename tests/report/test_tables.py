@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import itertools
 import json
 import re
@@ -12,8 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from reports import ODD, configs, write_everything, write_run
-from rich.console import Console
+from reports import ODD, configs, printed, write_everything, write_run
 
 from icpctl.config import RunConfig, resolve
 from icpctl.report import Report, build
@@ -21,7 +19,6 @@ from icpctl.report.cells import compared
 from icpctl.report.formats import Format, render
 from icpctl.report.groups import short_dataset
 from icpctl.report.latex import _latex_text
-from icpctl.report.terminal import terminal
 from icpctl.runs.measures import measure_of
 from icpctl.runs.table import records
 
@@ -219,14 +216,6 @@ def test_markdown_rows_have_as_many_cells_as_their_heading_and_names_make_no_mar
 
 
 # The terminal
-
-
-def printed(report: Report, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    for part in terminal(report, width):
-        console.print(part, highlight=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
 
 
 def check_fit(report: Report, width: int = 80) -> str:
