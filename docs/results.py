@@ -1,0 +1,365 @@
+"""Write the tables of docs/results.md from the runs of its studies, one CSV each in benchmarks/results.
+
+    python docs/results.py            write the tables
+    python docs/results.py --check    exit with 1 if a table is not current, or if the text of a section has a number with a
+                                      decimal point that none of its tables has
+
+A table stands between `<!-- table: KIND STUDY -->` and `<!-- end of table -->`. A study that is not there yet has a table that says so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from icpctl.report.claims import interval
+from icpctl.runs.claims import Pair, PlannedClaim, weigh
+from icpctl.runs.measures import measure_of
+from icpctl.statistics import ALPHA, LEAST_SEEDS
+from icpctl.statistics.paired import compare, holm
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "results.md"
+RESULTS, STUDIES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "studies"
+BLOCK = re.compile(
+    r"(<!-- table: (\S+) (\S+)(?: in (\S+))?(?: where (\S+))? -->\n).*?(<!-- end of table -->)", re.DOTALL
+)
+NOT_YET = "*Not run yet.*\n"
+
+VARIANTS = {"ademamix": "AdEMAMix-ICP", "adam": "Adam-ICP", "sgd": "SGD-ICP"}
+METHODS = {
+    "schedule": "schedule alone",
+    "two-views": "two views",
+    "label-smoothing": "label smoothing",
+    "cutmix": "CutMix",
+    "ps-kd": "PS-KD",
+    "cs-kd": "CS-KD",
+    "dlb": "DLB",
+    "ddgsd": "DDGSD",
+    "byot": "BYOT",
+    "sam": "SAM",
+    "vat": "VAT",
+}
+BESIDE = (
+    *("generalization_gap_accuracy", "generalization_gap_ssim", "generalization_gap_loss", "ece", "brier", "sharpness"),
+    *("accuracy_fgsm_8", "accuracy_pgd20_2", "accuracy_noise_16", "accuracy_blur_1"),
+)
+"""The measures of `beside`, as far as a study has them."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: pd.DataFrame
+    """Indexed by seed."""
+
+    @property
+    def first(self) -> pd.Series:
+        return self.runs.iloc[0]
+
+    @property
+    def is_plain(self) -> bool:
+        return bool(self.first["method"] == "plain")
+
+    def altered(self, seed: int) -> Any:
+        """The run of a seed, in the place of the configuration that has one."""
+        return SimpleNamespace(run_id=self.runs["run_id"].get(seed, ""))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The groups of a study, the baseline first."""
+
+    groups: list[Group]
+
+    @property
+    def baseline(self) -> Group:
+        return min((g for g in self.groups if g.is_plain), key=lambda group: group.first["epochs"])
+
+    def matched(self, group: Group) -> Group | None:
+        """The compute-matched baseline: the shortest plain training that takes as many passes or more; None for the baseline itself."""
+        enough = [g for g in self.groups if g.is_plain and g.first["passes"] >= group.first["passes"]]
+        found = min(enough, key=lambda g: g.first["passes"], default=None)
+        return None if found is self.baseline else found
+
+    def one(self, text: str) -> Group:
+        """The group of a claim's words."""
+        conditions = {"direction": "descend"} | dict(each.replace("-", "_", 1).split("=") for each in text.split(","))
+        plain = conditions.get("method") == "plain"
+        fitting = [
+            g for g in self.groups if g.is_plain == plain and all(str(g.first[n]) == v for n, v in conditions.items())
+        ]
+        (group,) = fitting
+        return group
+
+    def other(self, text: str, of: Group) -> Group:
+        """What a claim compares a group with."""
+        if text == "baseline":
+            return self.baseline
+        if text == "compute-matched":
+            return self.matched(of) or self.baseline
+        if text in ("random", "ascend"):
+            same = ["method", "optimizer", "icp_reduction", "steps"]
+            (found,) = [
+                g for g in self.groups if g.first["direction"] == text and all(g.first[n] == of.first[n] for n in same)
+            ]
+            return found
+        if text == "schedule":
+            text = "method=schedule"
+        return self.one(text)
+
+
+@cache
+def study(name: str, where: str = "") -> Study | None:
+    """A study by the name of its CSV, of which a condition may take a part; None if it has not been run."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return None
+    runs = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    if where:
+        column, value = where.split("=")
+        runs = runs[runs[column].astype(str) == value]
+    if "method" not in runs:  # of version 0.1
+        runs["method"] = runs["optimizer"].map(lambda optimizer: "plain" if optimizer == "none" else "icp")
+    runs = runs[(runs["state"] == "finished") if "state" in runs else runs.index >= 0]
+    plain = runs["method"].isin(["plain", "none"])
+    runs["method"] = runs["method"].mask(plain, "plain")
+    runs["direction"] = runs["direction"].fillna("descend")
+    by_id = [part.set_index("seed").sort_index() for _, part in runs.groupby("group_id", sort=False)]
+    if "passes" not in runs:  # of version 0.1: three for a step of the task
+        by_id = [part.assign(passes=3 * part["epochs"]) for part in by_id]
+
+    def order(part: pd.DataFrame) -> tuple[bool, float, bool]:
+        """Baselines first, by their epochs; each method before its controls."""
+        plain = part.iloc[0]["method"] == "plain"
+        return not plain, part.iloc[0]["epochs"] if plain else 0, not plain and part.iloc[0]["direction"] != "descend"
+
+    parts = sorted(by_id, key=order)
+    differing = {name for name in ("icp_reduction", "teacher_statistics", "layers", "pass_order", "steps", "icp_lr", "lr_schedule")
+                 if name in runs and runs[~plain & (runs["method"] == "icp")][name].nunique() > 1}  # fmt: skip
+    return Study([Group(_name(part.iloc[0], differing), part) for part in parts])
+
+
+def _name(row: pd.Series, differing: Iterable[str]) -> str:
+    """What a group is called on the page; of settings, those in which the groups of the method differ."""
+    if row["method"] == "plain":
+        return f"baseline, {row['epochs']:,.0f} epochs"
+    if row["method"] == "byot" and not row["byot_alpha"]:
+        return "BYOT, heads alone"
+    if row["method"] != "icp":
+        return METHODS.get(row["method"], str(row["method"]))
+    of_settings = {
+        "icp_reduction": f"{row.get('icp_reduction')}",
+        "teacher_statistics": ""
+        if str(row.get("teacher_statistics")) == "True"
+        else "no second update of the statistics",
+        "layers": "" if str(row.get("layers")).count("+") else f"{row.get('layers')} alone",
+        "pass_order": f"{row.get('pass_order')}",
+        "steps": f"T = {row.get('steps'):.0f}",
+        "icp_lr": f"η = {row.get('icp_lr'):g}",
+        "lr_schedule": f"{row.get('lr_schedule')}",
+    }
+    if row["optimizer"] != "sgd":
+        of_settings["icp_reduction"] = ""  # Adam divides it out
+    more = [of_settings[name] for name in sorted(differing)]
+    if row["direction"] != "descend":
+        more.append({"ascend": "ascending", "random": "random"}[row["direction"]])
+    return ", ".join([VARIANTS[row["optimizer"]], *filter(None, more)])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference and its interval, in the metric's own unit."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+
+def difference(ours: Group, theirs: Group, metric: str) -> Difference:
+    """Over the seeds that both have."""
+    seeds = ours.runs.index.intersection(theirs.runs.index)
+    left, right = (g.runs.loc[seeds, [metric]].astype(float).reset_index(drop=True) for g in (ours, theirs))
+    row = compare(left, right, pd.Series("all", index=left.index)).iloc[0]
+    return Difference(row["difference"], row["low"], row["high"], row["p"], int(row["seeds"]))
+
+
+def groups(found: Study, name: str, metric: str) -> str:
+    """Each group: passes, seeds, the metric, and its differences from the baseline and the compute-matched one.
+
+    A star is for p ≤ 0.05 among all differences of the table, by Holm's correction.
+    """
+    pairs = {}
+    for group in found.groups:
+        if group is found.baseline:
+            continue
+        pairs[group.name, "baseline"] = difference(group, found.baseline, metric)
+        matched = found.matched(group)
+        if matched is not None and matched is not group:
+            pairs[group.name, "matched"] = difference(group, matched, metric)
+    enough = {key: pair.p for key, pair in pairs.items() if pair.seeds >= LEAST_SEEDS}
+    corrected: dict[Any, float] = holm(pd.Series(enough, dtype=float)).to_dict() if enough else {}
+
+    def cell(key: tuple[str, str]) -> str:
+        if key not in pairs:
+            return "–"
+        star = " *" if key in corrected and corrected[key] <= ALPHA else ""
+        return _interval(pairs[key], metric) + star
+
+    shown = ["accuracy_best"] if metric == "accuracy" and f"{metric}_best" in found.baseline.runs else []
+    header = [
+        "",
+        "passes",
+        "seeds",
+        *(measure_of(m).heading for m in (metric, *shown)),
+        "− baseline",
+        "− compute-matched",
+    ]
+    rows = [
+        [group.name, f"{group.first['passes']:,.0f}", str(len(group.runs))]
+        + [_value(group.runs[m], m) for m in (metric, *shown)]
+        + [cell((group.name, other)) for other in ("baseline", "matched")]
+        for group in found.groups
+    ]
+    if all(row[-1] == "–" for row in rows):
+        rows, header = [row[:-1] for row in rows], header[:-1]
+    return _table(header, rows)
+
+
+def claims(found: Study, name: str, metric: str) -> str:
+    """The planned claims: difference, interval and p value, valid for all looks together, and what they come to."""
+    plan = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
+    most = plan.get("max-seeds") if plan.get("until-decided") else None
+    first = max(part["seeds"] for part in plan["study"])
+    parsed = [PlannedClaim.parse(text, plan.get("margin")) for text in plan["claims"]]
+    parsed = [claim.model_copy(update={"seeds": tuple(range(first)), "max_seeds": most}) for claim in parsed]
+    bound = [(claim, Pair(subject, found.other(claim.other, subject), claim.other)) for claim in parsed for subject in [found.one(claim.subject)]]  # type: ignore[arg-type]  # fmt: skip
+    values = {m: {str(i): float(v) for g in found.groups for i, v in zip(g.runs["run_id"], g.runs[m], strict=True)} for m in {c.metric for c in parsed}}  # fmt: skip
+    rows = []
+    for evidence in weigh(bound, values):
+        subject, other, metric = evidence.pair.subject, evidence.pair.other, evidence.claim.metric
+        cells = ["–"] * 3
+        if len(evidence.seeds) >= evidence.claim.first:
+            low, high = interval(evidence, len(evidence.seeds))
+            shown = Difference(float(evidence.differences.mean()), low, high, evidence.p_holm, len(evidence.seeds))
+            cells = [_interval(shown, metric), *(_p(p) for p in (evidence.p_holm, evidence.p_level_holm))]
+        verdict = {True: "supported", False: "refuted", None: "undecided"}[evidence.is_supported]
+        said = f"{subject.name} {evidence.claim.relation} than {other.name}"  # type: ignore[attr-defined]
+        rows.append(
+            [
+                said,
+                str(len(evidence.seeds)),
+                *cells,
+                f"{verdict}: {evidence.verdict}" if evidence.verdict != "cannot tell" else verdict,
+            ]
+        )
+    return _table(
+        ["claim", "seeds", "difference, interval", "p, no difference", "p, beyond the margin", "verdict"], rows
+    )
+
+
+def beside(found: Study, name: str, metric: str) -> str:
+    """What else differs from the baseline of equal epochs: gap, calibration, sharpness, robustness."""
+    measures = [m for m in BESIDE if m in found.baseline.runs and found.baseline.runs[m].notna().all()]
+    rows = [
+        [
+            group.name,
+            *("–" if group is found.baseline else _interval(difference(group, found.baseline, m), m) for m in measures),
+        ]
+        for group in found.groups
+    ]
+    rows[0] = [f"{found.baseline.name}: its value", *(_value(found.baseline.runs[m], m) for m in measures)]
+    return _table(["", *(measure_of(m).heading for m in measures)], rows)
+
+
+KINDS: dict[str, Callable[[Study, str, str], str]] = {"groups": groups, "claims": claims, "beside": beside}
+
+
+def _value(values: pd.Series, metric: str) -> str:
+    """Mean ± standard deviation over the seeds."""
+    measure, values = measure_of(metric), values.astype(float)
+    if len(values) < 2:
+        return measure.value(values.mean())
+    spread = values.std(ddof=1)
+    return f"{measure.value(values.mean(), beside=spread)} ± {measure.value(spread)}"
+
+
+def _interval(found: Difference, metric: str) -> str:
+    """The difference, and its interval where there are seeds for one."""
+    measure = measure_of(metric)
+    if found.seeds < LEAST_SEEDS or math.isnan(found.low):
+        return measure.value(found.mean, signed=True)
+    half = (found.high - found.low) / 2
+    mean, low, high = (measure.value(value, signed=True, beside=half) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    aligned = ["---", *["---:"] * (len(header) - 1)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in [header, aligned, *rows])
+
+
+def written(text: str) -> str:
+    """The page with its tables as they are by the CSVs."""
+
+    def block(match: re.Match[str]) -> str:
+        found = study(match[3], match[5] or "")
+        content = NOT_YET if found is None else KINDS[match[2]](found, match[3], match[4] or "accuracy")
+        return f"{match[1]}\n{content}\n{match[6]}"
+
+    return BLOCK.sub(block, text)
+
+
+NUMBER = re.compile(r"(?<![\w.])[+−]?\d[\d,]*\.\d+")
+NOT_FOUND_OUT = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|(?:η = |p ≤ |version |torch )[\d.]*\d", re.DOTALL)
+"""Code, the targets of links, and settings."""
+
+
+def unfounded(text: str) -> list[str]:
+    """Numbers with a decimal point in the text of a section that none of its tables has, each with the section's title."""
+    found = []
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        blocks = "".join(match[0] for match in BLOCK.finditer(section))
+        known = {number.lstrip("+−") for number in NUMBER.findall(blocks)}
+        prose = NOT_FOUND_OUT.sub("", BLOCK.sub("", section))
+        if "<!-- table:" not in section:
+            continue
+        title = section.partition("\n")[0].lstrip("# ")
+        found += [f"{title}: {number}" for number in NUMBER.findall(prose) if number.lstrip("+−") not in known]
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; the exit status."""
+    text = PAGE.read_text(encoding="utf-8")
+    wanted = written(text)
+    if arguments != ["--check"]:
+        PAGE.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        print(f"{PAGE} is not current: run `python docs/results.py`.", file=sys.stderr)
+    faults = unfounded(wanted)
+    for fault in faults:
+        print(f"{PAGE}: the text has a number that no table of its section has: {fault}", file=sys.stderr)
+    return int(bool(faults) or (arguments == ["--check"] and wanted != text))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
