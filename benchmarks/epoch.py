@@ -132,7 +132,7 @@ def engine_side(trainer: Trainer, folder: Path, watch: Stopwatch, uncounted: int
                 with watch.doing("step"):
                     result = trainer.step(session.epoch, batch, images)
                 with watch.doing("rest"):
-                    session.take(*result)
+                    session.take(result)
                     if session.batch == trainer.batches:
                         session.finish_epoch()
                 if (session.epoch, session.batch) == (uncounted, 0):

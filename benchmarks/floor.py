@@ -5,14 +5,16 @@
   into the convolutions and parameters that need no gradient;
 - one forward pass of the teacher in train mode, without a graph.
 
-On a GPU each piece is a CUDA graph. Nothing is logged, no gradient is clipped, the folding and the update of the input are not counted, nor is the feature loss.
+The feature loss is work that the method needs, too: with it the train step is one of the whole objective, whose targets are there already.
+
+On a GPU each piece is a CUDA graph. Nothing is logged, no gradient is clipped, the folding and the update of the input are not counted.
 Layout and optimizer are the fastest ones of torch: channels last, fused.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +58,22 @@ class Floor:
         self.optimizer.zero_grad(set_to_none=True)
         self.criterion(self.model(self.x), self.y).backward()
         self.optimizer.step()
+
+    def distilling_step(self, layers: Sequence[str], task_weight: float) -> Callable[[], None]:
+        """Forward, backward and update, of the task and the feature loss; the targets are of the network as it is now."""
+        with torch.no_grad(), taps.tap(self.model, layers) as targets:
+            self.model(self.x)
+        weights = distill.layer_weights(len(layers))
+
+        def step() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            with taps.tap(self.model, layers) as features:
+                output = self.model(self.x)
+            loss = task_weight * self.criterion(output, self.y)
+            (loss + (1 - task_weight) * distill.feature_loss(features, targets, weights)).backward()
+            self.optimizer.step()
+
+        return step
 
     def perturbation_pass(self) -> None:
         """The gradient of the input, once."""

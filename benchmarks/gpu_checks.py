@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 import icpctl
 from icpctl.data.streaming import StreamedSplit
 from icpctl.models.network import set_precision
-from icpctl.training.graphs import CapturedSteps, Compute, CudaGraphs, _largest_difference
-from icpctl.training.meter import Meter
+from icpctl.training.graphs import CapturedSteps, CudaGraphs, Update
+from icpctl.training.meter import Figures, Meter
 from icpctl.training.trainer import Images, Trainer
 
 EXACT = 1e-5
@@ -132,7 +132,7 @@ def trainer_of(
 def take(trainer: Trainer, epoch: int, step: int, times: int, batches: list[Images] | None = None) -> list[Tensor]:
     """The losses of steps of one kind, on one batch after another."""
     batches = batches or list(trainer.epoch_batches(epoch))
-    return [trainer.step(epoch, step, batches[i % len(batches)])[0] for i in range(times)]
+    return [trainer.step(epoch, step, batches[i % len(batches)]).loss for i in range(times)]
 
 
 def captured(trainer: Trainer, said: list[str], kinds: int = 1) -> CapturedSteps:
@@ -233,15 +233,9 @@ class Compared:
         self.steps = steps
         self.name, self.difference = "", 0.0
 
-    def __call__(self, kind: Any, compute: Compute, *inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        steps, graph = self.steps, self.steps._graphs[kind]
-        before = [buffer.clone() for buffer in steps.model.buffers()]
-        expected = steps._results(compute(*inputs), inputs[0])
-        steps._set_buffers(before)
-        graph.forget()
-        results = graph(inputs)
-        self.name, self.difference = _largest_difference(steps._results(results, inputs[0]), expected)
-        return results
+    def __call__(self, kind: Any, update: Update, *inputs: Tensor) -> Figures:
+        self.name, self.difference = self.steps.compare(self.steps._graphs[kind], update, inputs, self.steps._kept())
+        return self.steps._graphs[kind](inputs)
 
 
 def kinds_of_step(setting: Setting) -> Iterator[Line]:
@@ -261,7 +255,7 @@ def _compared(setting: Setting, model: str, precision: str, epoch: int, step: in
     trainer.captured = compared  # type: ignore[assignment]
     found = []
     for batch in batches[CapturedSteps.BEFORE_USE :]:
-        loss, _ = trainer.step(epoch, step, batch)
+        loss = trainer.step(epoch, step, batch).loss
         require(loss.isfinite(), "the loss is not finite")
         found.append((compared.difference, compared.name))
     difference, where = max(found)
@@ -293,7 +287,7 @@ def _trained(setting: Setting, model: str, graphs: bool) -> tuple[Tensor, Tensor
         trainer.captured = None
     start = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     batches = list(trainer.epoch_batches(METHOD_EPOCH))
-    losses = [trainer.step(METHOD_EPOCH, i, batches[i % len(batches)])[0] for i in range(1, setting.of(50, 12) + 1)]
+    losses = [trainer.step(METHOD_EPOCH, i, batches[i % len(batches)]).loss for i in range(1, setting.of(50, 12) + 1)]
     if graphs:
         captured(trainer, said)
     update = [(p.detach() - s).flatten() for p, s in zip(trainer.model.parameters(), start, strict=True)]
@@ -361,7 +355,7 @@ def _without_waits(setting: Setting, model: str, method: str) -> str:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 21):
-            meter.add(step, *trainer.step(METHOD_EPOCH, step, batches[step % len(batches)]))
+            meter.add(trainer.step(METHOD_EPOCH, step, batches[step % len(batches)]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     require(all(value == value for value in meter.means().values()), "a figure is NaN")
@@ -449,7 +443,7 @@ def streaming_through_a_capture(setting: Setting) -> Iterator[Line]:
     wrong = 0
     try:
         for step, pictures in enumerate(trainer.epoch_batches(0)):
-            loss, _ = trainer.step(0, step, pictures)
+            loss = trainer.step(0, step, pictures).loss
             original = torch.from_numpy(images.train.images[pictures.index.cpu().numpy()])
             wrong += not (torch.equal(pictures.pixels.cpu(), original) and bool(loss.isfinite()))
     finally:

@@ -3,6 +3,8 @@
     python benchmarks/operations.py > benchmarks/results/operations.md
 
 They are counted on the CPU, below autograd, where each is what torch would launch on a GPU. What only makes a view of a tensor is not counted.
+With a CUDA graph a step launches the graph, and beside it what brings the inputs to their places and takes the figures from theirs:
+these are counted with a graph that computes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from icpctl.methods.icp import folding, perturbation
 from icpctl.models.network import set_precision
+from icpctl.training.graphs import CapturedSteps
+from icpctl.training.meter import Meter
 
+MODELS, METHODS = ("resnet20", "vae"), ("none", "ademamix")
 PARTS = {"folding": (folding._Folding, "fold_again"), "input optimizer": (perturbation.AdEMAMix, "__call__")}
 """The parts that are counted apart, by the methods that they are."""
 
@@ -70,6 +76,30 @@ def counts(model: str, method: str, *, at_once: bool) -> Counter[str]:
     return counted.counts
 
 
+class Unchecked(CapturedSteps):
+    """Takes each graph as it is."""
+
+    def compare(self, *given: Any) -> tuple[str, float]:
+        return "", 0.0
+
+
+def beside_the_graph(model: str, method: str) -> int:
+    """The operations of a step whose graph is in use, and of its place in the meter."""
+    trainer = engine(model, method, 5, 4, torch.device("cpu"))
+    trainer.model.train()
+
+    def capture(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        return function(), lambda: None
+
+    trainer.captured = Unchecked(trainer.method, trainer.optimizer, capture, print)
+    images, meter, counted = whole_set(trainer), Meter(), Counted()
+    for _ in range(CapturedSteps.BEFORE_USE + 1):
+        meter.add(trainer.step(0, 1, images))
+    with counted:
+        meter.add(trainer.step(0, 1, images))
+    return counted.counts.total()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the rows as JSON")
@@ -80,16 +110,20 @@ def main() -> None:
         f"{model}, {method}{'' if at_once else ', batch norms folded one by one'}": counts(
             model, method, at_once=at_once
         )
-        for model in ("resnet20", "vae")
+        for model in MODELS
         for method, at_once in (("none", True), ("ademamix", False), ("ademamix", True))
     }
+    beside = {f"{model}, {method}": beside_the_graph(model, method) for model in MODELS for method in METHODS}
     if options.json:
-        print(json.dumps({"machine": machine(torch.device("cpu")), "rows": rows}))
+        print(json.dumps({"machine": machine(torch.device("cpu")), "rows": rows, "beside the graph": beside}))
         return
     print("# The operations of a step\n")
     print(f"{machine(torch.device('cpu'))}; `{command()}`; T = 5.\n")
-    shown = ((name, *(row[part] for part in (*PARTS, "the rest")), row.total()) for name, row in rows.items())
-    print(table(["step", *PARTS, "the rest", "all"], shown))
+    shown = (
+        (name, *(row[part] for part in (*PARTS, "the rest")), row.total(), beside.get(name, ""))
+        for name, row in rows.items()
+    )
+    print(table(["step", *PARTS, "the rest", "all", "with a CUDA graph, beside it"], shown))
 
 
 if __name__ == "__main__":

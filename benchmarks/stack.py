@@ -44,7 +44,7 @@ def trainers(runs: int, side: int, steps: int, batch: int, device: torch.device)
 def stack_step(stack: Stack) -> list[Tensor]:
     """A step of every member, on its own batch; the losses."""
     steps = [(0, 1, whole_set(trainer)) for trainer in stack.trainers]
-    return [loss for loss, _ in stack.step(steps)]
+    return [step.loss for step in stack.step(steps)]
 
 
 def step_each(of: Sequence[Trainer]) -> list[Tensor]:

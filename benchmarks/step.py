@@ -52,6 +52,8 @@ class Row:
     reference_without_collection: float
     """Without the garbage collection and the flush alone."""
     floor: float
+    floor_with_features: float
+    """The same, with the feature loss."""
     plain: float
     share: float
     """Of the rate of the machine's own matrix product."""
@@ -152,7 +154,12 @@ def measure(model: str, optimizer: str, steps: int, batch: int, rounds: int, dev
     """One setting; nothing else is alive meanwhile, as the reference's garbage collection would look through it."""
     plain, trainer = (engine(model, name, t, batch, device) for name, t in (("none", 0), (optimizer, steps)))
     least = Floor(copy.deepcopy(plain.model), plain.task.loss, *inputs(plain))
-    pieces = {"train": least.train_step, "pass": least.perturbation_pass, "teacher": least.teacher_pass}
+    pieces = {
+        "train": least.train_step,
+        "distilling": least.distilling_step(trainer.config.layers, TASK_WEIGHT),
+        "pass": least.perturbation_pass,
+        "teacher": least.teacher_pass,
+    }
     product, of_product = matrix_product(device)
     work: dict[str, Callable[[], object]] = {
         "product": product,
@@ -178,6 +185,7 @@ def measure(model: str, optimizer: str, steps: int, batch: int, rounds: int, dev
         seconds["bare reference"],
         seconds["no collection"],
         seconds["train"] + steps * seconds["pass"] + seconds["teacher"],
+        seconds["distilling"] + steps * seconds["pass"] + seconds["teacher"],
         seconds["plain"],
         (train + steps * each_pass + teacher) / seconds["engine"] / (of_product / seconds["product"]),
     )
@@ -197,9 +205,9 @@ def _captured(piece: Callable[[], None]) -> Callable[[], None]:
 def _operations(least: Floor) -> tuple[int, int, int]:
     """Floating-point operations of a train step, a pass of the perturbation, and the teacher's pass."""
 
-    def perturbation_pass() -> None:  # torch's counter does not take autograd.grad
+    def perturbation_pass() -> None:  # of the network that is not folded: the counter's hooks keep it from being folded
         x = least.x.clone().requires_grad_()
-        least.criterion(least.folded(x), least.y).backward()
+        least.criterion(least.model(x), least.y).backward(inputs=[x])
 
     counts = []
     for work in (least.train_step, perturbation_pass, least.teacher_pass):
@@ -228,8 +236,7 @@ def whole_set(trainer: Trainer) -> Images:
 
 def engine_step(trainer: Trainer) -> Tensor:
     """A step on the engine's batch, not one of the few that also measure the loss after the perturbation; its loss."""
-    loss, _ = trainer.step(0, 1, whole_set(trainer))
-    return loss
+    return trainer.step(0, 1, whole_set(trainer)).loss
 
 
 def main() -> None:
@@ -278,6 +285,7 @@ def main() -> None:
         "without its collection / engine",
         "bare reference / engine",
         "engine / floor",
+        "engine / floor with the feature loss",
         "share of matrix-product rate",
     ]
     print(
@@ -294,6 +302,7 @@ def main() -> None:
                     f"{row.reference_without_collection / row.engine:.2f}",
                     f"{row.reference_without_extras / row.engine:.2f}",
                     f"{row.engine / row.floor:.3f}",
+                    f"{row.engine / row.floor_with_features:.3f}",
                     f"{row.share:.0%}",
                 )
                 for row in rows

@@ -16,6 +16,7 @@ from icpctl.methods import base
 from icpctl.methods.base import Batch, Companion, Data, Method
 from icpctl.methods.evalmode import eval_mode
 from icpctl.tasks.classification import Classification
+from icpctl.training.meter import Figures
 from icpctl.training.trainer import Images, Trainer
 
 CLASSES, SIDE, SIZE, EPOCHS = 5, 6, 6, 4
@@ -105,8 +106,13 @@ def steps(run: Trainer, epochs: Sequence[int]) -> list[tuple[int, int, Images, T
     taken = []
     for epoch in epochs:
         for step, batched in enumerate(run.epoch_batches(epoch)):
-            taken.append((epoch, step, batched, *run.step(epoch, step, batched)))
+            taken.append((epoch, step, batched, *logged(run.step(epoch, step, batched))))
     return taken
+
+
+def logged(step: Figures) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a step and its log."""
+    return step.loss, {**step.log, "record": step.record}
 
 
 class Given:

@@ -16,6 +16,7 @@ from icpctl.ablate import estimate
 from icpctl.methods.icp import distillation
 from icpctl.models import network
 from icpctl.training.graphs import CapturedSteps
+from icpctl.training.meter import Figures
 from icpctl.training.trainer import Trainer
 
 CUDA = torch.device("cuda")
@@ -37,11 +38,12 @@ class Replayed:
 def test_a_graph_takes_over_when_it_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("icpctl.training.graphs._largest_difference", lambda found, expected: ("", 0.0))
     capture, computed = Replayed(), []
-    captured = CapturedSteps(torch.nn.Linear(1, 1), capture, pytest.fail)
+    model = torch.nn.Linear(1, 1)
+    captured = CapturedSteps(model, torch.optim.SGD(model.parameters()), capture, pytest.fail)
 
-    def compute(x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def compute(x: Tensor) -> Figures:
         computed.append(x)
-        return x.sum(), {}
+        return Figures.of(x.sum(), {"record": x, "loss": x.sum()})
 
     for _ in range(CapturedSteps.BEFORE_USE):
         captured("kind", compute, torch.ones(1))
@@ -69,7 +71,7 @@ def test_the_estimate_times_steps_whose_graph_is_in_use(monkeypatch: pytest.Monk
     class Captured(Trainer):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            self.captured = CapturedSteps(self.method, Replayed(), lambda said: None)
+            self.captured = CapturedSteps(self.method, self.optimizer, Replayed(), lambda said: None)
 
         def step(self, epoch: int, step: int, images: Any) -> Any:
             taken.append(epoch)

@@ -103,7 +103,8 @@ def stand_in(model: nn.Module) -> Callable[[Callable[[], Any]], tuple[Any, Calla
 
         def replay() -> None:
             for place, value in zip(tree_leaves(places), tree_leaves(function()), strict=True):
-                place.copy_(value)
+                if isinstance(place, torch.Tensor):
+                    place.copy_(value)
             for gradient, parameter in zip(gradients, model.parameters(), strict=True):
                 if gradient is not None and parameter.grad is not None:
                     gradient.copy_(parameter.grad)
@@ -116,7 +117,9 @@ def stand_in(model: nn.Module) -> Callable[[Callable[[], Any]], tuple[Any, Calla
 @pytest.fixture
 def stood_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """The setting of a CPU whose steps are captured, as far as anyone can tell."""
-    monkeypatch.setattr(Trainer, "_captured", lambda self, say: CapturedSteps(self.method, stand_in(self.method), say))
+    monkeypatch.setattr(
+        Trainer, "_captured", lambda self, say: CapturedSteps(self.method, self.optimizer, stand_in(self.method), say)
+    )
     monkeypatch.setattr(gpu_checks, "MODELS", ("resnet20",))
     monkeypatch.setattr(gpu_checks, "KINDS", {"with the method": gpu_checks.KINDS["with the method"]})
     for name in ("set_sync_debug_mode", "synchronize"):

@@ -127,7 +127,7 @@ class Method(nn.Module):
         return 1.0
 
     def kind(self, epoch: int, step: int) -> Hashable:
-        """Equal for steps that do the same operations: a captured graph is for one kind."""
+        """Equal for steps that do the same operations: a captured graph is for one kind. None: the step is never captured."""
         return self.active(epoch)
 
     def state(self) -> dict[str, Any]:

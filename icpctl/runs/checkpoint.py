@@ -50,7 +50,8 @@ class _Meter(TypedDict):
     counts: dict[str, Annotated[int, Field(gt=0)]]
     records: NotRequired[list[Tensor]]
     outputs: NotRequired[list[Tensor]]
-    first_bad: Tensor | None
+    first_bad: NotRequired[Tensor | None]
+    """In checkpoints of version 0.1, where it is −1: none is saved of a run whose loss is not finite."""
 
 
 class _Optimizer(TypedDict):

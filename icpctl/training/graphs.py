@@ -19,31 +19,37 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from icpctl.methods.icp.folding import fold
+from icpctl.training.meter import Figures
 
 __all__ = ["CapturedSteps", "CudaGraphs", "fold"]
 
 Inputs = tuple[Tensor, ...]
-Compute = Callable[..., tuple[Tensor, dict[str, Any]]]
-"""Maps tensors to a loss and a log of tensors, detached, and leaves the gradients of a model in `.grad`."""
+Update = Callable[..., Figures]
+"""One update of the weights: maps tensors to what is recorded of it, and leaves the gradients in `.grad`."""
 Capture = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 """Records a function; gives its outputs, which need not hold anything yet, and what computes them anew in their place."""
 
 
-GRADIENT = "the gradient of"
+State = dict[str, list[Tensor]]
+BUFFERS = "the buffers"
+GRADIENT, CHANGE = "the gradient of", "the change of"
+CHANGE_ALLOWANCE = 10
+"""By which a change of the weights, or of the moments of their optimizer, may differ more than the rest: AdamW divides by what may be tiny."""
 SMALL_GRADIENT = 1e-3
 """Of the norm of all gradients: one that is smaller is held against so much, as that of a bias before batch norm is rounding alone."""
 
 
 class CapturedSteps:
-    """The gradients of a step, by a CUDA graph for each kind of step.
+    """Steps by a CUDA graph for each kind of step, from the objective to the update of the weights.
 
     The first steps of a kind are computed as they are. Then a graph is captured. On the next batch it is held against the step as it
-    is: everything that it should compute is filled with NaN before, and the task weight is a half, so that no part of the objective
-    is left out. If any result is another one but for rounding, or the step cannot be captured, or it draws random numbers (which a
-    graph would draw otherwise), all steps stay as they are.
+    is: everything that it should compute is filled with NaN before, and the task weight and the learning rate are a half, so that no part
+    of the step is left out. If any result is another one but for rounding, or the step cannot be captured, or it draws random numbers
+    (which a graph would draw otherwise), all steps stay as they are.
 
     Args:
-        model: whose gradients and buffers a step changes; both are as if each step had been computed once.
+        model: whose gradients, parameters and buffers a step changes; all are as if each step had been computed once.
+        optimizer: of the parameters; so is its state.
         capture: such as `CudaGraphs`.
         say: told why steps are not captured.
     """
@@ -55,71 +61,75 @@ class CapturedSteps:
     TOLERANCE = 1e-2
     """Of ‖a − b‖ / ‖b‖ for each result; two steps of one input that is all the same differ by 1e-3, where sums come in another
     order, as Adam-ICP divides by what may be tiny."""
-    CHECKED_WEIGHT = 0.5
-    """In the place of every input that is a scalar, which is the task weight, when a graph is checked."""
+    CHECKED_SCALAR = 0.5
+    """In the place of every input that is a scalar, which are the task weight and the learning rate, when a graph is checked."""
 
-    def __init__(self, model: nn.Module, capture: Capture, say: Callable[[str], None]) -> None:
-        self.model, self._capture, self._say = model, capture, say
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, capture: Capture, say: Callable[[str], None]
+    ) -> None:
+        self.model, self.optimizer, self._capture, self._say = model, optimizer, capture, say
         self._refused = False
         self._seen: Counter[Hashable] = Counter()
         self._unchecked: dict[Hashable, _Graph] = {}
         self._graphs: dict[Hashable, _Graph] = {}
 
-    def __call__(self, kind: Hashable, compute: Compute, *inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """What `compute` gives for the inputs: of one shape, and all that differs between steps of this kind."""
-        if self._refused:
-            return compute(*inputs)
+    def __call__(self, kind: Hashable, update: Update, *inputs: Tensor) -> Figures:
+        """What `update` gives for the inputs: of one shape, and all that differs between steps of this kind; None is never captured."""
+        if self._refused or kind is None:
+            return update(*inputs)
         if (graph := self._graphs.get(kind)) is not None:
             return graph(inputs)
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        before = self._kept()
         offset = _random_offset(inputs[0].device)
-        results = compute(*inputs)
+        figures = update(*inputs)
         self._seen[kind] += 1
         if _random_offset(inputs[0].device) != offset:
             self._refuse("they draw random numbers")
         elif self._seen[kind] > self.WARM_UP:
-            after = [buffer.clone() for buffer in self.model.buffers()]
-            gradients = [p.grad for p in self.model.parameters()]
-            self._set_buffers(before)
+            after = self._kept()
+            self._set(before)
             try:
                 if kind in self._unchecked:
-                    self._check(kind, compute, inputs, before)
+                    self._check(kind, update, inputs, before)
                 else:
-                    self._unchecked[kind] = _Graph(self.model, compute, inputs, self._capture)
+                    self._unchecked[kind] = _Graph(self.model, update, inputs, self._capture)
             except RuntimeError as error:
                 self._refuse(f"one cannot be captured ({str(error).strip().splitlines()[0]})")
-            self._set_buffers(after)
-            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
-                parameter.grad = gradient
-        return results
+            self._set(after)
+        return figures
 
-    def _check(self, kind: Hashable, compute: Compute, inputs: Inputs, buffers: Sequence[Tensor]) -> None:
+    def _check(self, kind: Hashable, update: Update, inputs: Inputs, before: State) -> None:
         """Take the graph of a kind for its next steps, if it gives what the step gives for these inputs."""
-        inputs = tuple(i if i.dim() else torch.full_like(i, self.CHECKED_WEIGHT) for i in inputs)
-        expected = self._results(compute(*inputs), inputs[0])
-        self._set_buffers(buffers)
         graph = self._unchecked.pop(kind)
-        graph.forget()
-        found = self._results(graph(inputs), inputs[0])
-        name, difference = _largest_difference(found, expected)
+        inputs = tuple(i if i.dim() else torch.full_like(i, self.CHECKED_SCALAR) for i in inputs)
+        name, difference = self.compare(graph, update, inputs, before)
         if difference <= self.TOLERANCE:
             self._graphs[kind] = graph
         else:
             self._refuse(f"a captured one differs by {difference:.1e} in {name}")
 
-    def _results(self, results: tuple[Tensor, dict[str, Any]], x: Tensor) -> dict[str, Tensor]:
-        """Copies of all that a step computes, by name; what has the shape of the inputs is their change."""
-        loss, log = results
-        found = {"the loss": loss}
-        for name, part in log.items():
-            for i, value in enumerate(tree_leaves(part)):
-                if isinstance(value, Tensor):
-                    found[f"{name} {i or ''}".strip()] = value - x if value.shape == x.shape else value
-        of_model = [
-            *((f"{GRADIENT} {name}", parameter.grad) for name, parameter in self.model.named_parameters()),
-            *self.model.named_buffers(),
-        ]
-        found |= {name: value for name, value in of_model if value is not None}
+    def compare(self, graph: _Graph, update: Update, inputs: Inputs, before: State) -> tuple[str, float]:
+        """In which result a graph differs most, and by how much; the state is then that of the graph."""
+        expected = self._results(update(*inputs), [p.grad for p in self.model.parameters()], before)
+        self._set(before)
+        graph.forget()
+        found = self._results(graph(inputs), graph.gradients, before)
+        return _largest_difference(found, expected)
+
+    def _results(self, figures: Figures, gradients: Sequence[Tensor | None], before: State) -> dict[str, Tensor]:
+        """Copies of all that a step computes, by name."""
+        named = [name for name, _ in self.model.named_parameters()]
+        found = {
+            "the loss": figures.loss,
+            "the outputs": figures.record,
+            **figures.log,
+            **{f"{GRADIENT} {n}": g for n, g in zip(named, gradients, strict=True) if g is not None},
+            **dict(self.model.named_buffers()),
+        }
+        for name, tensors in self._state().items():
+            if name != BUFFERS:
+                changes = [now.detach() - then for now, then in zip(tensors, before[name], strict=True)]
+                found[f"{CHANGE} {name}"] = torch.cat([change.flatten() for change in changes])
         return {name: value.detach().clone() for name, value in found.items()}
 
     def _refuse(self, why: str) -> None:
@@ -128,13 +138,26 @@ class CapturedSteps:
         self._unchecked.clear()
         self._say(f"Steps are not launched as CUDA graphs: {why}.")
 
-    def _set_buffers(self, values: Sequence[Tensor]) -> None:
-        for buffer, value in zip(self.model.buffers(), values, strict=True):
-            buffer.copy_(value)
+    def _state(self) -> State:
+        """All that a step changes beside the gradients, in place."""
+        state: State = {BUFFERS: [*self.model.buffers()], "the weights": [*self.model.parameters()]}
+        for moments in self.optimizer.state.values():
+            for name, value in moments.items():
+                state.setdefault(name, []).append(value)
+        return state
+
+    def _kept(self) -> State:
+        return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), self._state())  # type: ignore[no-any-return]
+
+    def _set(self, values: State) -> None:
+        with torch.no_grad():
+            for name, tensors in self._state().items():
+                for place, value in zip(tensors, values[name], strict=True):
+                    place.copy_(value)
 
 
 def _largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str, float]:
-    """Where ‖a − b‖ / ‖b‖ is largest, and how large: infinite where one is missing or not finite."""
+    """Where ‖a − b‖ / ‖b‖ is largest, by its allowance, and how large: infinite where one is missing or not finite."""
     if missing := found.keys() ^ expected.keys():
         return min(missing), math.inf
     gradients = [float(value.double().norm()) for name, value in expected.items() if name.startswith(GRADIENT)]
@@ -142,7 +165,8 @@ def _largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
     def difference(name: str, value: Tensor) -> float:
         norm = max(float(value.double().norm()), least if name.startswith(GRADIENT) else 1e-12)
-        return float((found[name].double() - value.double()).norm()) / max(norm, 1e-12)
+        allowance = CHANGE_ALLOWANCE if name.startswith(CHANGE) else 1
+        return float((found[name].double() - value.double()).norm()) / (allowance * max(norm, 1e-12))
 
     differences = {name: difference(name, value) for name, value in expected.items()}
     differences = {name: value if math.isfinite(value) else math.inf for name, value in differences.items()}
@@ -152,19 +176,16 @@ def _largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 class _Graph:
     """A captured step: inputs, outputs and gradients are at fixed places in memory."""
 
-    def __init__(self, model: nn.Module, compute: Compute, inputs: Inputs, capture: Capture) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, update: Update, inputs: Inputs, capture: Capture) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
-        self.outputs, self.replay = capture(lambda: compute(*self.inputs))
+        self.outputs, self.replay = capture(lambda: update(*self.inputs))
         self.gradients = [p.grad for p in model.parameters()]
 
-    def __call__(self, inputs: Inputs) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(self, inputs: Inputs) -> Figures:
         for place, tensor in zip(self.inputs, inputs, strict=True):
             place.copy_(tensor)
         self.replay()
-        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
-            parameter.grad = gradient
-        copies: tuple[Tensor, dict[str, Any]] = tree_map_only(Tensor, Tensor.clone, self.outputs)
+        copies: Figures = tree_map_only(Tensor, Tensor.clone, self.outputs)
         return copies
 
     def forget(self) -> None:

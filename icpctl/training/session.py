@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from icpctl.config import RECORDED, RunConfig, option, resolve
 from icpctl.errors import UserError, is_out_of_memory
@@ -20,7 +19,7 @@ from icpctl.runs.folder import RunFolder
 from icpctl.runs.provenance import provenance
 from icpctl.tasks.sharpness import sharpness
 from icpctl.training.display import CostEstimate, Display, Throttle
-from icpctl.training.meter import Meter
+from icpctl.training.meter import Figures, Meter
 from icpctl.training.trainer import Images, Trainer
 
 
@@ -74,7 +73,7 @@ class Session:
         """Take all steps before this place, an epoch and a batch of it."""
         while (self.epoch, self.batch) < place:
             for batch, images in self.batches():
-                self.take(*self.trainer.step(self.epoch, batch, images))
+                self.take(self.trainer.step(self.epoch, batch, images))
                 if (self.epoch, self.batch) == place:
                     return
             self.finish_epoch()
@@ -93,9 +92,9 @@ class Session:
         self.trainer.method.train()
         yield from enumerate(self.trainer.epoch_batches(self.epoch, self.batch), self.batch)
 
-    def take(self, loss: Tensor, log: dict[str, Tensor]) -> None:
+    def take(self, step: Figures) -> None:
         """Count a step that was taken; stop after it when asked to."""
-        self.meter.add(self.batch, loss, log)
+        self.meter.add(step)
         self.batch += 1
         self.seconds = time.perf_counter() - self.started
         if self.due():
@@ -278,10 +277,8 @@ class Session:
         self.processes.lead(lambda: checkpoint.save(self.folder.checkpoints, name, content, self.folder.check))
 
     def _check_finite(self) -> None:
-        bad = self.meter.first_bad
-        if bad is None or int(bad) < 0:
-            return
-        raise self._not_finite(f"batch {int(bad) + 1}")
+        if (bad := int(self.meter.first_bad())) >= 0:
+            raise self._not_finite(f"batch {bad + 1}")
 
     def _not_finite(self, place: str) -> DivergedError:
         last = self.folder.checkpoints / "last.pt"

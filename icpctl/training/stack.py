@@ -29,6 +29,7 @@ from icpctl.runs.fingerprints import is_finished, load_data
 from icpctl.runs.folder import RunFolder
 from icpctl.training.display import Display
 from icpctl.training.engine import check, in_words, sole_writer, warn_of_other_weights
+from icpctl.training.meter import Figures
 from icpctl.training.session import Session
 from icpctl.training.trainer import Images, Trainer
 
@@ -171,7 +172,7 @@ def _train_epoch(stack: Stack, members: list[Session], attempt: Callable[[Sessio
             return
         results = stack.step([(epoch, number, images) for number, images in batches])
         for session, result in zip(together, results, strict=True):
-            attempt(session, partial(session.take, *result))
+            attempt(session, partial(session.take, result))
         if members != together:
             return
     for session in together:
@@ -218,7 +219,7 @@ class Stack:
             for name in OF_METHODS
         }
 
-    def step(self, steps: Sequence[tuple[int, int, Images]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def step(self, steps: Sequence[tuple[int, int, Images]]) -> list[Figures]:
         """One update of all weights, by a step of each member at the same place; for each as `Trainer.step`."""
         batches = [trainer.batch(*step) for trainer, step in zip(self.trainers, steps, strict=True)]
         for tensor in self._parameters.values():
@@ -234,7 +235,7 @@ class Stack:
                 parameter.grad = None if gradient is None else gradient[i]
             log = tree_map_only(Tensor, operator.itemgetter(i), logs)
             trainer.apply(batch, log)
-            results.append((losses[i].detach(), log))
+            results.append(Figures.of(losses[i].detach(), log))
         return results
 
     def _mapped(self, batches: Sequence[Batch]) -> Loss:

@@ -30,6 +30,7 @@ from icpctl.models.vae import VAE
 from icpctl.seeds import derived_seed
 from icpctl.training.distributed import ALONE, Processes
 from icpctl.training.graphs import CapturedSteps, CudaGraphs
+from icpctl.training.meter import Figures
 
 SIDES = (16, 24, 32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 299, 331, 384, 448, 512)
 """Of images that are tried where a model refuses its own, the smallest first."""
@@ -146,7 +147,7 @@ class Trainer:
             or not self.row.captured
         ):
             return None
-        return CapturedSteps(self.method, CudaGraphs(self.device), say)
+        return CapturedSteps(self.method, self.optimizer, CudaGraphs(self.device), say)
 
     def check(self) -> None:
         """Refuse a model that cannot take these images, taps that give no features, metrics that cannot be measured.
@@ -252,28 +253,38 @@ class Trainer:
         """End the processes that stream the images; they start again with the next epoch."""
         self.train_set.close()
 
-    def step(self, epoch: int, step: int, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
-        """One update of the weights for a whole batch; the loss and the log stay on the device."""
+    def step(self, epoch: int, step: int, images: Images) -> Figures:
+        """One update of the weights for a whole batch."""
         batch = self.batch(epoch, step, images)
+        if self.captured is None:
+            return self._update(batch)
+        rate = self.optimizer.param_groups[0]["lr"]
+        scalars = [torch.full((), float(value), device=self.device) for value in (batch.weight, rate)]
+        inputs = [batch.x, batch.y, *scalars]
+        if isinstance(self.model, VAE):  # a graph cannot draw as many random numbers as a step
+            inputs.append(torch.randn(len(batch.x), self.model.latent_dim, device=self.device))
 
-        def gradients(x: Tensor, y: Tensor, weight: float | Tensor, noise: Tensor | None = None) -> Loss:
+        def update(x: Tensor, y: Tensor, weight: Tensor, lr: Tensor, noise: Tensor | None = None) -> Figures:
             if isinstance(self.model, VAE):
                 self.model.noise = noise
+            self._set_lr(lr)
+            return self._update(replace(batch, x=x, y=y, weight=weight))
+
+        figures = self.captured(self.method.kind(epoch, step), update, *inputs)
+        self._set_lr(rate)
+        return figures
+
+    def _update(self, batch: Batch) -> Figures:
+        """One update of the weights; all of it can be captured."""
+
+        def gradients() -> Loss:
             self.optimizer.zero_grad(set_to_none=True)
             with self.network.autocast():
-                loss, log = self.method.objective(replace(batch, x=x, y=y, weight=weight))
+                loss, log = self.method.objective(batch)
             loss.backward()
             return loss.detach(), log
 
-        def compute() -> Loss:
-            if self.captured is None:
-                return gradients(batch.x, batch.y, batch.weight)
-            inputs = [batch.x, batch.y, torch.full((), float(batch.weight), device=self.device)]
-            if isinstance(self.model, VAE):  # a graph cannot draw as many random numbers as a step
-                inputs.append(torch.randn(len(batch.x), self.model.latent_dim, device=self.device))
-            return self.captured(self.method.kind(epoch, step), gradients, *inputs)
-
-        return self.method.update(compute, partial(self.apply, batch))
+        return Figures.of(*self.method.update(gradients, partial(self.apply, batch)))
 
     def batch(self, epoch: int, step: int, images: Images) -> Batch:
         """Begin a step: its random numbers, its learning rate, and this process's part of the batch."""
@@ -287,7 +298,9 @@ class Trainer:
             companion = Companion(*map(self.processes.part, self._inputs(images.companions)))
         # 0 is the epoch's own. Each process draws for its own part of the batch; rank 0 as a single one does.
         torch.manual_seed(derived_seed(self.config.seed, epoch, step + 1, self.processes.rank))
-        self._set_lr((epoch + step / self.batches) / self.config.epochs)
+        progress = (epoch + step / self.batches) / self.config.epochs
+        factors = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        self._set_lr(self.config.lr * factors[self.config.lr_schedule])
         return Batch(
             x,
             y,
@@ -315,11 +328,13 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
 
-    def _set_lr(self, progress: float) -> None:
-        """`progress` is the share of the run that is done, in [0, 1)."""
-        factors = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    def _set_lr(self, lr: float | Tensor) -> None:
+        """A tensor in a captured step, which reads it anew each time."""
+        capturing = isinstance(lr, Tensor) and lr.is_cuda and torch.cuda.is_current_stream_capturing()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factors[self.config.lr_schedule]
+            group["lr"] = lr
+            if "capturable" in group:  # of AdamW, which warns where it is set and nothing is captured
+                group["capturable"] = capturing
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, beside the configuration and the data."""

@@ -14,6 +14,7 @@ from small_methods import (
     batch,
     cross_entropy,
     divergence,
+    logged,
     method,
     network,
     softmax,
@@ -88,7 +89,7 @@ def test_a_run_replays_each_batch_in_the_next_step_across_epochs_too() -> None:
     for epoch in range(3):
         for step, given in enumerate(run.epoch_batches(epoch)):
             model = copy.deepcopy(run.model)
-            loss, log = run.step(epoch, step, given)
+            loss, log = logged(run.step(epoch, step, given))
             x = run.network.normalise(given.pixels)
             assert given.companions is not None
             if last is None:

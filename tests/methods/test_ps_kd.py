@@ -17,6 +17,7 @@ from small_methods import (
     cross_entropy,
     evaluated,
     images,
+    logged,
     method,
     network,
     softmax,
@@ -118,7 +119,7 @@ def test_over_a_run_the_table_has_the_last_prediction_of_training() -> None:
             model = copy.deepcopy(run.model)
             x = run.network.normalise(given.pixels)
             targets = (1 - share) * torch.eye(3)[given.labels].double() + share * expected[given.index]
-            loss, log = run.step(epoch, step, given)
+            loss, log = logged(run.step(epoch, step, given))
             logits = model.train()(x).detach()
             assert loss.item() == pytest.approx(cross_entropy(logits, targets).item(), rel=1e-4)
             predicted = torch.tensor(softmax(logits)).double()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from doubled import float64
-from small_methods import assert_equal, batch, cross_entropy, method, network, steps, trainer
+from small_methods import assert_equal, batch, cross_entropy, logged, method, network, steps, trainer
 from torch import Tensor
 
 from icpctl.methods.base import Loss
@@ -42,7 +42,7 @@ def test_a_step_equals_the_one_by_hand(rho: float, clip: float, monkeypatch: pyt
     momenta = [torch.zeros_like(p) for p in model.parameters()]
     for (step, given), _ in zip(enumerate(run.epoch_batches(0)), range(2), strict=False):
         x = run.network.normalise(given.pixels)
-        loss, log = run.step(0, step, given)
+        loss, log = logged(run.step(0, step, given))
         expected, first, second = two_passes(model, x, given.labels, rho)
         assert_equal(loss, expected)
         assert_equal(log["task_loss"], expected)

@@ -277,8 +277,8 @@ def test_the_last_good_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.M
     step = trainer.Trainer.step
 
     def poisoned(self: trainer.Trainer, epoch: int, batch: int, *rest: Any) -> Any:
-        loss, log = step(self, epoch, batch, *rest)
-        return (loss * float("nan") if (epoch, batch) == (1, 2) else loss), log
+        figures = step(self, epoch, batch, *rest)
+        return figures._replace(loss=figures.loss * float("nan")) if (epoch, batch) == (1, 2) else figures
 
     monkeypatch.setattr(trainer.Trainer, "step", poisoned)
     with pytest.raises(icpctl.UserError, match=r"epoch 2, batch 3, .*checkpoints/last\.pt"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,16 @@ import pytest
 import torch
 from doubled import float64
 from measure import random_images
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import icpctl
 from icpctl.methods.icp import distillation
 from icpctl.methods.icp.distillation import PASS_ORDERS
+from icpctl.methods.icp.perturbation import perturb
 from icpctl.models.network import keeps_gradients, set_precision
 from icpctl.training.graphs import CapturedSteps, CudaGraphs, _largest_difference
+from icpctl.training.meter import Figures
 from icpctl.training.trainer import Trainer
 
 
@@ -61,13 +63,17 @@ def test_a_run_with_and_without_fast_paths_is_the_same(
 
 
 BROKEN = {
-    "stale inputs": "x_icp",
+    "stale inputs": "the outputs",
     "empty": "",
     "a buffer left out": "running_mean",
     "a wrong gradient": "the gradient of",
     "no feature loss": "feature_loss",
-    "another perturbation": "x_icp",
+    "another perturbation": "feature_loss",
     "no gradient": "the gradient of",
+    "no clipping": "the change of exp_avg_sq",
+    "a stale learning rate": "the change of the weights",
+    "weights left out": "the change of the weights",
+    "the optimizer left out": "the change of step",
 }
 """Graphs that compute another step, and in which result that is seen."""
 
@@ -75,20 +81,31 @@ BROKEN = {
 class FakeGraphs:
     """Stands in for `CudaGraphs` on a CPU: captures without effect, and replays into the same places in memory."""
 
-    def __init__(self, model: nn.Module, broken: str = "") -> None:
-        self.model, self.broken = model, broken
-        self.x = torch.zeros(0)  # of the step at work
+    def __init__(self, trainer: Trainer, broken: str = "") -> None:
+        self.trainer, self.model, self.broken = trainer, trainer.model, broken
         self.captured = self.replayed = 0
+        self.outside = True
+        """Whether no replay is at work."""
+
+    def places(self, part: str = "") -> list[Tensor]:
+        """What a step changes: all of it, or one part."""
+        moments = [value for state in self.trainer.optimizer.state.values() for value in state.values()]
+        parts = {
+            "a buffer left out": [*self.model.buffers()],
+            "weights left out": [parameter.data for parameter in self.model.parameters()],
+            "the optimizer left out": moments,
+        }
+        return parts.get(part, []) if part else [place for each in parts.values() for place in each]
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.captured += 1
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        places = function()
-        gradients = [p.grad for p in self.model.parameters()]
-        first = [leaf.clone() for leaf in tree_leaves(places)]
-        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-        for tensor in [*tree_leaves(places), *gradients]:
+        with self.undone(self.places()):
+            rates = [torch.as_tensor(group["lr"]).clone() for group in self.trainer.optimizer.param_groups]
+            outputs = function()
+            gradients = [p.grad for p in self.model.parameters()]
+            first = [leaf.clone() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        places = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        for tensor in [*places, *gradients]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.fill_(torch.nan)  # nothing is there before the first replay
         if self.broken == "no gradient":
@@ -98,23 +115,38 @@ class FakeGraphs:
             self.replayed += 1
             if self.broken == "empty":
                 return
-            before = [buffer.clone() for buffer in self.model.buffers()]
-            with patch.object(distillation, "_weighted", nothing if self.broken == "no feature loss" else weighted):
-                values = tree_leaves(function())
-            for place, value in zip(
-                tree_leaves(places), first if self.broken == "stale inputs" else values, strict=True
-            ):
+            with ExitStack() as faults:
+                faults.enter_context(self.undone(self.places(self.broken or "nothing")))
+                if self.broken == "no feature loss":
+                    faults.enter_context(patch.object(distillation, "_weighted", nothing))
+                if self.broken == "another perturbation":
+                    faults.enter_context(patch.object(distillation, "perturb", halfway))
+                if self.broken == "no clipping":
+                    faults.enter_context(patch("torch.nn.utils.clip_grad_norm_"))
+                if self.broken == "a stale learning rate":
+                    faults.enter_context(patch.object(self.trainer, "_set_lr", lambda lr: set_lr(rates[0])))
+                values = [leaf for leaf in tree_leaves(function()) if isinstance(leaf, Tensor)]
+            for place, value in zip(places, first if self.broken == "stale inputs" else values, strict=True):
                 place.copy_(value)
-            if self.broken == "another perturbation" and "x_icp" in places[1]:
-                places[1]["x_icp"].lerp_(self.x, 0.5)
-            if self.broken == "a buffer left out":
-                for buffer, value in zip(self.model.buffers(), before, strict=True):
-                    buffer.copy_(value)
             for gradient, parameter in zip(gradients, self.model.parameters(), strict=True):
                 if gradient is not None and parameter.grad is not None:
                     gradient.copy_(parameter.grad * (1.1 if self.broken == "a wrong gradient" else 1.0))
 
-        return places, replay
+        set_lr = self.trainer._set_lr
+        return outputs, replay
+
+    @contextmanager
+    def undone(self, places: list[Tensor]) -> Iterator[None]:
+        """What a step does to these is undone."""
+        before = [place.clone() for place in places]
+        yield
+        for place, value in zip(places, before, strict=True):
+            place.copy_(value)
+
+
+def halfway(x: Tensor, *given: Any, **more: Any) -> Tensor:
+    """Half of the perturbation."""
+    return torch.lerp(x, perturb(x, *given, **more), 0.5)
 
 
 weighted = distillation._weighted
@@ -129,20 +161,12 @@ def captured_trainer(said: list[str], broken: str = "", **settings: Any) -> tupl
     config = icpctl.RunConfig.model_validate({**given, "augmentation": "none", **settings})
     trainer = Trainer(config, random_images(4 * 12, config.image_size or 12, 5), torch.device("cpu"))
     trainer.model.train()
-    graphs = FakeGraphs(trainer.model, broken)
-    batch = trainer.batch
-
-    def noted(*given: Any) -> Any:
-        made = batch(*given)
-        graphs.x = made.x
-        return made
-
-    trainer.batch = noted  # type: ignore[assignment,method-assign]
-    trainer.captured = CapturedSteps(trainer.model, graphs, said.append)
+    graphs = FakeGraphs(trainer, broken)
+    trainer.captured = CapturedSteps(trainer.model, trainer.optimizer, graphs, said.append)
     return trainer, graphs
 
 
-def train(trainer: Trainer, epochs: int = 3) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def train(trainer: Trainer, epochs: int = 3) -> list[Figures]:
     return [
         trainer.step(epoch, batch, part)
         for epoch in range(epochs)
@@ -160,23 +184,31 @@ CAPTURED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", CAPTURED, ids=str)
-def test_captured_steps_are_the_steps(settings: dict[str, Any]) -> None:
+def test_captured_steps_are_the_steps(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icpctl.methods.icp.method.LOSSES_EVERY", 3)
     said: list[str] = []
     trainer, graphs = captured_trainer(said, **settings)
     results = train(trainer)
     plain, _ = captured_trainer(said, **settings)
     plain.captured = None
+    set_lr = plain._set_lr
+    monkeypatch.setattr(plain, "_set_lr", lambda lr: set_lr(torch.tensor(lr).item()))  # a graph reads it in float32
     expected = train(plain)
     assert said == []
-    # Plain steps, steps of the method, those that measure the loss afterwards.
-    kinds = 3 if trainer.config.method == "icp" else 1
+    # Plain steps, steps of the method, those that measure the loss afterwards; never the first one of an epoch with the method.
+    kinds, firsts = (3, 2) if trainer.config.method == "icp" else (1, 0)
     assert graphs.captured == kinds
     # One of each kind is captured, and the next one computed both ways.
-    assert graphs.replayed == 36 - kinds * (CapturedSteps.WARM_UP + 1)
-    for (loss, log), (expected_loss, expected_log) in zip(results, expected, strict=True):
-        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
-        assert log.keys() == expected_log.keys()
-        torch.testing.assert_close(log["record"], expected_log["record"], rtol=1e-3, atol=1e-4)
+    assert graphs.replayed == 36 - firsts - kinds * (CapturedSteps.WARM_UP + 1)
+    for found, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-5, atol=1e-6)
+        assert found.names == wanted.names
+        torch.testing.assert_close(found.record, wanted.record, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.values, wanted.values, rtol=1e-2, atol=1e-4)
+    assert [type(group["lr"]) for group in trainer.optimizer.param_groups] == [float]
+    for mine, other in zip(trainer.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+        for name, value in mine.items():
+            assert (value - other[name]).norm() <= 1e-2 * other[name].norm(), name
     expected_state = plain.model.state_dict()
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(value, expected_state[name], rtol=1e-3, atol=1e-5)
@@ -186,7 +218,7 @@ def test_captured_steps_are_the_steps(settings: dict[str, Any]) -> None:
 def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     # From the first epoch with the method on, where the task weight is 1 and the feature loss counts for nothing.
-    trainer, _ = captured_trainer(said, broken=how, warmup_epochs=0)
+    trainer, _ = captured_trainer(said, broken=how, warmup_epochs=0, clip_grad_norm=1e-3)
     assert trainer.captured is not None
     if how == "refused":
 
@@ -206,10 +238,10 @@ def test_steps_that_cannot_be_captured_stay_as_they_are(how: str, monkeypatch: p
         offsets = iter(range(1000))
         monkeypatch.setattr("icpctl.training.graphs._random_offset", lambda device: next(offsets))
     results = train(trainer, epochs=1)
-    plain, _ = captured_trainer([], warmup_epochs=0)
+    plain, _ = captured_trainer([], warmup_epochs=0, clip_grad_norm=1e-3)
     plain.captured = None
-    for (loss, _), (expected, _) in zip(results, train(plain, epochs=1), strict=True):
-        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+    for found, expected in zip(results, train(plain, epochs=1), strict=True):
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-7)
     (message,) = said
     reasons = {
         "random": "random numbers",
@@ -342,7 +374,7 @@ def test_captured_steps_on_a_gpu_are_the_steps(tmp_path: Path) -> None:
         config = icpctl.RunConfig.model_validate({**given, "augmentation": "none", "fast": fast})
         trainer = Trainer(config, random_images(4 * 12, 12, 5), torch.device("cuda"), say=said.append)
         trainer.model.train()
-        results.append([float(loss) for loss, _ in train(trainer)])
+        results.append([float(step.loss) for step in train(trainer)])
     assert said == []
     assert results[0] == pytest.approx(results[1], rel=1e-2)
 

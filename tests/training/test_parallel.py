@@ -78,9 +78,9 @@ def _poison(rank: int, place: tuple[int, int]) -> None:
     step = trainer.Trainer.step
 
     def poisoned(self: trainer.Trainer, epoch: int, batch: int, *rest: Any) -> Any:
-        loss, log = step(self, epoch, batch, *rest)
+        figures = step(self, epoch, batch, *rest)
         bad = (epoch, batch) == place and self.processes.rank == rank
-        return (loss * float("nan") if bad else loss), log
+        return figures._replace(loss=figures.loss * float("nan")) if bad else figures
 
     trainer.Trainer.step = poisoned  # type: ignore[assignment,method-assign]
 

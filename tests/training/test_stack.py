@@ -89,13 +89,14 @@ def test_each_member_is_its_own_single_run_in_float64(case: str) -> None:
     stack = Stack(together)
     for epoch, batch in ((0, 0), (1, 0), (2, 1), (3, 2)):  # of the warm-up, the first one of the method, later ones
         results = stack.step(steps_of(together, epoch, batch))
-        for (loss, log), trainer, step in zip(results, alone, steps_of(alone, epoch, batch), strict=True):
-            expected_loss, expected_log = trainer.step(*step)
-            torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=1e-12)
-            assert log.keys() == expected_log.keys()
-            for name, value in expected_log.items():
+        for found, trainer, step in zip(results, alone, steps_of(alone, epoch, batch), strict=True):
+            expected = trainer.step(*step)
+            torch.testing.assert_close(found.loss, expected.loss, rtol=1e-9, atol=1e-12)
+            assert found.names == expected.names
+            for name, value in {**expected.log, "record": expected.record}.items():
                 tolerance = 1e-4 if name.startswith("feature_shift") else 1e-7  # these are computed in float32
-                torch.testing.assert_close(flat(log[name]), flat(value), rtol=tolerance, atol=1e-9, msg=name)
+                mine = found.record if name == "record" else found.log[name]
+                torch.testing.assert_close(flat(mine), flat(value), rtol=tolerance, atol=1e-9, msg=name)
     for member, single in zip(together, alone, strict=True):
         expected_state = single.model.state_dict()
         for name, value in member.model.state_dict().items():
@@ -109,9 +110,9 @@ def test_each_member_is_its_own_single_run_in_float32() -> None:
     together, alone = (trainers(3, torch.float32, recipe="strong") for _ in range(2))
     results = Stack(together).step(steps_of(together, 2, 1))
     for i, (trainer, step) in enumerate(zip(alone, steps_of(alone, 2, 1), strict=True)):
-        loss, log = trainer.step(*step)
-        torch.testing.assert_close(results[i][0], loss, rtol=1e-5, atol=0)
-        torch.testing.assert_close(results[i][1]["delta_l2"], log["delta_l2"], rtol=1e-3, atol=0)
+        expected = trainer.step(*step)
+        torch.testing.assert_close(results[i].loss, expected.loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(results[i].log["delta_l2"], expected.log["delta_l2"], rtol=1e-3, atol=0)
         for member, single in zip(together[i].model.parameters(), trainer.model.parameters(), strict=True):
             assert (member - single).norm() <= 1e-4 * single.norm()
 
@@ -133,7 +134,8 @@ def test_weights_and_the_state_of_their_optimizer_have_one_layout() -> None:
 
 def test_a_captured_step_does_not_outlive_the_place_of_the_weights() -> None:
     members = trainers(2)
-    members[0].captured = CapturedSteps(members[0].model, lambda function: (function(), print), print)
+    first = members[0]
+    first.captured = CapturedSteps(first.model, first.optimizer, lambda function: (function(), print), print)
     Stack(members)
     assert members[0].captured is None
 
@@ -288,9 +290,9 @@ class Alone:
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
 
-    def step(self, epoch: int, batch: int, images: object) -> tuple[str]:
+    def step(self, epoch: int, batch: int, images: object) -> str:
         self.log.append(f"{self.name}{epoch}{batch}")
-        return (self.name,)
+        return self.name
 
 
 class Counting(Session):
@@ -304,8 +306,8 @@ class Counting(Session):
         for batch in range(self.batch, 2):
             yield batch, torch.zeros(0)
 
-    def take(self, *result: Any) -> None:
-        self.got += result
+    def take(self, step: Any) -> None:
+        self.got.append(step)
         self.batch += 1
 
     def finish_epoch(self) -> None:
@@ -330,9 +332,9 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
         def __init__(self, members: list[Alone]) -> None:
             self.trainers = members
 
-        def step(self, steps: list[Any]) -> list[tuple[str]]:
+        def step(self, steps: list[Any]) -> list[str]:
             log.append("+".join(member.name for member in self.trainers) + "{}{}".format(*steps[0]))
-            return [(member.name,) for member in self.trainers]
+            return [member.name for member in self.trainers]
 
     monkeypatch.setattr(stacking, "Stack", Pair)
     behind, ahead = Counting(0, 1, Alone(log, "a")), Counting(1, 1, Alone(log, "b"))
@@ -344,7 +346,7 @@ def test_steps_at_the_same_place_are_taken_together(monkeypatch: pytest.MonkeyPa
 
 def test_a_member_that_fails_when_it_goes_on_alone_is_not_finished() -> None:
     class Failing(Alone):
-        def step(self, epoch: int, batch: int, images: object) -> tuple[str]:
+        def step(self, epoch: int, batch: int, images: object) -> str:
             raise UserError("no more")
 
     single = Counting(0, 1, Failing([], "a"))

@@ -61,8 +61,9 @@ class ICP(Schedule):
             log |= {f"feature_shift_error_{i}": error for i, error in enumerate(errors, start=1)}
 
     def kind(self, epoch: int, step: int) -> Hashable:
-        active = self.active(epoch)
-        return active, active and step % LOSSES_EVERY == 0
+        if not self.active(epoch):
+            return "plain"
+        return None if step == 0 else ("measured" if step % LOSSES_EVERY == 0 else "icp")
 
     def state(self) -> dict[str, Any]:
         """The state of the input optimizer, where it is carried from batch to batch."""
