@@ -71,7 +71,7 @@ def page(report: Report, drawings: Sequence[Drawing], folders: Sequence[Path], o
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "with_code": _with_code}
     loaded = environment.loader
     assert loaded is not None
     started = sorted(
@@ -117,6 +117,12 @@ def _tuning(report: Report) -> Mapping[str, Any] | None:
 def _breakable(name: str) -> Markup:
     """A heading that may be broken after each part of the name of a setting."""
     return Markup("_<wbr>").join(name.split("_"))
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence whose commands stand between backticks."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _task(report: Report, task: str) -> Mapping[str, Any]:
