@@ -12,6 +12,19 @@ from PIL import Image
 import icpctl
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import TIMINGS
+from icpctl.training.display import Display
+
+
+class Recorder(Display):
+    """Keeps what a run says and warns of."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+    warn = say
 
 
 def small(**settings: Any) -> icpctl.RunConfig:

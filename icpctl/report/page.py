@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -120,8 +121,8 @@ def _breakable(name: str) -> Markup:
 
 
 def _with_code(text: str) -> Markup:
-    """A sentence whose commands stand between backticks."""
-    parts = text.split("`")
+    """A sentence whose commands stand between backticks; what else has backticks is a name of a file."""
+    parts = re.split("`(icpctl [^`]*)`", text)
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 from commands import PATIENCE, PROCESSES, Forked
+from small_runs import Recorder
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -34,7 +35,6 @@ from icpctl.data.streaming import StreamedSplit, choose_split
 from icpctl.runs import checkpoint
 from icpctl.runs.folder import TIMINGS
 from icpctl.training import trainer
-from icpctl.training.display import Display
 from icpctl.training.engine import Interrupted
 
 CPU = torch.device("cpu")
@@ -47,14 +47,8 @@ def small(**settings: Any) -> icpctl.RunConfig:
     return icpctl.RunConfig(**(values | {"val_fraction": 0.2, "batch_size": 32, "device": "cpu"} | settings))
 
 
-class Recorder(Display):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.messages.append(message)
+class Told(Recorder):
+    """Keeps what is said of streaming, too."""
 
     @property
     def streamed(self) -> list[str]:
@@ -121,7 +115,7 @@ def test_a_streamed_run_is_the_one_in_memory(
 ) -> None:
     if settings != {"recipe": "strong"}:  # whose workers start as those of a user do
         request.getfixturevalue("forked_workers")
-    said = Recorder()
+    said = Told()
     config = small(**settings, data_memory=TINY)
     assert config.run_id == small(**settings).run_id
     run = icpctl.train(config, tmp_path, display=said)
@@ -132,7 +126,7 @@ def test_a_streamed_run_is_the_one_in_memory(
 
 
 def test_small_data_are_not_streamed(tmp_path: Path) -> None:
-    said = Recorder()
+    said = Told()
     icpctl.train(small(optimizer="none", epochs=1, warmup_epochs=0), tmp_path, display=said)
     assert not said.streamed
     assert said.messages == ["digits: 1,437 training and 360 test images of 10 classes."]

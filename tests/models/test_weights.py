@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import Recorder
 from torch import Tensor
 
 import icpctl
@@ -18,19 +19,6 @@ from icpctl.ablate.worker import Job, Outcome, work
 from icpctl.errors import UserError
 from icpctl.models import weights
 from icpctl.runs import checkpoint
-from icpctl.training.display import Display
-
-
-class Recorder(Display):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.messages.append(message)
-
-    warn = say
 
 
 def config(file: Path | str | None, **settings: Any) -> icpctl.RunConfig:

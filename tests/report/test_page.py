@@ -167,12 +167,18 @@ def test_a_page_that_is_served_asks_for_nothing_else(browser: Browser, file: Pat
 
 
 def test_what_cannot_be_encoded_or_is_damaged_makes_no_page_fail(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "runs", resolve({"epochs": 1}), [0.5], notes=["torn \ud800 \x00"])
+    folder = write_run(
+        tmp_path / "runs", resolve({"epochs": 1}), [0.5], notes=["torn \ud800 \x00; see `icpctl <model>` & more"]
+    )
     content = json.loads((folder.path / "config.json").read_text())
     for sessions in (5, [None, "started", {"started": 7}], {"started": "<b>"}):
         (folder.path / "config.json").write_text(json.dumps(content | {"sessions": sessions}))
         report = build(tmp_path / "runs")
         assert page(report, (), [Path(os.fsdecode(b"r\xe9sultats"))], ()).encode()
+
+
+def test_a_command_in_a_note_is_shown_as_code(unruly: Path) -> None:
+    assert "<code>icpctl ablate --compute-matched</code>" in unruly.read_text()
 
 
 # Sorting and filters

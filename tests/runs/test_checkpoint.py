@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from checkpoints import checkpoint_entries
+from checkpoints import MakesFolder, checkpoint_entries
 
 from icpctl.errors import UserError
 from icpctl.runs import checkpoint
@@ -187,13 +187,10 @@ def test_models_that_ask_for_the_versions_of_their_layers_can_be_restored(tmp_pa
 
 
 def test_foreign_files_are_refused_and_run_no_code(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "was here"),)
-
+    evil = MakesFolder(tmp_path / "was here")
     (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
-    torch.save(Evil(), tmp_path / "evil.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(evil))
+    torch.save(evil, tmp_path / "evil.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     for name in ("text", "pickle", "evil", "other", "tensor", "missing"):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from checkpoints import checkpoint_entries
+from checkpoints import MakesFolder, checkpoint_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fidelity_formulas import frechet, mmd2
@@ -69,16 +69,6 @@ def images(number: int, seed: int = 0, size: int = 8) -> Tensor:
     """(N, 3, S, S) uint8; fewer are the first ones of more."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randint(256, (3, size, size), generator=generator) for _ in range(number)]).byte()
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
 
 
 def files() -> list[Path]:
@@ -169,7 +159,7 @@ def test_inception_equals_torch_fidelitys(
 
 
 def test_weights_that_are_code_are_refused_and_not_run(ask: Asked, tmp_path: Path) -> None:
-    evil = Evil(tmp_path / "was here")
+    evil = MakesFolder(tmp_path / "was here")
     torch.save(evil, tmp_path / "evil.pth")
     torch.save({"fc.weight": evil}, tmp_path / "inside.pth")
     torch.save({"fc.weight": evil}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -483,7 +473,7 @@ def test_a_damaged_file_is_computed_again(ask: Asked, tmp_path: Path, passes: li
         lambda: np.savez(file, features=wrong[:9]),
         lambda: np.savez(file, features=wrong[:, 0]),
         lambda: np.savez(file, features=wrong.astype(np.float64)),
-        lambda: np.savez(file, features=np.array([Evil(tmp_path / "was here")])),
+        lambda: np.savez(file, features=np.array([MakesFolder(tmp_path / "was here")])),
     ]
     for damage in damages:
         passes.clear()
