@@ -23,6 +23,7 @@ from icpctl.statistics.paired import compare, holm
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "benchmarks" / "results" / "digits-20-seeds.csv"
+VERSION = "0.1"
 WHEN = "two cores of an AMD EPYC, 2026-11-21"
 COMMAND = "icpctl ablate resnet20 digits --epochs 8 --lr 3e-3 --grid optimizer=ademamix --controls --compute-matched --seeds 20"
 README = ROOT / "README.md"
@@ -101,7 +102,7 @@ def _caption() -> str:
     of = method.iloc[0]
     model = {"resnet20": "ResNet-20", "vae": "VAE"}.get(of["model"], of["model"])
     optimizer = {"ademamix": "AdEMAMix", "adam": "Adam", "sgd": "SGD"}[of["optimizer"]]
-    said = f"{model} on {of['dataset']}, {optimizer}-ICP with T = {of['steps']:.0f}, {of['epochs']} epochs, {len(method)} seeds paired"
+    said = f"{model} on {of['dataset']}, {optimizer}-ICP with T = {of['steps']:.0f}, {of['epochs']} epochs, {len(method)} seeds paired, version {VERSION}"
     return textwrap.fill(f"{said}; verdicts corrected by Holm; {WHEN}.", 80)
 
 

@@ -48,11 +48,11 @@ def document() -> str:
 
 
 def declarations() -> str:
-    """The tables of the hyper-parameters, one a group."""
+    """The tables of the hyper-parameters, one a heading."""
     alike = ", ".join(f"`{option(name)}`" for name in RunConfig.model_fields if not declaration(name).identity)
     parts = [HYPERPARAMETERS, f"A change of any of these makes another run, except for {alike}.\n"]
-    for group, heading in GROUPS.items():
-        rows = [_row(name) for name in RunConfig.model_fields if declaration(name).group == group]
+    for heading in dict.fromkeys(GROUPS.values()):  # two groups may have one
+        rows = [_row(name) for name in RunConfig.model_fields if GROUPS[declaration(name).group] == heading]
         header = "| option | values | default | unit | source | |\n| --- | --- | --- | --- | --- | --- |\n"
         parts.append(f"### {heading}\n\n{header}{''.join(rows)}")
     return "\n".join(parts)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,29 +19,16 @@ from icpctl.methods.icp.method import input_optimizer
 from icpctl.methods.icp.perturbation import OPTIMIZERS, Adam, AdEMAMix
 
 ROOT = Path(__file__).resolve().parents[2]
-LION = '''
-
-class Lion(SGD):
-    """u_t = sign(β₁·m_t + (1 − β₁)·g_t)."""
-
-    def __init__(self, beta: float = 0.9) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def __call__(self, gradient: Tensor, x: Tensor) -> Tensor:
-        m = self.beta * self.state.get("m", torch.zeros_like(gradient)) + (1 - self.beta) * gradient
-        self.state["m"] = m
-        return m.sign()
-
-
-OPTIMIZERS["lion"] = Lion
-'''
-ROW = '    "lion": InputOptimizer(Variant("Lion-ICP", "#999999", "P"), {"beta": "beta1"}),\n'
 
 
 def recipe() -> str:
     (text,) = re.findall(r"### An input optimizer\n(.*?)\n### ", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
     return str(text)
+
+
+def example(number: int) -> str:
+    """One of its pieces of code: the class, or its row."""
+    return textwrap.dedent(re.findall(r"   ```python\n(.*?)   ```\n", recipe(), re.S)[number])
 
 
 def icpctl(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,11 +47,11 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (where / code).read_text("utf-8")
     table = re.search(r"^OPTIMIZERS.*\n", text, re.M)
     assert table is not None
-    (where / code).write_text(text[: table.end()] + LION + text[table.end() :], "utf-8")
+    (where / code).write_text(f"{text[: table.end()]}\n\n{example(0)}{text[table.end() :]}", "utf-8")
     text = (where / catalogue).read_text("utf-8")
     begin = "INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {\n"
     assert begin in text
-    (where / catalogue).write_text(text.replace(begin, begin + ROW), "utf-8")
+    (where / catalogue).write_text(text.replace(begin, f"{begin}    {example(1)}"), "utf-8")
     return where
 
 
