@@ -3,8 +3,8 @@
     python docs/findings.py            write the table and docs/images/findings.svg
     python docs/findings.py --check    exit with 1 if either is not current
 
-To show another study, put its study.csv into benchmarks/results and change `STUDY`, `WHEN` and `COMMAND`. The study needs
-one setting of the method, with `--controls --compute-matched`.
+To show another study, put its runs.csv into benchmarks/results and change `STUDY` and `WHEN`. The study needs one setting of the
+method, with `--controls --compute-matched`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import results
 from drawing import Picture
 
 from icpctl.statistics import ALPHA
-from icpctl.statistics.paired import compare, holm
+from icpctl.statistics.paired import holm
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDY = ROOT / "benchmarks" / "results" / "digits-20-seeds.csv"
-VERSION = "0.1"
-WHEN = "two cores of an AMD EPYC, 2026-11-21"
-COMMAND = "icpctl ablate resnet20 digits --epochs 8 --lr 3e-3 --grid optimizer=ademamix --controls --compute-matched --seeds 20"
+STUDY = "digits-20-seeds"
+WHEN = "icpctl 0.1, two cores of an AMD EPYC, 2026-11-21"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "findings.svg"
 MARKED = re.compile(r"(<!-- findings -->\n).*?(<!-- end of findings -->)", re.DOTALL)
@@ -59,33 +58,27 @@ class Finding:
 
 def findings() -> list[Finding]:
     """The rows of `SHOWN`."""
-    runs = pd.read_csv(STUDY).set_index("run_id", drop=False)
-    accuracy = 100 * runs["accuracy"]
-    parts = {"ICP": runs[runs["role"] == "method"]}
-    parts |= {str(direction): part for direction, part in runs[runs["role"] == "control"].groupby("direction")}
-    pairs = {}
-    for name, part in parts.items():
-        pairs[name, "baseline"] = part["run_id"], part["baseline_run"]
-        pairs[name, "compute-matched"] = part["run_id"], part["matched_run"]
-        if name != "ICP":
-            pairs["ICP", name] = part["method_run"], part["run_id"]
-    differences = {key: _compared(accuracy, ours, theirs) for key, (ours, theirs) in pairs.items()}
-    corrected = holm(pd.Series({key: row["p"] for key, row in differences.items()}))
+    study = results.study(STUDY)
+    assert study is not None
+    method = study.one("method=icp")
+    groups = {"ICP": method, "baseline": study.baseline, "compute-matched": study.other("compute-matched", method)}
+    groups |= {name: study.other(name, method) for name in ("random", "ascend")}
+    pairs = {
+        (name, other): (groups[name], groups[other])
+        for name in ("ICP", "random", "ascend")
+        for other in ("baseline", "compute-matched")
+    }
+    pairs |= {("ICP", name): (method, groups[name]) for name in ("random", "ascend")}
+    found = {key: results.difference(*pair, "accuracy") for key, pair in pairs.items()}
+    corrected = holm(pd.Series({key: each.p for key, each in found.items()}))
     rows = []
     for key, (subject, reference) in SHOWN.items():
-        difference, low, high = (differences[key][name] for name in ("difference", "low", "high"))
+        points = [100 * value for value in (found[key].mean, found[key].low, found[key].high)]
         verdict = "cannot tell"
         if corrected[key] <= ALPHA:
-            verdict = "better" if difference > 0 else "worse"
-        rows.append(Finding(subject, reference, difference, low, high, verdict))
+            verdict = "better" if points[0] > 0 else "worse"
+        rows.append(Finding(subject, reference, *points, verdict))
     return rows
-
-
-def _compared(accuracy: pd.Series, ours: pd.Series, theirs: pd.Series) -> dict[str, float]:
-    """The paired difference of two columns of run ids, its interval, and p."""
-    left, right = (accuracy.loc[ids].to_frame().reset_index(drop=True) for ids in (ours, theirs))
-    row = compare(left, right, pd.Series("all", index=left.index)).iloc[0]
-    return {name: float(row[name]) for name in ("difference", "low", "high", "p")}
 
 
 def table(rows: list[Finding]) -> str:
@@ -96,13 +89,11 @@ def table(rows: list[Finding]) -> str:
 
 
 def _caption() -> str:
-    runs = pd.read_csv(STUDY)
-    method = runs[runs["role"] == "method"]
-    assert method["group_id"].nunique() == 1, f"{STUDY} has several settings of the method"
-    of = method.iloc[0]
+    study = results.study(STUDY)
+    assert study is not None
+    of, seeds = study.one("method=icp").first, len(study.one("method=icp").runs)
     model = {"resnet20": "ResNet-20", "vae": "VAE"}.get(of["model"], of["model"])
-    optimizer = {"ademamix": "AdEMAMix", "adam": "Adam", "sgd": "SGD"}[of["optimizer"]]
-    said = f"{model} on {of['dataset']}, {optimizer}-ICP with T = {of['steps']:.0f}, {of['epochs']} epochs, {len(method)} seeds paired, version {VERSION}"
+    said = f"{model} on {of['dataset']}, {results.VARIANTS[of['optimizer']]} with T = {of['steps']:.0f}, {of['epochs']} epochs, {seeds} seeds paired"
     return textwrap.fill(f"{said}; verdicts corrected by Holm; {WHEN}.", 80)
 
 

@@ -18,6 +18,7 @@ import method_picture
 import pandas as pd
 import pytest
 import record
+import results
 from browsing import CHROMIUM, chromium, opened
 from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
@@ -129,7 +130,7 @@ def test_the_pictures_and_the_table_of_findings_are_current() -> None:
 
 def test_the_readme_says_what_the_runs_of_the_study_say() -> None:
     """Computed anew with scipy and statsmodels, from the table of the study alone."""
-    runs = pd.read_csv(findings.STUDY).set_index("run_id", drop=False)
+    runs = pd.read_csv(results.RESULTS / f"{findings.STUDY}.csv").set_index("run_id", drop=False)
     accuracy = 100 * runs["accuracy"]
     of = {"ICP": runs[runs["role"] == "method"]}
     of |= {name: runs[(runs["role"] == "control") & (runs["direction"] == name)] for name in ("ascend", "random")}
