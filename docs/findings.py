@@ -73,11 +73,11 @@ def findings() -> list[Finding]:
     corrected = holm(pd.Series({key: each.p for key, each in found.items()}))
     rows = []
     for key, (subject, reference) in SHOWN.items():
-        points = [100 * value for value in (found[key].mean, found[key].low, found[key].high)]
+        mean, low, high = (100 * value for value in (found[key].mean, found[key].low, found[key].high))
         verdict = "cannot tell"
         if corrected[key] <= ALPHA:
-            verdict = "better" if points[0] > 0 else "worse"
-        rows.append(Finding(subject, reference, *points, verdict))
+            verdict = "better" if mean > 0 else "worse"
+        rows.append(Finding(subject, reference, mean, low, high, verdict))
     return rows
 
 

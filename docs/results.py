@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from icpctl.report.claims import interval
+from icpctl.report.claims import OUTCOMES, interval
 from icpctl.runs.claims import Pair, PlannedClaim, weigh
 from icpctl.runs.measures import measure_of
 from icpctl.statistics import ALPHA, LEAST_SEEDS
@@ -98,11 +98,10 @@ class Study:
         """The group of a claim's words."""
         conditions = {"direction": "descend"} | dict(each.replace("-", "_", 1).split("=") for each in text.split(","))
         plain = conditions.get("method") == "plain"
-        fitting = [
+        (found,) = [
             g for g in self.groups if g.is_plain == plain and all(str(g.first[n]) == v for n, v in conditions.items())
         ]
-        (group,) = fitting
-        return group
+        return found
 
     def other(self, text: str, of: Group) -> Group:
         """What a claim compares a group with."""
@@ -137,9 +136,9 @@ def study(name: str, where: str = "") -> Study | None:
     plain = runs["method"].isin(["plain", "none"])
     runs["method"] = runs["method"].mask(plain, "plain")
     runs["direction"] = runs["direction"].fillna("descend")
+    if "passes" not in runs:  # of version 0.1
+        runs["passes"] = (3 * runs["epochs"]).where(plain)
     by_id = [part.set_index("seed").sort_index() for _, part in runs.groupby("group_id", sort=False)]
-    if "passes" not in runs:  # of version 0.1: three for a step of the task
-        by_id = [part.assign(passes=3 * part["epochs"]) for part in by_id]
 
     def order(part: pd.DataFrame) -> tuple[bool, float, bool]:
         """Baselines first, by their epochs; each method before its controls."""
@@ -230,7 +229,7 @@ def groups(found: Study, name: str, metric: str) -> str:
         "− compute-matched",
     ]
     rows = [
-        [group.name, f"{group.first['passes']:,.0f}", str(len(group.runs))]
+        [group.name, _count(group.first["passes"]), str(len(group.runs))]
         + [_value(group.runs[m], m) for m in (metric, *shown)]
         + [cell((group.name, other)) for other in ("baseline", "matched")]
         for group in found.groups
@@ -247,26 +246,29 @@ def claims(found: Study, name: str, metric: str) -> str:
     first = max(part["seeds"] for part in plan["study"])
     parsed = [PlannedClaim.parse(text, plan.get("margin")) for text in plan["claims"]]
     parsed = [claim.model_copy(update={"seeds": tuple(range(first)), "max_seeds": most}) for claim in parsed]
-    bound = [(claim, Pair(subject, found.other(claim.other, subject), claim.other)) for claim in parsed for subject in [found.one(claim.subject)]]  # type: ignore[arg-type]  # fmt: skip
-    values = {m: {str(i): float(v) for g in found.groups for i, v in zip(g.runs["run_id"], g.runs[m], strict=True)} for m in {c.metric for c in parsed}}  # fmt: skip
+    bound: list[Any] = []
+    for claim in parsed:
+        subject = found.one(claim.subject)
+        bound.append((claim, Pair(subject, found.other(claim.other, subject), claim.other)))  # type: ignore[arg-type]
+    runs = pd.concat([group.runs for group in found.groups]).set_index("run_id")
+    values = {claim.metric: runs[claim.metric].astype(float).to_dict() for claim in parsed}
     rows = []
     for evidence in weigh(bound, values):
-        subject, other, metric = evidence.pair.subject, evidence.pair.other, evidence.claim.metric
+        pair: Any = evidence.pair
         cells = ["–"] * 3
         if len(evidence.seeds) >= evidence.claim.first:
             low, high = interval(evidence, len(evidence.seeds))
             shown = Difference(float(evidence.differences.mean()), low, high, evidence.p_holm, len(evidence.seeds))
-            cells = [_interval(shown, metric), *(_p(p) for p in (evidence.p_holm, evidence.p_level_holm))]
-        verdict = {True: "supported", False: "refuted", None: "undecided"}[evidence.is_supported]
-        said = f"{subject.name} {evidence.claim.relation} than {other.name}"  # type: ignore[attr-defined]
-        rows.append(
-            [
-                said,
-                str(len(evidence.seeds)),
-                *cells,
-                f"{verdict}: {evidence.verdict}" if evidence.verdict != "cannot tell" else verdict,
+            cells = [
+                _interval(shown, evidence.claim.metric),
+                *(_p(p) for p in (evidence.p_holm, evidence.p_level_holm)),
             ]
+        outcome = OUTCOMES[evidence.is_supported] + (
+            "" if evidence.verdict == "cannot tell" else f": {evidence.verdict}"
         )
+        than = "with" if evidence.claim.relation == "level" else "than"
+        said = f"{pair.subject.name} {evidence.claim.relation} {than} {pair.other.name}"
+        rows.append([said, str(len(evidence.seeds)), *cells, outcome])
     return _table(
         ["claim", "seeds", "difference, interval", "p, no difference", "p, beyond the margin", "verdict"], rows
     )
@@ -295,7 +297,7 @@ def _value(values: pd.Series, metric: str) -> str:
     if len(values) < 2:
         return measure.value(values.mean())
     spread = values.std(ddof=1)
-    return f"{measure.value(values.mean(), beside=spread)} ± {measure.value(spread)}"
+    return f"{measure.value(values.mean(), beside=spread)}\u00a0±\u00a0{measure.value(spread)}"
 
 
 def _interval(found: Difference, metric: str) -> str:
@@ -305,7 +307,11 @@ def _interval(found: Difference, metric: str) -> str:
         return measure.value(found.mean, signed=True)
     half = (found.high - found.low) / 2
     mean, low, high = (measure.value(value, signed=True, beside=half) for value in (found.mean, found.low, found.high))
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low}\u00a0to\u00a0{high})"
+
+
+def _count(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _p(value: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 import results
 from scipy.stats import ttest_rel
 
-PAGE = results.PAGE.read_text(encoding="utf-8")
+PAGE = results.PAGE.read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 def test_the_page_is_current_and_has_no_number_of_its_own() -> None:
@@ -55,7 +55,10 @@ def test_the_claims_of_a_study_come_out_as_its_report_had_them() -> None:
     """The figures of docs/claims.md, which are the output of `icpctl report`."""
     found = results.study("digits-three-verdicts")
     assert found is not None
-    rows = [line.split(" | ") for line in results.claims(found, "digits-three-verdicts", "accuracy").splitlines()[2:]]
+    rows = [
+        line.split(" | ")
+        for line in results.claims(found, "digits-three-verdicts", "accuracy").replace("\u00a0", " ").splitlines()[2:]
+    ]
     assert [row[1:4] for row in rows] == [
         ["10", "+5.19 (+0.93 to +9.46)", "0.034"],
         ["7", "−17.50 (−27.89 to −7.11)", "0.012"],
