@@ -251,7 +251,7 @@ def claims(found: Study, name: str, metric: str) -> str:
         subject = found.one(claim.subject)
         bound.append((claim, Pair(subject, found.other(claim.other, subject), claim.other)))  # type: ignore[arg-type]
     runs = pd.concat([group.runs for group in found.groups]).set_index("run_id")
-    values = {claim.metric: runs[claim.metric].astype(float).to_dict() for claim in parsed}
+    values = {claim.metric: {str(i): float(value) for i, value in runs[claim.metric].items()} for claim in parsed}
     rows = []
     for evidence in weigh(bound, values):
         pair: Any = evidence.pair
