@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import icpctl
 from icpctl import data
-from icpctl.methods.icp.distillation import feature_shift_errors, feature_shifts
+from icpctl.methods.icp.distillation import feature_shift_errors
 from icpctl.methods.taps import tap
 from icpctl.models.network import autocast, choose_device, set_precision
 from icpctl.training.trainer import Trainer
@@ -85,7 +85,7 @@ def measure(device: torch.device, images: data.ImageData, epochs: int = 4, train
                 measured = feature_shift_errors(model, LAYERS, x, x_icp)
             errors[precision] = [float(error) for error in measured]
         set_precision("float32")
-        shifts = [float(shift) for shift in feature_shifts(*stages)]
+        shifts = [float((moved - stage).norm() / stage.norm()) for stage, moved in zip(*stages, strict=True)]
         rows.append(Row(name, lr, losses[0], losses[1], shifts, errors))
     return rows
 

@@ -77,19 +77,6 @@ def draw(kind: str, count: int, height: int, width: int, generator: torch.Genera
     raise unknown("augmentation", kind, AUGMENTATIONS)
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Augment every image independently: `draw` for all of them, and apply it.
-
-    Args:
-        images: (N, C, H, W) uint8 with one or three channels, on any device.
-
-    Returns:
-        uint8 of the same shape on the same device.
-    """
-    count, _, height, width = images.shape
-    return draw(kind, count, height, width, generator)(images)
-
-
 def _crop_randaugment(images: Tensor, corners: Tensor, operations: Tensor) -> Tensor:
     return _randaugment(_crop_resize(images, corners), operations)
 

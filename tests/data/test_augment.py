@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from icpctl.data import augment as module
 from icpctl.data import split_train
-from icpctl.data.augment import AUGMENTATIONS, augment
+from icpctl.data.augment import AUGMENTATIONS, draw
 from icpctl.errors import UserError
 
 SHAPES = [(32, 32), (20, 33)]
@@ -24,6 +24,12 @@ SHAPES = [(32, 32), (20, 33)]
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Each image by itself."""
+    count, _, height, width = images.shape
+    return draw(kind, count, height, width, generator)(images)
 
 
 def sample_images(count: int, height: int = 32, width: int = 32) -> Tensor:

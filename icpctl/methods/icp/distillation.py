@@ -111,13 +111,6 @@ def _weighted(errors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([weight * error for weight, error in zip(weights, errors, strict=True)]).sum()
 
 
-def feature_shifts(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
-    """The relative feature shift ‖F_i(x_T) − F_i(x)‖ / ‖F_i(x)‖ of each stage over the batch; scalars, detached."""
-    with torch.no_grad():
-        norms = _shift_norms(student_features, _square_errors(student_features, teacher_features))
-    return [shift / norm for shift, norm in norms]
-
-
 def _shift_norms(student_features: Sequence[Tensor], errors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """‖F_i(x_T) − F_i(x)‖, from its mean square, and ‖F_i(x)‖ of each stage."""
     with torch.no_grad():
