@@ -28,7 +28,7 @@ def recipe() -> str:
 
 def example(number: int) -> str:
     """One of its pieces of code: the class, or its row."""
-    return textwrap.dedent(re.findall(r"   ```python\n(.*?)   ```\n", recipe(), re.S)[number])
+    return textwrap.dedent(re.findall(r"    ```python\n(.*?)    ```\n", recipe(), re.S)[number])
 
 
 def icpctl(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
