@@ -18,10 +18,13 @@ from icpctl.ablate.labels import varied
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import Definition, Execution
 from icpctl.ablate.tuning import Tuner, tuning_text
+from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.data.download import no_downloads
 from icpctl.data.standin import assumption
 from icpctl.runs.folder import TUNING
+from icpctl.runs.references import comparisons
+from icpctl.statistics import LEAST_SEEDS, POWER
 from icpctl.text import value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
@@ -72,11 +75,14 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
+    _print_power(definition, console)
     left = {run.config.run_id for run in tuner.left()}
     unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
         with no_downloads():
-            estimated = _estimate(definition.execution, unfinished)
+            every = [run.config for run in deciding.planned_runs(definition, output, every=True)]
+            later = [config for config in every if config.run_id not in scheduler.runs]
+            estimated = _estimate(definition.execution, unfinished, later)
         for dataset, image_size in absent.items():
             console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
         console.print(estimated, soft_wrap=not console.is_terminal)
@@ -93,11 +99,31 @@ def _print_claims(definition: Definition, console: Console) -> None:
         console.print(Text(f"  {claim.claim}{margin}: {claim.first}{more} seeds"), soft_wrap=not console.is_terminal)
     if any(claim.most > claim.first for claim in definition.claims):
         console.print(
-            "The runs below are those of the seeds that are certain. Each undecided claim adds one seed at a time, up to its maximum; they are not in "
-            "the estimate.",
+            "The runs below are those of the seeds that are certain. Each undecided claim adds one seed at a time, up to its maximum.",
             soft_wrap=not console.is_terminal,
         )
     console.print()
+
+
+def _print_power(definition: Definition, console: Console) -> None:
+    """Print how small a difference the planned seeds can show."""
+    from icpctl.statistics.paired import least_effect  # scipy takes a second
+
+    planned = [run.config for run in definition.runs()]
+    claims = len(definition.claims)
+    number = claims or comparisons(planned)
+    if not number:
+        return
+    of_group = Counter(config.group_id for config in planned)
+    seeds = min([claim.most for claim in definition.claims] or of_group.values())
+    found = least_effect(seeds, number)
+    what = f"{seeds} seed{'s' * (seeds != 1)} and {number} {'claim' if claims else 'comparison'}{'s' * (number != 1)}"
+    if seeds < LEAST_SEEDS:
+        text = f"With {what} nothing can be claimed: it takes {LEAST_SEEDS} seeds or more."
+    else:
+        size = "more than 50" if math.isinf(found) else f"{found:.2g}"
+        text = f"With {what}, the smallest difference that is found with a chance of {POWER:.0%} is {size} standard deviations of the paired differences."
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _print_tuning(tuner: Tuner, console: Console) -> None:
@@ -115,9 +141,12 @@ def _print_tuning(tuner: Tuner, console: Console) -> None:
 
 
 def _rough(seconds: float) -> str:
+    """A time in words, to no more digits than an estimate has."""
     if seconds < 60:
-        return "Less than a minute"
-    return f"About {seconds / 60:.0f} minutes" if seconds < 5400 else f"About {seconds / 3600:.1f} hours"
+        return "less than a minute"
+    number, unit = (seconds / 60, "minute") if seconds < 5400 else (seconds / 3600, "hour")
+    text = f"{number:.1f}".removesuffix(".0") if unit == "hour" and number < 9.95 else f"{number:,.0f}"
+    return f"about {text} {unit}{'s' * (text != '1')}"
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
@@ -127,8 +156,8 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
     return "stopped" if state in ("running", "interrupted") else state
 
 
-def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
-    """How long the runs will take, from where they are."""
+def _estimate(execution: Execution, runs: Sequence[RunState], later: Sequence[RunConfig] = ()) -> str:
+    """How long the runs will take, from where they are; and with those that the claims may need later."""
     import torch
 
     from icpctl.ablate import estimate
@@ -141,15 +170,24 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     else:
         jobs, threads = 1, torch.get_num_threads()
     left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
-    seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
+    each = estimate.seconds([*configs, *later], threads)
+    seconds = sum(math.prod(pair) for pair in zip(left, each, strict=False))
     start = estimate.process_start(configs[0])
-    # This command's own process, and then one that is kept for many runs, or one for each.
-    starts = 2 * start if execution.executor == "local" else (1 + len(runs)) * start
+
+    def rough(number: int, seconds: float, jobs: int) -> str:
+        # This command's own process, and then one that is kept for many runs, or one for each.
+        return _rough((2 if execution.executor == "local" else 1 + number) * start + seconds / jobs)
+
+    def beside(number: int, seconds: float) -> str:
+        return f", {rough(number, seconds, jobs)} with {jobs} jobs" if jobs > 1 else ""
+
+    number, most = len(runs) + len(later), seconds + sum(each[len(runs) :])
     return (
-        f"{_rough(starts + seconds)} of computing on this machine, if they run one at a time"
+        f"{rough(len(runs), seconds, 1).capitalize()} of computing on this machine, if they run one at a time"
+        + (f"{beside(len(runs), seconds)} if those do not slow one another" if jobs > 1 else "")
         + (
-            f", {_rough(starts + seconds / jobs).lower()} with {jobs} jobs if those do not slow one another"
-            if jobs > 1
+            f"; {rough(number, most, 1)}{beside(number, most)} if the claims need every seed that --max-seeds allows"
+            if later
             else ""
         )
         + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"

@@ -27,7 +27,7 @@ from icpctl.ablate.study import MOST_TRIALS, Definition, PlannedRun, Study, in_o
 from icpctl.config import RunConfig, option
 from icpctl.config.conditions import named_settings
 from icpctl.config.cost import passes
-from icpctl.config.grid import EXAMPLE
+from icpctl.config.grid import EXAMPLE, key_of
 from icpctl.errors import UserError
 from icpctl.files import write_atomic
 from icpctl.runs.folder import TUNING, RunFolder
@@ -228,11 +228,11 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
     Raises:
         UserError: it cannot be tuned as it says.
     """
-    key, words = tuning_id(study), f"--tune {','.join(study.tune)}"
+    key, words = tuning_id(study), f"--tune {','.join(map(key_of, study.tune))}"
     for condition in study.where:
         if named := sorted(study.tune.keys() & named_settings(condition)):
             raise UserError(
-                f"--where {condition!r}: {', '.join(named)} is tuned, so no combination has a value of it yet. Leave out the condition, or "
+                f"--where {condition!r}: {', '.join(map(option, named))} is tuned, so no combination has a value of it yet. Leave out the condition, or "
                 "give a narrower range."
             )
     found: dict[str, ArmAtWork] = {}
@@ -257,7 +257,7 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
     for name in study.tune:
         if not any(name in arm.ranges for arm in found.values()):
             raise UserError(
-                f"--tune {name}: this changes no run, as {name} means nothing with the other settings. Leave it out, or change those."
+                f"--tune {key_of(name)}: this changes no run, as {option(name)} means nothing with the other settings. Leave it out, or change those."
             )
     for arm in found.values():
         if not arm.ranges:
@@ -279,10 +279,10 @@ def _reads(config: RunConfig, name: str, each: Range) -> bool:
     try:
         low, high = (config.altered(**{name: end}) for end in each.ends)
     except UserError as error:
-        raise UserError(f"--tune {name}={each}: {error}") from None
+        raise UserError(f"--tune {key_of(name)}={each}: {error}") from None
     if not passes(low) == passes(high) == passes(config):
         raise UserError(
-            f"--tune {name}: {name} changes what a run costs, so its arms would not be compared at one cost. Vary it with --grid instead, as in "
+            f"--tune {key_of(name)}: {option(name)} changes what a run costs, so its arms would not be compared at one cost. Vary it with --grid instead, as in "
             f"{EXAMPLE}: each value is an arm, with a baseline of its compute."
         )
     return low.group_id != high.group_id

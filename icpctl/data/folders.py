@@ -62,7 +62,7 @@ def class_folders(root: Path, split: float | None = None) -> Source:
         share = DEFAULT_SPLIT if split is None else split
         listings = _split(_listing(root, left_out), share, root)
         notes = [
-            f"There are no folders {TRAIN} and {TEST}: {share:.4g} of the images of each class are for training, always the same ones (--split), "
+            f"There are no folders {TRAIN} and {TEST}: {100 * share:.4g} % of the images of each class are for training, always the same ones (--split), "
             "and the others are the test split."
         ]
     else:
