@@ -22,6 +22,7 @@ from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.data.download import no_downloads
 from icpctl.data.standin import assumption
+from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TUNING
 from icpctl.runs.references import comparisons
 from icpctl.statistics import LEAST_SEEDS, POWER
@@ -75,14 +76,15 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
-    _print_power(definition, console)
+    untuned = [run.config for run in (definition.runs() if tuner.arms else planned)]
+    _print_power(definition.claims, untuned, console)
     left = {run.config.run_id for run in tuner.left()}
     unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
         with no_downloads():
-            every = [run.config for run in deciding.planned_runs(definition, output, every=True)]
-            later = [config for config in every if config.run_id not in scheduler.runs]
-            estimated = _estimate(definition.execution, unfinished, later)
+            every = deciding.planned_runs(definition, output, every=True) if definition.until_decided else []
+            more = [run.config for run in every if run.config.run_id not in scheduler.runs]
+            estimated = _estimate(definition.execution, unfinished, more)
         for dataset, image_size in absent.items():
             console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
         console.print(estimated, soft_wrap=not console.is_terminal)
@@ -105,23 +107,20 @@ def _print_claims(definition: Definition, console: Console) -> None:
     console.print()
 
 
-def _print_power(definition: Definition, console: Console) -> None:
+def _print_power(claims: Sequence[PlannedClaim], planned: Sequence[RunConfig], console: Console) -> None:
     """Print how small a difference the planned seeds can show."""
-    from icpctl.statistics.paired import least_effect  # scipy takes a second
+    from icpctl.statistics.paired import LARGEST_EFFECT, least_effect  # scipy takes a second
 
-    planned = [run.config for run in definition.runs()]
-    claims = len(definition.claims)
-    number = claims or comparisons(planned)
+    number = len(claims) or comparisons(planned)
     if not number:
         return
-    of_group = Counter(config.group_id for config in planned)
-    seeds = min([claim.most for claim in definition.claims] or of_group.values())
+    seeds = min([claim.most for claim in claims] or Counter(config.group_id for config in planned).values())
     found = least_effect(seeds, number)
     what = f"{seeds} seed{'s' * (seeds != 1)} and {number} {'claim' if claims else 'comparison'}{'s' * (number != 1)}"
     if seeds < LEAST_SEEDS:
         text = f"With {what} nothing can be claimed: it takes {LEAST_SEEDS} seeds or more."
     else:
-        size = "more than 50" if math.isinf(found) else f"{found:.2g}"
+        size = f"more than {LARGEST_EFFECT:g}" if math.isinf(found) else f"{found:.2g}"
         text = f"With {what}, the smallest difference that is found with a chance of {POWER:.0%} is {size} standard deviations of the paired differences."
     console.print(text, soft_wrap=not console.is_terminal)
 

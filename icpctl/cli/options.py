@@ -48,7 +48,8 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(config: Path | None, help_all: bool, **given: Any) -> None:
         chosen = {name: given.pop(name) for name in RunConfig.model_fields}
-        _check_order(*(chosen[name] or "" for name in POSITIONAL))
+        if chosen["model"]:
+            _check_order(chosen["model"], chosen["dataset"] or "")
         settings = read_toml(config) if config else {}
         settings |= {name: value for name, value in chosen.items() if value is not None}
         command(settings=settings, **given)
@@ -61,14 +62,22 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
 
 def _check_order(model: str, dataset: str) -> None:
     """Refuse a data set in the place of the model, or a model in that of the data set."""
+    swapped_model, swapped_dataset = not _is_model(model) and _is_dataset(model), _is_model(dataset)
+    if swapped_model or swapped_dataset:
+        fault = f"{model} is a data set" if swapped_model else f"{dataset} is a model"
+        example = f"{dataset if swapped_dataset else 'resnet20'} {model if swapped_model else 'digits'}"
+        raise UserError(f"{fault}; the order is {' '.join(map(option, POSITIONAL))}, for example {example}.")
+
+
+def _is_model(name: str) -> bool:
+    """Whether a name is that of a model, or begins like one, as far as can be told at once."""
+    return name in MODELS or bool(default_layers(name))
+
+
+def _is_dataset(name: str) -> bool:
     from icpctl.data import DATASETS
 
-    is_dataset = model in DATASETS or model.startswith((FOLDER, HUGGING_FACE))
-    is_model = dataset in MODELS or bool(default_layers(dataset))
-    if is_dataset or is_model:
-        fault = f"{model} is a data set" if is_dataset else f"{dataset} is a model"
-        example = f"{dataset if is_model else 'resnet20'} {model if is_dataset else 'digits'}"
-        raise UserError(f"{fault}; the order is {' '.join(map(option, POSITIONAL))}, for example {example}.")
+    return name in DATASETS or name.startswith((FOLDER, HUGGING_FACE))
 
 
 def common(parameters: Iterable[str]) -> list[str]:
