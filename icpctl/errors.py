@@ -101,3 +101,8 @@ def first_names(names: Iterable[str], limit: int = 3) -> str:
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, as in "2 runs"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

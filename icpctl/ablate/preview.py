@@ -22,6 +22,7 @@ from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.data.download import no_downloads
 from icpctl.data.standin import assumption
+from icpctl.errors import count
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TUNING
 from icpctl.runs.references import comparisons
@@ -72,7 +73,7 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
     roles = Counter(run.role for run in planned)
     unfinished = scheduler.unfinished() + later.unfinished()
     console.print(
-        f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
+        f"\n{count(len(planned), 'run')} ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
@@ -116,12 +117,12 @@ def _print_power(claims: Sequence[PlannedClaim], planned: Sequence[RunConfig], c
         return
     seeds = min([claim.most for claim in claims] or Counter(config.group_id for config in planned).values())
     found = least_effect(seeds, number)
-    what = f"{seeds} seed{'s' * (seeds != 1)} and {number} {'claim' if claims else 'comparison'}{'s' * (number != 1)}"
+    what = f"{count(seeds, 'seed')} and {count(number, 'claim' if claims else 'comparison')}"
     if seeds < LEAST_SEEDS:
         text = f"With {what} nothing can be claimed: it takes {LEAST_SEEDS} seeds or more."
     else:
         size = f"more than {LARGEST_EFFECT:g}" if math.isinf(found) else f"{found:.2g}"
-        text = f"With {what}, the smallest difference that is found with a chance of {POWER:.0%} is {size} standard deviations of the paired differences."
+        text = f"With {what}, the smallest difference that is found with a chance of {100 * POWER:g} % is {size} standard deviations of the paired differences."
     console.print(text, soft_wrap=not console.is_terminal)
 
 
@@ -189,7 +190,7 @@ def _estimate(execution: Execution, runs: Sequence[RunState], later: Sequence[Ru
             if later
             else ""
         )
-        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
+        + f"; from steps measured now with {count(threads, 'thread')}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
         + ". The start of the processes is in it. What is measured after the last epoch at a high cost (FID, KID, robustness) is not."
     )

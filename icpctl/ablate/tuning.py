@@ -28,7 +28,7 @@ from icpctl.config import RunConfig, option
 from icpctl.config.conditions import named_settings
 from icpctl.config.cost import passes
 from icpctl.config.grid import EXAMPLE, key_of
-from icpctl.errors import UserError
+from icpctl.errors import UserError, count
 from icpctl.files import write_atomic
 from icpctl.runs.folder import TUNING, RunFolder
 from icpctl.runs.tuning import LAST_SEED, Arm, Tuning, Values, read_tunings, trial_of, trial_value, write_tunings
@@ -340,9 +340,8 @@ def tuning_text(tuner: Tuner) -> str:
     """What is going to be tuned, as a sentence."""
     arms, trials = tuner.unfinished(), tuner.trials()
     ended = len(trials) - len(tuner.left())
-    number = "1 arm" if len(arms) == 1 else f"{len(arms)} arms"
     return (
-        f"Tuning {number} on the validation split: {len(trials)} trials, {ended} of them done; {sum(passes(run.config) for run in trials):g} "
+        f"Tuning {count(len(arms), 'arm')} on the validation split: {count(len(trials), 'trial')}, {ended} of them done; {sum(passes(run.config) for run in trials):g} "
         "passes of each training image through the network in all."
     )
 
@@ -354,7 +353,8 @@ def chosen_text(arm: ArmAtWork, values: Sequence[float]) -> str:
     diverged = sum(map(np.isneginf, values))
     return (
         f"Tuned {arm.plan.role} {arm.plan.name}: {chosen}. It is trial {arm.plan.best + 1} of {arm.number}, with {arm.config.selection} "
-        f"{values[arm.plan.best]:.4f} on the validation split" + (f"; {diverged} trials diverged." if diverged else ".")
+        f"{values[arm.plan.best]:.4f} on the validation split"
+        + (f"; {count(diverged, 'trial')} diverged." if diverged else ".")
     )
 
 

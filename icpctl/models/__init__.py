@@ -33,7 +33,9 @@ def check_name(name: str) -> None:
     names = [*CIFAR_RESNETS, "vae", *_torchvision_names()]
     if name not in names:
         if written := as_factory(name):
-            raise UserError(f"Unknown model '{name}'. For a function NAME of that file, write {written}.")
+            raise UserError(
+                f"Unknown model '{name}', but there is a file of that name. For its function NAME, write {written}."
+            )
         raise unknown("model", name, names)
 
 

@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_run_is_said_all_the_same(tmp_path: Path) -> None:
         ({"seeds": "3", "controls": True, "compute_matched": True}, "With 3 seeds and 12 comparisons"),
         (
             {"seeds": "20"},
-            "With 20 seeds and 1 comparison, the smallest difference that is found with a chance of 80% is 0.66",
+            "With 20 seeds and 1 comparison, the smallest difference that is found with a chance of 80 % is 0.66",
         ),
         ({"seeds": "3", "plan": {"claims": [CLAIM]}}, "With 3 seeds and 1 claim"),
         ({"seeds": "3", "plan": {"claims": [CLAIM], "until_decided": True}}, "With 40 seeds and 1 claim"),

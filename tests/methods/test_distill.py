@@ -301,13 +301,13 @@ def test_wrong_arguments_of_a_step_are_named(order: str) -> None:
     for extra in (False, True):
         distiller = icpctl.SelfDistiller(small_resnet(), LAYERS, steps=1, pass_order=order, extra_task_grad=extra)
         for weight in (2.0, -1.0, math.nan, "1"):
-            with pytest.raises(ValueError, match="^task_weight is .*, but must be a number from 0 to 1"):
+            with pytest.raises(ValueError, match=r"^task_weight is .*, but must be a number from 0 to 1"):
                 distiller(x, y, weight)  # type: ignore[arg-type]
         with pytest.raises(
             ValueError, match=r"^criterion returned a tensor of the shape \(8,\), but must return a scalar"
         ):
             distiller(x, y, 0.5, nn.CrossEntropyLoss(reduction="none"))
-        with pytest.raises(ValueError, match="^criterion returned a float"):
+        with pytest.raises(ValueError, match=r"^criterion returned a float"):
             distiller(x, y, 0.5, lambda output, y: 1.0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match=r"^loss_fn returned a tensor of the shape \(8, 3, 16, 16\)"):
         icpctl.perturb(x, lambda z: z**2)
