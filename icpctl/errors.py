@@ -53,7 +53,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     words = meant.split("-")
 
     def likeness(candidate: str) -> tuple[bool, float, float, int]:
-        written = candidate.replace("_", "-").lower()
+        written = candidate.replace("_", "-").strip("-").lower()
         others = written.split("-")
         shared = sum(any(_is_beginning(word, other) for other in others) for word in words)
         ratio = difflib.SequenceMatcher(None, meant, written).ratio()

@@ -350,7 +350,7 @@ def chosen_text(arm: ArmAtWork, values: Sequence[float]) -> str:
     """What was chosen for an arm, as a sentence."""
     assert arm.plan.best is not None
     chosen = ", ".join(f"{name}={value_text(value)}" for name, value in arm.plan.trials[arm.plan.best].items())
-    diverged = sum(map(np.isneginf, values))
+    diverged = int(np.isneginf(values).sum())
     return (
         f"Tuned {arm.plan.role} {arm.plan.name}: {chosen}. It is trial {arm.plan.best + 1} of {arm.number}, with {arm.config.selection} "
         f"{values[arm.plan.best]:.4f} on the validation split"

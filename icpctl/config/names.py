@@ -58,7 +58,7 @@ def as_factory(name: str) -> str:
     """
     path, _, function = name.partition(":")
     whole = os.path.relpath(path.removesuffix(".py") or ".").replace("/", ".")
-    for module, factory in ((whole, function or "NAME"), whole.rpartition(".")[::2]):
+    for module, factory in ((whole, function or "NAME"), *([] if function else [whole.rpartition(".")[::2]])):
         is_name = all(part.isidentifier() for part in module.split("."))
         if is_name and os.path.isfile(module.replace(".", "/") + ".py"):  # noqa: PTH113, of any text
             return f"{module}:{factory}"

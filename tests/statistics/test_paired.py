@@ -121,7 +121,10 @@ def test_no_number_of_seeds_is_named_where_none_helps() -> None:
 @pytest.mark.parametrize(("seeds", "comparisons"), [(3, 1), (3, 19), (5, 6), (40, 3), (1000, 1)])
 def test_the_least_effect_is_found_with_the_chance_that_is_said(seeds: int, comparisons: int) -> None:
     effect = least_effect(seeds, comparisons)
-    assert TTestPower().power(effect, seeds, 0.05 / comparisons) == pytest.approx(0.8)
+    drawn = np.random.default_rng(0).normal(
+        effect, 1, (10_000, seeds)
+    )  # as scipy's noncentral t is not a number in places
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue <= 0.05 / comparisons).mean() == pytest.approx(0.8, abs=0.015)
     assert int(seeds_needed(pd.Series([effect * 1.0001]), pd.Series([comparisons])).iloc[0]) == seeds
 
 
