@@ -26,7 +26,7 @@ from icpctl.errors import count
 from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TUNING
 from icpctl.runs.references import comparisons
-from icpctl.statistics import LEAST_SEEDS, POWER
+from icpctl.statistics import ALPHA, LEAST_SEEDS, POWER
 from icpctl.text import value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
@@ -109,14 +109,18 @@ def _print_claims(definition: Definition, console: Console) -> None:
 
 
 def _print_power(claims: Sequence[PlannedClaim], planned: Sequence[RunConfig], console: Console) -> None:
-    """Print how small a difference the planned seeds can show."""
+    """Print how small a difference the planned seeds can show; of several looks, by the last one alone, so a little less is found."""
     from icpctl.statistics.paired import LARGEST_EFFECT, least_effect  # scipy takes a second
+    from icpctl.statistics.sequential import nominal_levels
 
     number = len(claims) or comparisons(planned)
     if not number:
         return
     seeds = min([claim.most for claim in claims] or Counter(config.group_id for config in planned).values())
-    found = least_effect(seeds, number)
+    looks = [
+        nominal_levels(ALPHA / number, claim.first, claim.most)[-1] for claim in claims if claim.most > claim.first
+    ]
+    found = least_effect(seeds, min(looks, default=ALPHA / number))
     what = f"{count(seeds, 'seed')} and {count(number, 'claim' if claims else 'comparison')}"
     if seeds < LEAST_SEEDS:
         text = f"With {what} nothing can be claimed: it takes {LEAST_SEEDS} seeds or more."

@@ -102,9 +102,8 @@ def seeds_needed(effect: pd.Series, comparisons: pd.Series) -> pd.Series:
     return pd.Series(high, index=effect.index, dtype="Int64").where(possible)
 
 
-def least_effect(seeds: int, comparisons: int) -> float:
+def least_effect(seeds: int, alpha: float) -> float:
     """The smallest effect size that so many seeds find with a chance of POWER, by the test of `seeds_needed`; inf above LARGEST_EFFECT."""
-    alpha = ALPHA / comparisons
     if seeds < LEAST_SEEDS or _power(LARGEST_EFFECT, seeds, alpha) < POWER:
         return math.inf
     return float(brentq(lambda effect: _power(effect, seeds, alpha) - POWER, 0, LARGEST_EFFECT))

@@ -64,13 +64,19 @@ def test_what_is_wrong_with_a_run_is_said_all_the_same(tmp_path: Path) -> None:
     ("study", "said"),
     [
         ({"seeds": "2"}, "With 2 seeds and 1 comparison nothing can be claimed: it takes 3 seeds or more."),
-        ({"seeds": "3", "controls": True, "compute_matched": True}, "With 3 seeds and 12 comparisons"),
+        (
+            {"seeds": "3", "controls": True, "compute_matched": True},
+            "With 3 seeds and 10 comparisons, the smallest difference that is found with a chance of 80 % is 10",
+        ),
         (
             {"seeds": "20"},
             "With 20 seeds and 1 comparison, the smallest difference that is found with a chance of 80 % is 0.66",
         ),
         ({"seeds": "3", "plan": {"claims": [CLAIM]}}, "With 3 seeds and 1 claim"),
-        ({"seeds": "3", "plan": {"claims": [CLAIM], "until_decided": True}}, "With 40 seeds and 1 claim"),
+        (
+            {"seeds": "3", "plan": {"claims": [CLAIM], "until_decided": True}},
+            "With 40 seeds and 1 claim, the smallest difference that is found with a chance of 80 % is 0.55",
+        ),
     ],
 )
 def test_it_says_how_small_a_difference_the_seeds_can_show(study: dict[str, Any], said: str, tmp_path: Path) -> None:

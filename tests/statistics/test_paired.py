@@ -120,7 +120,7 @@ def test_no_number_of_seeds_is_named_where_none_helps() -> None:
 
 @pytest.mark.parametrize(("seeds", "comparisons"), [(3, 1), (3, 19), (5, 6), (40, 3), (1000, 1)])
 def test_the_least_effect_is_found_with_the_chance_that_is_said(seeds: int, comparisons: int) -> None:
-    effect = least_effect(seeds, comparisons)
+    effect = least_effect(seeds, 0.05 / comparisons)
     drawn = np.random.default_rng(0).normal(
         effect, 1, (10_000, seeds)
     )  # as scipy's noncentral t is not a number in places
@@ -129,7 +129,7 @@ def test_the_least_effect_is_found_with_the_chance_that_is_said(seeds: int, comp
 
 
 def test_too_few_seeds_show_nothing_however_large() -> None:
-    assert least_effect(2, 1) == least_effect(3, 1000) == math.inf
+    assert least_effect(2, 0.05) == least_effect(3, 0.05 / 1000) == math.inf
 
 
 def study(names: int, seeds: int) -> tuple[pd.DataFrame, Grouping, Array]:
