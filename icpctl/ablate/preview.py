@@ -109,7 +109,7 @@ def _print_claims(definition: Definition, console: Console) -> None:
 
 
 def _print_power(claims: Sequence[PlannedClaim], planned: Sequence[RunConfig], console: Console) -> None:
-    """Print how small a difference the planned seeds can show; of several looks, by the last one alone, so a little less is found."""
+    """Print how small a difference the planned seeds can show; of several looks by the last one alone, so slightly smaller ones are found, too."""
     from icpctl.statistics.paired import LARGEST_EFFECT, least_effect  # scipy takes a second
     from icpctl.statistics.sequential import nominal_levels
 

@@ -52,7 +52,8 @@ def _complain_of_usage(error: Any) -> None:
         command = error.ctx.command_path if error.ctx else "icpctl"
         if hasattr(error, "possibilities"):  # of an option that the command does not have
             message = f"{error.message}. {meant_option(error.option_name, error.ctx)}".strip()
-        complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
+        end = "" if message.endswith((".", "?")) else "."
+        complain("[bold red]Error:[/]", f"{message}{end} `{command} --help` shows what can be given.")
 
 
 def _in_words(error: OSError) -> str:
