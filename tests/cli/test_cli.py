@@ -141,7 +141,10 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         (["train", "resnet20", "resnet32"], "resnet32 is a model; the order is MODEL DATASET"),
         (["ablate", "folder:imgs", "--seeds", "3"], "folder:imgs is a data set; the order is MODEL DATASET"),
         (["train", "resnet20", "/nowhere/imgs"], "is no data set, and no folder. Images in a folder are folder:PATH"),
-        (["train", "--learning-rate", "1"], "No such option: --learning-rate. Did you mean --lr? `icpctl train --help` shows"),
+        (
+            ["train", "--learning-rate", "1"],
+            "No such option: --learning-rate. Did you mean --lr? `icpctl train --help` shows",
+        ),
         (["train", "--clip", "1"], "Did you mean --clip-grad-norm?"),
         (["train", "--gradient-clip", "1"], "Did you mean --clip-grad-norm?"),
         (["train", "--batch", "1"], "Did you mean --batch-size?"),
