@@ -279,7 +279,7 @@ class SelfDistiller:
         """The train-mode pass on x, with its graph."""
         with buffers_kept(self.model), tap(self.model, self.layers) as features:
             output = self.trained(x)
-        return _Student(output, features, single(criterion(output, y), "criterion"))
+        return _Student(output, features, criterion(output, y))
 
     def _perturbed(self, x: Tensor, y: Tensor, criterion: Criterion, icp_losses: bool) -> _Perturbed:
         """x_T, in eval mode, and the losses that are asked for."""
