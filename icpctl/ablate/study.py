@@ -349,8 +349,9 @@ class Plan(BaseModel):
         except ValidationError as error:
             key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
             meant = cls.model_fields[key].description
-            shown = key if key == "claims" else option(key)
-            raise UserError(f"{where}: {shown} cannot be {abbreviated(given[key])}. It is {meant}.") from None
+            raise UserError(
+                f"{where}: {key if key == 'claims' else option(key)} cannot be {abbreviated(given[key])}. It is {meant}."
+            ) from None
 
     def planned(self, where: str) -> tuple[PlannedClaim, ...]:
         """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
