@@ -348,10 +348,8 @@ class Plan(BaseModel):
             return cls.model_validate(dict(given))
         except ValidationError as error:
             key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
-            meant = cls.model_fields[key].description
-            raise UserError(
-                f"{where}: {key if key == 'claims' else option(key)} cannot be {abbreviated(given[key])}. It is {meant}."
-            ) from None
+            meant, shown = cls.model_fields[key].description, key if key == "claims" else option(key)
+            raise UserError(f"{where}: {shown} cannot be {abbreviated(given[key])}. It is {meant}.") from None
 
     def planned(self, where: str) -> tuple[PlannedClaim, ...]:
         """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
