@@ -16,7 +16,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from typer.main import get_command
 
 from icpctl.cli.app import app
-from icpctl.cli.options import POSITIONAL
 from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
 
 FILE = Path(__file__).with_name("cli.md")
@@ -114,7 +113,7 @@ def _kind(hint: Any) -> str:
 def _row(name: str) -> str:
     said = declaration(name)
     default = default_text(name)
-    shown = name.upper() if name in POSITIONAL else option(name)
+    shown = option(name)
     if RunConfig.model_fields[name].annotation is bool:
         shown += f"`, `--no-{option(name)[2:]}"
     cells = (f"`{shown}`", _values(name), default, said.unit, said.source, RunConfig.model_fields[name].description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 
 
@@ -17,17 +18,59 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of `known`: names the nearest one, or lists a few of them."""
     known, name = sorted(known), abbreviated(name)
-
-    def nearness(candidate: str) -> tuple[float, int]:
-        ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
-        # resnet21 is as near to resnet32 as to resnet20, but begins like the latter.
-        return ratio, len(os.path.commonprefix([name, candidate]))  # noqa: RUF071, characters are meant
-
-    nearest = max(difflib.get_close_matches(name, known, n=10, cutoff=0.5), key=nearness, default=None)
-    if nearest:
-        return UserError(f"Unknown {kind} '{name}'. Did you mean '{nearest}'?")
+    if near := nearest(name, known):
+        return UserError(f"Unknown {kind} '{name}'. Did you mean '{near[0]}'?")
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return UserError(f"Unknown {kind} '{name}'. It can be one of: {listed}.")
+
+
+OTHER_WORDS = {
+    "learning-rate": "lr",
+    "wd": "weight-decay",
+    "bs": "batch-size",
+    "img-size": "image-size",
+    "resolution": "image-size",
+    "gpu": "device",
+    "amp": "precision",
+    "fp16": "precision",
+    "random-state": "seed",
+    "logdir": "output",
+}
+"""Well-known names in other tools, and what icpctl calls the same."""
+LEAST_LIKENESS = 0.5
+"""Of two names that may be meant for one another, from 0 to 1."""
+LEAST_BEGINNING = 3
+"""Characters of a word that may stand for the whole of it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that may be meant, the likeliest first: those with all words of the name (or their beginnings), or else those
+    that are spelled like it; "-" and "_" are the same.
+    """
+    meant = re.sub("[-_]+", "-", name).strip("-").lower()
+    for other, ours in OTHER_WORDS.items():
+        meant = re.sub(rf"\b{other}\b", ours, meant)
+    words = meant.split("-")
+
+    def likeness(candidate: str) -> tuple[bool, float, float, int]:
+        written = candidate.replace("_", "-").strip("-").lower()
+        others = written.split("-")
+        shared = sum(any(_is_beginning(word, other) for other in others) for word in words)
+        ratio = difflib.SequenceMatcher(None, meant, written).ratio()
+        # resnet21 is as near to resnet32 as to resnet20, but begins like the latter.
+        prefix = len(os.path.commonprefix([meant, written]))  # noqa: RUF071, characters are meant
+        return shared == len(words), max(ratio, 2 * shared / (len(words) + len(others))), ratio, prefix
+
+    found = {candidate: likeness(candidate) for candidate in known}
+    with_all = [each for each in found if found[each][0]]
+    alike = [each for each in found if found[each][1] >= LEAST_LIKENESS]
+    same = [each for each in with_all if found[each][2] == 1]
+    return sorted(same or with_all or alike, key=lambda each: found[each], reverse=True)
+
+
+def _is_beginning(word: str, other: str) -> bool:
+    short, long = sorted((word, other), key=len)
+    return word == other or (len(short) >= LEAST_BEGINNING and long.startswith(short))
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
@@ -58,3 +101,8 @@ def first_names(names: Iterable[str], limit: int = 3) -> str:
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, as in "2 runs"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

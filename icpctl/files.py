@@ -96,6 +96,10 @@ def not_writable(path: Path, error: OSError) -> UserError:
                 f"The disk is full: {path} could not be written. Make room (for bytes, or for files), or choose another folder "
                 "with --output, and give the same command again: the run goes on from its last checkpoint."
             )
+        case errno.ENOENT if isinstance(error.filename, str) and Path(error.filename).parent.is_dir():
+            return UserError(
+                f"Cannot write {path}: {error.filename} cannot be made there. Take another results folder, with --output."
+            )
         case errno.ENOENT | errno.ESTALE:
             return UserError(
                 f"Cannot write {path}: its folder is gone, as if it had been removed or unmounted. Bring it back, and give "

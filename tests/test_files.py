@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from icpctl.errors import UserError
-from icpctl.files import LEFTOVER_AGE, locked, write_atomic
+from icpctl.files import LEFTOVER_AGE, locked, not_writable, write_atomic
 
 
 def test_who_reads_a_file_while_it_is_replaced_sees_the_old_one(tmp_path: Path) -> None:
@@ -41,6 +41,18 @@ def test_a_failed_write_leaves_the_old_file(
         write_atomic(file, b"new and longer")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_was_never_there_is_not_said_to_be_gone(tmp_path: Path) -> None:
+    """/proc has no room for a folder, and says ENOENT, as one does that was removed."""
+    with pytest.raises(UserError, match=r"its folder is gone.*Bring it back"):
+        write_atomic(tmp_path / "removed" / "status.json", b"new")
+    for make in (lambda: Path("/proc/nowhere/run").mkdir(parents=True), lambda: Path("/proc/nowhere").write_text("")):
+        with pytest.raises(FileNotFoundError) as failed:
+            make()
+        message = str(not_writable(Path("/proc/nowhere/run"), failed.value))
+        assert "/proc/nowhere cannot be made there. Take another results folder" in message
+        assert "gone" not in message
 
 
 def test_links_are_not_written_through(tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ def define(
         return _with_plan(_complete(replace(definition, studies=studies)), plan or {})
     if trials and not tune:
         raise UserError(NOTHING_TO_TUNE.format(trials))
-    if not (grid or seeds or controls or compute_matched or tune or (plan or {}).get("until_decided")):
+    planned = plan or {}
+    if not (
+        grid or seeds or controls or compute_matched or tune or planned.get("claims") or planned.get("until_decided")
+    ):
         raise UserError(f"There is nothing to vary. Give {EXAMPLE}, --seeds 5, --study FILE, or --resume FOLDER.")
     values = parse_grid(grid)
     # The two arguments have to be given before others; so a grid may vary what they set.
@@ -108,7 +111,7 @@ def define(
         )
     first = given.pop("seed", None)
     given = {**found, **given}
-    usual = str(LEAST_SEEDS) if (plan or {}).get("until_decided") else "1"
+    usual = str(LEAST_SEEDS) if planned.get("until_decided") else "1"
     study_given = Study(
         given,
         values,
@@ -119,7 +122,7 @@ def define(
         parse_tune(tune),
         trials or TRIALS,
     )
-    return _with_plan(_complete(Definition([study_given])), plan or {})
+    return _with_plan(_complete(Definition([study_given])), planned)
 
 
 def _with_plan(definition: Definition, given: Mapping[str, object]) -> Definition:
@@ -170,8 +173,7 @@ def _complete_study(study: Study) -> list[Study]:
 def _resumed(folder: Path, given: Mapping[str, object], options: Sequence[str]) -> Definition:
     if (definition := Definition.kept(folder)) is None:
         raise UserError(f"--resume {folder}: there is no {STUDY_FILE}, so no study was begun there with icpctl ablate.")
-    arguments = {"model": "MODEL", "dataset": "DATASET"}
-    identity = [arguments.get(name, option(name)) for name in given if declaration(name).identity or name == "weights"]
+    identity = [option(name) for name in given if declaration(name).identity or name == "weights"]
     if changes := [*identity, *options]:
         raise UserError(
             f"--resume {folder} takes the studies as they are, and {', '.join(changes)} would change them. Leave out --resume, and give "

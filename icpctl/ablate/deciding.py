@@ -70,7 +70,7 @@ def _with_plan(
         )
     if claim.max_seeds is not None and claim.max_seeds < len(seeds):
         raise UserError(
-            f"max-seeds is {claim.max_seeds}, but {len(seeds)} seeds are planned already. Give max-seeds ≥ {len(seeds)}."
+            f"--max-seeds is {claim.max_seeds}, but {len(seeds)} seeds are planned already. Give --max-seeds ≥ {len(seeds)}."
         )
     groups = (pair.subject.group_id, pair.other.group_id)
     changes = {"seeds": seeds, "groups": groups, "against": pair.against, "written": now, "measured": measured}
@@ -83,8 +83,9 @@ def _plan_in_words(claim: PlannedClaim) -> str:
     return f"{margin}, {claim.first} seeds{more}"
 
 
-def planned_runs(definition: Definition, output: Path) -> list[PlannedRun]:
-    """The runs of a study, with those of the seeds that its claims need to be decided, as far as the finished runs tell.
+def planned_runs(definition: Definition, output: Path, every: bool = False) -> list[PlannedRun]:
+    """The runs of a study, with those of the seeds that its claims need to be decided, as far as the finished runs tell; or of `every`
+    seed that they may need.
 
     Raises:
         UserError: as `Definition.runs`.
@@ -96,7 +97,8 @@ def planned_runs(definition: Definition, output: Path) -> list[PlannedRun]:
     others = sum(bool(claim.written) for claim in definition.claims) - len(claims)
     roles = {run.config.group_id: run.role for run in runs.values()}
     for evidence in weigh(claims, _values(output, claims), others):
-        for seed in evidence.claim.planned_seeds[: evidence.wanted]:
+        wanted = evidence.claim.most if every and not evidence.is_over else evidence.wanted
+        for seed in evidence.claim.planned_seeds[:wanted]:
             for config in evidence.pair.runs(seed):
                 runs.setdefault(config.run_id, PlannedRun(config, roles[config.group_id]))
     return [*runs.values()]

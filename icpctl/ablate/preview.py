@@ -18,10 +18,15 @@ from icpctl.ablate.labels import varied
 from icpctl.ablate.scheduler import RunState, Scheduler
 from icpctl.ablate.study import Definition, Execution
 from icpctl.ablate.tuning import Tuner, tuning_text
+from icpctl.config import RunConfig
 from icpctl.config.cost import passes
 from icpctl.data.download import no_downloads
 from icpctl.data.standin import assumption
+from icpctl.errors import count
+from icpctl.runs.claims import PlannedClaim
 from icpctl.runs.folder import TUNING
+from icpctl.runs.references import comparisons
+from icpctl.statistics import ALPHA, LEAST_SEEDS, POWER
 from icpctl.text import value_text
 
 IN_RUN_ID = frozenset(["model", "dataset", "method", "optimizer", "steps", "seed"])
@@ -68,15 +73,19 @@ def dry_run(definition: Definition, output: Path, console: Console, waiting: Wai
     roles = Counter(run.role for run in planned)
     unfinished = scheduler.unfinished() + later.unfinished()
     console.print(
-        f"\n{len(planned)} runs ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
+        f"\n{count(len(planned), 'run')} ({', '.join(f'{number} {role}' for role, number in roles.items())}): "
         f"{len(planned) - len(unfinished)} finished, {len(unfinished)} to do. Passes: of each training image through the network.",
         soft_wrap=not console.is_terminal,
     )
+    untuned = [run.config for run in (definition.runs() if tuner.arms else planned)]
+    _print_power(definition.claims, untuned, console)
     left = {run.config.run_id for run in tuner.left()}
     unfinished += [run for run in trials.runs.values() if run.folder.run_id in left]
     if unfinished:
         with no_downloads():
-            estimated = _estimate(definition.execution, unfinished)
+            every = deciding.planned_runs(definition, output, every=True) if definition.until_decided else []
+            more = [run.config for run in every if run.config.run_id not in scheduler.runs]
+            estimated = _estimate(definition.execution, unfinished, more)
         for dataset, image_size in absent.items():
             console.print(Text("Note:", "yellow"), assumption(dataset, image_size), soft_wrap=not console.is_terminal)
         console.print(estimated, soft_wrap=not console.is_terminal)
@@ -93,11 +102,32 @@ def _print_claims(definition: Definition, console: Console) -> None:
         console.print(Text(f"  {claim.claim}{margin}: {claim.first}{more} seeds"), soft_wrap=not console.is_terminal)
     if any(claim.most > claim.first for claim in definition.claims):
         console.print(
-            "The runs below are those of the seeds that are certain. Each undecided claim adds one seed at a time, up to its maximum; they are not in "
-            "the estimate.",
+            "The runs below are those of the seeds that are certain. Each undecided claim adds one seed at a time, up to its maximum.",
             soft_wrap=not console.is_terminal,
         )
     console.print()
+
+
+def _print_power(claims: Sequence[PlannedClaim], planned: Sequence[RunConfig], console: Console) -> None:
+    """Print how small a difference the planned seeds can show; of several looks by the last one alone, so slightly smaller ones are found, too."""
+    from icpctl.statistics.paired import LARGEST_EFFECT, least_effect  # scipy takes a second
+    from icpctl.statistics.sequential import nominal_levels
+
+    number = len(claims) or comparisons(planned)
+    if not number:
+        return
+    seeds = min([claim.most for claim in claims] or Counter(config.group_id for config in planned).values())
+    looks = [
+        nominal_levels(ALPHA / number, claim.first, claim.most)[-1] for claim in claims if claim.most > claim.first
+    ]
+    found = least_effect(seeds, min(looks, default=ALPHA / number))
+    what = f"{count(seeds, 'seed')} and {count(number, 'claim' if claims else 'comparison')}"
+    if seeds < LEAST_SEEDS:
+        text = f"With {what} nothing can be claimed: it takes {LEAST_SEEDS} seeds or more."
+    else:
+        size = f"more than {LARGEST_EFFECT:g}" if math.isinf(found) else f"{found:.2g}"
+        text = f"With {what}, the smallest difference that is found with a chance of {100 * POWER:g} % is {size} standard deviations of the paired differences."
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _print_tuning(tuner: Tuner, console: Console) -> None:
@@ -115,9 +145,12 @@ def _print_tuning(tuner: Tuner, console: Console) -> None:
 
 
 def _rough(seconds: float) -> str:
+    """A time in words, to no more digits than an estimate has."""
     if seconds < 60:
-        return "Less than a minute"
-    return f"About {seconds / 60:.0f} minutes" if seconds < 5400 else f"About {seconds / 3600:.1f} hours"
+        return "less than a minute"
+    number, unit = (seconds / 60, "minute") if seconds < 5400 else (seconds / 3600, "hour")
+    text = f"{number:.1f}".removesuffix(".0") if unit == "hour" and number < 9.95 else f"{number:,.0f}"
+    return f"about {text} {unit}{'s' * (text != '1')}"
 
 
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
@@ -127,8 +160,8 @@ def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
     return "stopped" if state in ("running", "interrupted") else state
 
 
-def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
-    """How long the runs will take, from where they are."""
+def _estimate(execution: Execution, runs: Sequence[RunState], later: Sequence[RunConfig] = ()) -> str:
+    """How long the runs will take, from where they are; and with those that the claims may need later."""
     import torch
 
     from icpctl.ablate import estimate
@@ -141,18 +174,27 @@ def _estimate(execution: Execution, runs: Sequence[RunState]) -> str:
     else:
         jobs, threads = 1, torch.get_num_threads()
     left = [1 - passes(run.planned.config, run.epoch()) / passes(run.planned.config) for run in runs]
-    seconds = sum(math.prod(pair) for pair in zip(left, estimate.seconds(configs, threads), strict=True))
+    each = estimate.seconds([*configs, *later], threads)
+    seconds = sum(math.prod(pair) for pair in zip(left, each, strict=False))
     start = estimate.process_start(configs[0])
-    # This command's own process, and then one that is kept for many runs, or one for each.
-    starts = 2 * start if execution.executor == "local" else (1 + len(runs)) * start
+
+    def rough(number: int, seconds: float, jobs: int) -> str:
+        # This command's own process, and then one that is kept for many runs, or one for each.
+        return _rough((2 if execution.executor == "local" else 1 + number) * start + seconds / jobs)
+
+    def beside(number: int, seconds: float) -> str:
+        return f", {rough(number, seconds, jobs)} with {jobs} jobs" if jobs > 1 else ""
+
+    number, most = len(runs) + len(later), seconds + sum(each[len(runs) :])
     return (
-        f"{_rough(starts + seconds)} of computing on this machine, if they run one at a time"
+        f"{rough(len(runs), seconds, 1).capitalize()} of computing on this machine, if they run one at a time"
+        + (f"{beside(len(runs), seconds)} if those do not slow one another" if jobs > 1 else "")
         + (
-            f", {_rough(starts + seconds / jobs).lower()} with {jobs} jobs if those do not slow one another"
-            if jobs > 1
+            f"; {rough(number, most, 1)}{beside(number, most)} if the claims need every seed that --max-seeds allows"
+            if later
             else ""
         )
-        + f"; from steps measured now with {threads} thread{'s' if threads > 1 else ''}"
+        + f"; from steps measured now with {count(threads, 'thread')}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
         + ". The start of the processes is in it. What is measured after the last epoch at a high cost (FID, KID, robustness) is not."
     )

@@ -17,7 +17,7 @@ from icpctl.ablate.ranges import EXAMPLE, Range, ranges_of, texts_of
 from icpctl.config import RunConfig, choices, declaration, earlier_settings, option, resolve
 from icpctl.config.catalogue import METHODS, PLAIN
 from icpctl.config.cost import compute_matched
-from icpctl.config.grid import grid_values, holds
+from icpctl.config.grid import grid_values, holds, key_of
 from icpctl.config.settings import load_toml, typed_settings
 from icpctl.errors import UserError, abbreviated, unknown
 from icpctl.files import locked, not_writable, write_atomic
@@ -164,13 +164,13 @@ class Study:
         for name in self.grid:
             if name in self.settings:
                 raise UserError(
-                    f"{name} is set to {self.settings[name]} for all runs ({option(name)}), and varied by the grid. "
+                    f"{option(name)} is set to {self.settings[name]} for all runs, and varied by the grid. "
                     "Leave out one of them."
                 )
         for name in self.tune:
             if name in self.settings or name in self.grid:
                 how = f"set to {self.settings[name]} for all runs" if name in self.settings else "varied by the grid"
-                raise UserError(f"{name} is tuned, and {how}. Leave out one of them.")
+                raise UserError(f"{option(name)} is tuned, and {how}. Leave out one of them.")
         if (count := math.prod(map(len, self.grid.values())) * len(self.seeds)) > LARGEST:
             raise UserError(
                 f"The grid has {count:,} combinations, and may have {LARGEST:,}. Vary fewer things at once."
@@ -195,7 +195,7 @@ class Study:
         for name, values in self.grid.items():
             if len(values) > 1 and not self.where and len({getattr(run.config, name) for run in planned.values()}) == 1:
                 raise UserError(
-                    f"--grid {name}={','.join(values)}: this changes no run, as {name} means nothing with the other settings. "
+                    f"--grid {key_of(name)}={','.join(values)}: this changes no run, as {option(name)} means nothing with the other settings. "
                     "Leave it out, or change those."
                 )
         if not planned:
@@ -224,7 +224,7 @@ class Study:
     def _combinations(self, seed: int) -> Iterator[RunConfig]:
         for values in itertools.product(*self.grid.values()):
             combination = dict(zip(self.grid, values, strict=True))
-            place = " ".join(f"--grid {name}={value}" for name, value in combination.items())
+            place = " ".join(f"--grid {key_of(name)}={value}" for name, value in combination.items())
             given = {**self.settings, "seed": seed, **combination}
             try:
                 config = resolve(given, place)
@@ -348,8 +348,8 @@ class Plan(BaseModel):
             return cls.model_validate(dict(given))
         except ValidationError as error:
             key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
-            meant = cls.model_fields[key].description
-            raise UserError(f"{where}: {key} cannot be {abbreviated(given[key])}. It is {meant}.") from None
+            meant, shown = cls.model_fields[key].description, key if key == "claims" else option(key)
+            raise UserError(f"{where}: {shown} cannot be {abbreviated(given[key])}. It is {meant}.") from None
 
     def planned(self, where: str) -> tuple[PlannedClaim, ...]:
         """The claims, with the margin and the seeds of the plan; without what another results folder has recorded of them.
@@ -358,14 +358,14 @@ class Plan(BaseModel):
             UserError: one cannot be read, or is there twice; seeds that nothing is to decide; with the place.
         """
         if self.max_seeds is not None and not self.until_decided:
-            raise UserError(f"{where}: max-seeds is for until-decided, which adds seeds. Give both, or neither.")
+            raise UserError(f"{where}: --max-seeds is for --until-decided, which adds seeds. Give both, or neither.")
         if self.until_decided and not self.claims:
             raise UserError(
-                f"{where}: until-decided adds seeds until the claims are decided, and there is none. Give claims."
+                f"{where}: --until-decided adds seeds until the claims are decided, and there is none. Give claims."
             )
         if self.margin is not None and not self.claims:
             raise UserError(
-                f"{where}: margin is of claims, and there is none. Give claims; `icpctl report --margin` needs none."
+                f"{where}: --margin is of claims, and there is none. Give claims; `icpctl report --margin` needs none."
             )
         most = (self.max_seeds or DEFAULT_MAX_SEEDS) if self.until_decided else None
         found: dict[str, PlannedClaim] = {}

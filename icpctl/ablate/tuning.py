@@ -27,8 +27,8 @@ from icpctl.ablate.study import MOST_TRIALS, Definition, PlannedRun, Study, in_o
 from icpctl.config import RunConfig, option
 from icpctl.config.conditions import named_settings
 from icpctl.config.cost import passes
-from icpctl.config.grid import EXAMPLE
-from icpctl.errors import UserError
+from icpctl.config.grid import EXAMPLE, key_of
+from icpctl.errors import UserError, count
 from icpctl.files import write_atomic
 from icpctl.runs.folder import TUNING, RunFolder
 from icpctl.runs.tuning import LAST_SEED, Arm, Tuning, Values, read_tunings, trial_of, trial_value, write_tunings
@@ -228,11 +228,11 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
     Raises:
         UserError: it cannot be tuned as it says.
     """
-    key, words = tuning_id(study), f"--tune {','.join(study.tune)}"
+    key, words = tuning_id(study), f"--tune {','.join(map(key_of, study.tune))}"
     for condition in study.where:
         if named := sorted(study.tune.keys() & named_settings(condition)):
             raise UserError(
-                f"--where {condition!r}: {', '.join(named)} is tuned, so no combination has a value of it yet. Leave out the condition, or "
+                f"--where {condition!r}: {', '.join(map(option, named))} is tuned, so no combination has a value of it yet. Leave out the condition, or "
                 "give a narrower range."
             )
     found: dict[str, ArmAtWork] = {}
@@ -257,7 +257,7 @@ def _arms(study: Study, kept: Mapping[str, Arm]) -> Iterator[ArmAtWork]:
     for name in study.tune:
         if not any(name in arm.ranges for arm in found.values()):
             raise UserError(
-                f"--tune {name}: this changes no run, as {name} means nothing with the other settings. Leave it out, or change those."
+                f"--tune {key_of(name)}: this changes no run, as {option(name)} means nothing with the other settings. Leave it out, or change those."
             )
     for arm in found.values():
         if not arm.ranges:
@@ -279,10 +279,10 @@ def _reads(config: RunConfig, name: str, each: Range) -> bool:
     try:
         low, high = (config.altered(**{name: end}) for end in each.ends)
     except UserError as error:
-        raise UserError(f"--tune {name}={each}: {error}") from None
+        raise UserError(f"--tune {key_of(name)}={each}: {error}") from None
     if not passes(low) == passes(high) == passes(config):
         raise UserError(
-            f"--tune {name}: {name} changes what a run costs, so its arms would not be compared at one cost. Vary it with --grid instead, as in "
+            f"--tune {key_of(name)}: {option(name)} changes what a run costs, so its arms would not be compared at one cost. Vary it with --grid instead, as in "
             f"{EXAMPLE}: each value is an arm, with a baseline of its compute."
         )
     return low.group_id != high.group_id
@@ -340,9 +340,8 @@ def tuning_text(tuner: Tuner) -> str:
     """What is going to be tuned, as a sentence."""
     arms, trials = tuner.unfinished(), tuner.trials()
     ended = len(trials) - len(tuner.left())
-    number = "1 arm" if len(arms) == 1 else f"{len(arms)} arms"
     return (
-        f"Tuning {number} on the validation split: {len(trials)} trials, {ended} of them done; {sum(passes(run.config) for run in trials):g} "
+        f"Tuning {count(len(arms), 'arm')} on the validation split: {count(len(trials), 'trial')}, {ended} of them done; {sum(passes(run.config) for run in trials):g} "
         "passes of each training image through the network in all."
     )
 
@@ -351,10 +350,11 @@ def chosen_text(arm: ArmAtWork, values: Sequence[float]) -> str:
     """What was chosen for an arm, as a sentence."""
     assert arm.plan.best is not None
     chosen = ", ".join(f"{name}={value_text(value)}" for name, value in arm.plan.trials[arm.plan.best].items())
-    diverged = sum(map(np.isneginf, values))
+    diverged = int(np.isneginf(values).sum())
     return (
         f"Tuned {arm.plan.role} {arm.plan.name}: {chosen}. It is trial {arm.plan.best + 1} of {arm.number}, with {arm.config.selection} "
-        f"{values[arm.plan.best]:.4f} on the validation split" + (f"; {diverged} trials diverged." if diverged else ".")
+        f"{values[arm.plan.best]:.4f} on the validation split"
+        + (f"; {count(diverged, 'trial')} diverged." if diverged else ".")
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from icpctl.cli import run, study, reading  # each adds its commands, in this order  # isort: skip
-from icpctl.cli.commands import UsageError, app
+from icpctl.cli.commands import UsageError, app, meant_option
 from icpctl.cli.output import complain, pipe_is_closed
 from icpctl.errors import UserError
 from icpctl.terminal import guard_streams
@@ -50,7 +50,10 @@ def _complain_of_usage(error: Any) -> None:
     message = " ".join(error.format_message().replace("Value error, ", "").split())
     if message:  # else the help was asked for, and printed, by giving nothing
         command = error.ctx.command_path if error.ctx else "icpctl"
-        complain("[bold red]Error:[/]", f"{message.rstrip('.')}. `{command} --help` shows what can be given.")
+        if hasattr(error, "possibilities"):  # of an option that the command does not have
+            message = f"{error.message}. {meant_option(error.option_name, error.ctx)}".strip()
+        end = "" if message.endswith((".", "?")) else "."
+        complain("[bold red]Error:[/]", f"{message}{end} `{command} --help` shows what can be given.")
 
 
 def _in_words(error: OSError) -> str:

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from icpctl.cli.help import show_help
 from icpctl.cli.output import say
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, nearest, unknown
 
 
 class _Commands(TyperGroup):
@@ -38,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+MOST_NEAR = 3
+"""Options that a message suggests."""
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Click's, which some releases of Typer have in themselves."""
 
@@ -67,16 +69,35 @@ def command(name: str, hyperparameters: bool = False) -> Callable[[Callable[...,
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         class Command(TyperCommand):
-            def make_context(self, *args: Any, **kwargs: Any) -> Any:
+            def complete(self) -> Any:
+                """The command with its options."""
                 made = typer.Typer(add_completion=False)
                 options = _with_hyperparameters(function) if hyperparameters else function
                 made.command(name, cls=_Short if hyperparameters else _Whole)(options)
-                return get_command(made).make_context(*args, **kwargs)
+                return get_command(made)
+
+            def make_context(self, *args: Any, **kwargs: Any) -> Any:
+                return self.complete().make_context(*args, **kwargs)
 
         app.command(name, cls=Command, help=inspect.getdoc(function))(lambda: None)
         return function
 
     return add
+
+
+def meant_option(name: str, context: Any) -> str:
+    """A sentence on an option that a command does not have: whose it is, or which of the command's own are near; may be empty."""
+    commands = getattr(context.find_root().command, "commands", {})
+    owners = [f"`icpctl {each}`" for each in commands if name in _options(commands[each].complete())]
+    if owners:
+        return f"It belongs to {' and '.join(owners)}."
+    near = nearest(name, _options(context.command))[:MOST_NEAR]
+    return f"Did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?" if near else ""
+
+
+def _options(command: Any) -> list[str]:
+    options = (each for each in command.params if each.param_type_name == "option")
+    return [name for each in options for name in (*each.opts, *each.secondary_opts)]
 
 
 class _Whole(TyperCommand):

@@ -14,11 +14,21 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from icpctl.cli.help import HelpAll
-from icpctl.config import GROUPS, RunConfig, choices, declaration, default_text, option
-from icpctl.config.recipes import CIFAR_RESNETS
+from icpctl.config import (
+    FOLDER,
+    GROUPS,
+    HUGGING_FACE,
+    POSITIONAL,
+    RunConfig,
+    choices,
+    declaration,
+    default_text,
+    option,
+)
+from icpctl.config.recipes import CIFAR_RESNETS, MODELS, default_layers
 from icpctl.config.settings import read_toml
+from icpctl.errors import UserError
 
-POSITIONAL = ("model", "dataset")
 RARELY_GIVEN = ("stack", "jobs_per_gpu", "retries", "address", "slurm")
 
 
@@ -38,6 +48,8 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(config: Path | None, help_all: bool, **given: Any) -> None:
         chosen = {name: given.pop(name) for name in RunConfig.model_fields}
+        if chosen["model"]:
+            _check_order(chosen["model"], chosen["dataset"] or "")
         settings = read_toml(config) if config else {}
         settings |= {name: value for name, value in chosen.items() if value is not None}
         command(settings=settings, **given)
@@ -46,6 +58,26 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
+
+
+def _check_order(model: str, dataset: str) -> None:
+    """Refuse a data set in the place of the model, or a model in that of the data set."""
+    swapped_model, swapped_dataset = not _is_model(model) and _is_dataset(model), _is_model(dataset)
+    if swapped_model or swapped_dataset:
+        fault = f"{model} is a data set" if swapped_model else f"{dataset} is a model"
+        example = f"{dataset if swapped_dataset else 'resnet20'} {model if swapped_model else 'digits'}"
+        raise UserError(f"{fault}; the order is {' '.join(map(option, POSITIONAL))}, for example {example}.")
+
+
+def _is_model(name: str) -> bool:
+    """Whether a name is that of a model, or begins like one, as far as can be told at once."""
+    return name in MODELS or bool(default_layers(name))
+
+
+def _is_dataset(name: str) -> bool:
+    from icpctl.data import DATASETS
+
+    return name in DATASETS or name.startswith((FOLDER, HUGGING_FACE))
 
 
 def common(parameters: Iterable[str]) -> list[str]:

@@ -122,7 +122,8 @@ def report(
         output,
     )
     if watch:
-        with stoppable("report.html is as it was drawn last.", "after this drawing") as should_stop:
+        drawn = "report.html is as it was drawn last."
+        with stoppable(drawn, "after this drawing", drawn) as should_stop:
             watch_report(request, console, complain, should_stop)
     else:
         write_report(request, console, complain)

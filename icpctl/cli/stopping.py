@@ -15,10 +15,13 @@ from icpctl.cli.output import complain, notice, pipe_is_closed
 
 @contextmanager
 def stoppable(
-    way_on: str = "The same command goes on from here.", what: str = "saving"
+    way_on: str = "The same command goes on from here.",
+    what: str = "saving",
+    unsaved: str = "The same command goes on from the last checkpoint.",
 ) -> Iterator[Callable[[], bool]]:
     """Ctrl-C, SIGTERM, a terminal or a pipe that is closed let the batch end, save, and leave with 130, 143, 129 or 141;
-    a second signal leaves at once. More of them do not disturb what is left to do then: a word in status.json, say.
+    a second signal leaves at once, without saving, and says so. More of them do not disturb what is left to do then: a word in
+    status.json, say.
     """
     received: list[int] = []
 
@@ -45,6 +48,10 @@ def stoppable(
         complain("Saved.", way_on)
         reason = signal.SIGPIPE if pipe_is_closed() else signal.SIGTERM  # or another process of the run was asked
         sys.exit(128 + (received or [reason])[0])
+    except SystemExit:
+        if len(received) > 1:
+            complain("Stopped without saving.", unsaved)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -217,7 +217,8 @@ def ablate(
 
         preview(definition, folder, console, loading)
         return
-    with stoppable(f"`icpctl ablate --resume {folder}` goes on from here.", "saving the runs") as should_stop:
+    resumed = f"`icpctl ablate --resume {folder}` goes on from"
+    with stoppable(f"{resumed} here.", "saving the runs", f"{resumed} the last checkpoint of each run.") as should_stop:
         errors_of = study_command.execute(definition, folder, console, should_stop, loading)
     failed = {run_id: error for run_id, error in errors_of.items() if error is not None}
     for run_id, error in failed.items():

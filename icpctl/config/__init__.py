@@ -1,8 +1,18 @@
 """Every setting of a run, declared once; this package imports no torch."""
 
 from icpctl.config.fields import GROUPS, Declared
-from icpctl.config.names import FOLDER, HUGGING_FACE, expanded, is_path, located, short_name
+from icpctl.config.names import (
+    FOLDER,
+    HUGGING_FACE,
+    as_factory,
+    as_folder,
+    expanded,
+    is_path,
+    located,
+    short_name,
+)
 from icpctl.config.run import (
+    POSITIONAL,
     RECORDED,
     SELECTION,
     RunConfig,
@@ -21,10 +31,13 @@ __all__ = [
     "FOLDER",
     "GROUPS",
     "HUGGING_FACE",
+    "POSITIONAL",
     "RECORDED",
     "SELECTION",
     "Declared",
     "RunConfig",
+    "as_factory",
+    "as_folder",
     "choices",
     "declaration",
     "default_text",

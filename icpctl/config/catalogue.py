@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from icpctl.config import RunConfig
+
+T = TypeVar("T")
 
 PLAIN_STEP = 3
 """Passes of a plain step: 1 forward, and 2 backward, for the gradients of the features and of the weights."""
 PLAIN = "plain"
 """The baseline of every other method: the same training without it."""
+
+
+class Live(Mapping[str, T]):
+    """What follows from the rows of the catalogue, made anew at each look: a row may be added at any time."""
+
+    def __init__(self, make: Callable[[], Mapping[str, T]]) -> None:
+        self._make = make
+
+    def __getitem__(self, name: str) -> T:
+        return self._make()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
 
 
 class Variant(NamedTuple):
@@ -118,6 +136,7 @@ INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {
 }
 """In the order of tables and figures; each is a variant of ICP."""
 
+
 SCHEDULE = "schedule"
 """What falls in ICP's training beside what it distils: the control of the weight of its task loss."""
 LABEL_SMOOTHING = "label-smoothing"
@@ -146,7 +165,7 @@ METHODS: dict[str, MethodRow] = {
     "icp": MethodRow(
         "ICP",
         "The features of a constructively perturbed input are targets for those of the original one (arXiv 2505.14751)",
-        {name: optimizer.variant for name, optimizer in INPUT_OPTIMIZERS.items()},
+        Live(lambda: {name: optimizer.variant for name, optimizer in INPUT_OPTIMIZERS.items()}),
         "icpctl.methods.icp.method:ICP",
         passes=_icp_passes,
         groups=("perturbation", "features", "distillation", "schedule"),

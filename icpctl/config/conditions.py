@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from icpctl.config import RunConfig, declaration, settings_of_methods
+from icpctl.config import RunConfig, choices, declaration, settings_of_methods
 from icpctl.config.grid import grid_values, holds
 from icpctl.config.settings import typed_settings
 from icpctl.errors import UserError, unknown
@@ -24,6 +24,9 @@ def parse_conditions(text: str, where: str) -> list[Condition]:
     Raises:
         UserError: it cannot be read; with the place.
     """
+    if names := [name for name in RunConfig.model_fields if text.strip() in choices(name)]:
+        written = " or ".join(f"{name}={text.strip()}" for name in names)
+        raise UserError(f"{where}: {text.strip()} alone is no condition. Write {written}.")
     if not _KEY.match(text):
         return [_expression(text, where)]
     pieces: dict[str, list[str]] = {}

@@ -50,7 +50,7 @@ class Declared:
     common: bool = False  # whether the short help shows it
     identity: bool = True  # whether a change of it makes another run
     stacks: bool = False  # whether runs that differ in it can be trained together
-    listed: Collection[str] = ()  # its values, where they are a list that can grow
+    listed: Callable[[], Collection[str]] = tuple  # its values, where they are a list that can grow
     earlier: str = ""  # its value in runs of versions that did not have it yet, where that is not the default
     usual: Any = None  # the value that the id of a run leaves out, where the default depends on other settings
 

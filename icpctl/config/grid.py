@@ -26,6 +26,11 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(?::(lin|log)(\d+))?", re.ASCII)
 
 
+def key_of(name: str) -> str:
+    """A hyper-parameter as the key of a grid, written as its option is."""
+    return name.replace("_", "-")
+
+
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     """The values of each hyper-parameter from texts such as "steps=1,3,5", "steps=1..5", "icp-lr=1e-4..1e-2:log5".
 

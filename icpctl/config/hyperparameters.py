@@ -54,7 +54,7 @@ class Hyperparameters(BaseModel):
         "split is the same for every seed.", "run", default_text="0.8", gt=0, lt=1,
     )  # fmt: skip
     method: Annotated[str, AfterValidator(known_method)] = field(
-        "icp", "The training method; plain is the baseline. `icpctl list methods` describes each one.", "run", common=True, listed=METHODS,
+        "icp", "The training method; plain is the baseline. `icpctl list methods` describes each one.", "run", common=True, listed=lambda: METHODS,
     )  # fmt: skip
     seed: int = field(
         0,
@@ -117,7 +117,7 @@ class Hyperparameters(BaseModel):
     # ── perturbation (the paper's ICP)
     optimizer: Annotated[str, AfterValidator(known_optimizer)] = field(
         "ademamix", "Input optimizer of the perturbation; none is the same as --method plain.",
-        "perturbation", common=True, source="P", listed=(*INPUT_OPTIMIZERS, NO_OPTIMIZER),
+        "perturbation", common=True, source="P", listed=lambda: (*INPUT_OPTIMIZERS, NO_OPTIMIZER),
     )  # fmt: skip
     steps: int = field(
         lambda data: 5 if "perturbation" in METHODS[data["method"]].groups else 0, "Steps of the perturbation, T.", "perturbation",

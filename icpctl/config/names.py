@@ -45,3 +45,21 @@ def located(dataset: object) -> object:
     if not path or not is_path(f"{kind}:{path}"):
         return dataset
     return f"{kind}:" + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps .., and fails without a home
+
+
+def as_folder(name: str) -> str:
+    """A data set's name for a folder that was given without "folder:"; empty where there is no such folder."""
+    return FOLDER + name if os.path.isdir(os.path.expanduser(name)) else ""  # noqa: PTH111, PTH112, of any text
+
+
+def as_factory(name: str) -> str:
+    """A model's name for a file in the working directory that was given as `mine`, `mine.py`, `mine.py:tiny` or `mine.tiny`; empty
+    where there is no such file.
+    """
+    path, _, function = name.partition(":")
+    whole = os.path.relpath(path.removesuffix(".py") or ".").replace("/", ".")
+    for module, factory in ((whole, function or "NAME"), *([] if function else [whole.rpartition(".")[::2]])):
+        is_name = all(part.isidentifier() for part in module.split("."))
+        if is_name and os.path.isfile(module.replace(".", "/") + ".py"):  # noqa: PTH113, of any text
+            return f"{module}:{factory}"
+    return ""

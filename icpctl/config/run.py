@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS, PLAIN
 from icpctl.config.fields import NO_OPTIMIZER, Declared, default_of
 from icpctl.config.hyperparameters import Hyperparameters
-from icpctl.config.names import FOLDER, HUGGING_FACE, expanded, located, short_name
+from icpctl.config.names import FOLDER, HUGGING_FACE, as_factory, expanded, located, short_name
 from icpctl.config.recipes import DATASETS, dataset_row, model_row
 from icpctl.errors import UserError, abbreviated, unknown
 
@@ -32,6 +32,9 @@ SELECTION = {"classification": "accuracy", "generation": "ssim"}
 
 SHAPED_LABELS = {"label_smoothing": 0.0, "mix": "none"}
 """The settings that change labels, and their values that do not."""
+
+POSITIONAL = ("model", "dataset")
+"""The settings that are arguments of the commands, in this order, and no options."""
 
 LONGEST_IN_ID = 80
 """Characters of a model's name in the id of a run."""
@@ -78,36 +81,40 @@ class RunConfig(Hyperparameters):
             object.__setattr__(self, "steps", 0)
         elif self.optimizer == NO_OPTIMIZER:
             raise ValueError(
-                f"method is {self.method}, which needs an input optimizer: give one, or method plain for the baseline"
+                f"--method is {self.method}, which needs an input optimizer: give one with --optimizer, or --method plain for the baseline"
             )
         elif self.steps == 0:
-            raise ValueError("steps is 0, which perturbs nothing: give steps ≥ 1, or method plain for the baseline")
+            raise ValueError(
+                "--steps is 0, which perturbs nothing: give --steps ≥ 1, or --method plain for the baseline"
+            )
         if self.fid_weights and self.fid_features:
             raise ValueError(
-                "fid_weights and fid_features both say where the features of FID come from: give one of them"
+                "--fid-weights and --fid-features both say where the features of FID come from: give one of them"
             )
         for name in ("weights", "fid_weights", "fid_features"):  # found again from another working directory
             if path := getattr(self, name):
                 object.__setattr__(self, name, expanded(path).absolute())
         if self.crop == "box" and not dataset_row(self.dataset).boxes:
             with_boxes = ", ".join(name for name, row in DATASETS.items() if row.boxes)
-            raise ValueError(f"crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
+            raise ValueError(f"--crop is box, but {self.dataset} has no bounding boxes: only {with_boxes} has them")
         if self.columns and not self.dataset.startswith(HUGGING_FACE):
-            raise ValueError(f"columns is given, but {self.dataset} has no columns: only the data sets hf:… have them")
+            raise ValueError(
+                f"--columns is given, but {self.dataset} has no columns: only the data sets hf:… have them"
+            )
         if self.split is not None and not self.dataset.startswith(FOLDER):
             raise ValueError(
-                f"split is given, but {self.dataset} is split already: only data sets folder:PATH may not be"
+                f"--split is given, but {self.dataset} is split already: only data sets folder:PATH may not be"
             )
         sizes = model_row(self.model).sizes
         if sizes and self.image_size not in sizes:
             raise ValueError(
-                f"image_size is {self.image_size}, but {self.model} takes images of other sizes: give one of "
+                f"--image-size is {self.image_size}, but {self.model} takes images of other sizes: give one of "
                 f"{', '.join(map(str, sizes))}"
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
-                f"give warmup_epochs < {self.epochs}, or more epochs"
+                f"--warmup-epochs is {self.warmup_epochs} of {self.epochs} epochs, so the method would never start: "
+                f"give --warmup-epochs < {self.epochs}, or more --epochs"
             )
         return self
 
@@ -117,30 +124,30 @@ class RunConfig(Hyperparameters):
         if self.task not in row.tasks:
             why = f", as {row.needs}" if row.needs else ""
             raise ValueError(
-                f"method is {self.method}, which cannot train {self.model}: it is for {' and '.join(row.tasks)}{why}. Give another "
+                f"--method is {self.method}, which cannot train {self.model}: it is for {' and '.join(row.tasks)}{why}. Give another "
                 "method; `icpctl list methods` shows them"
             )
         for name, own in row.sets.items():
             value = getattr(self, name)
             if value == SHAPED_LABELS[name] or (isinstance(own, str) and value != own):
                 raise ValueError(
-                    f"method is {self.method}, but {name} is {value}: leave it out, or give another method"
+                    f"--method is {self.method}, but {option(name)} is {value}: leave it out, or give another method"
                 )
         for name, off in SHAPED_LABELS.items():
             value = getattr(self, name)
             if value == off or name in row.sets:
                 continue
             if self.task == "generation":
-                raise ValueError(f"{name} is {value}, but {self.model} is not trained on labels: leave it out")
+                raise ValueError(f"{option(name)} is {value}, but {self.model} is not trained on labels: leave it out")
             if reason := row.refuses.get(name):
                 raise ValueError(
-                    f"{name} is {value}, which makes no sense with method {self.method}, as {reason}: leave it out"
+                    f"{option(name)} is {value}, which makes no sense with --method {self.method}, as {reason}: leave it out"
                 )
         if self.robustness and self.task != "classification":
-            raise ValueError(f"robustness is for classifiers, and {self.model} is none: leave it out")
+            raise ValueError(f"--robustness is for classifiers, and {self.model} is none: leave it out")
         if row.companion == "view" and self.augmentation == "none":
             raise ValueError(
-                f"method is {self.method}, which compares two views of an image, but augmentation is none, so both are the "
+                f"--method is {self.method}, which compares two views of an image, but --augmentation is none, so both are the "
                 "same: give another augmentation"
             )
 
@@ -317,7 +324,7 @@ def choices(name: str) -> tuple[str, ...]:
     """The values a hyper-parameter can take, where they are a fixed list; else empty."""
     annotation = RunConfig.model_fields[name].annotation
     listed = get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
-    return (*listed, *declaration(name).listed)
+    return (*listed, *declaration(name).listed())
 
 
 def default_text(name: str) -> str:
@@ -328,8 +335,8 @@ def default_text(name: str) -> str:
 
 
 def option(name: str) -> str:
-    """The command-line option of a hyper-parameter."""
-    return "--" + name.replace("_", "-")
+    """The command-line option of a hyper-parameter, or its argument."""
+    return name.upper() if name in POSITIONAL else "--" + name.replace("_", "-")
 
 
 def resolve(values: Mapping[str, object], where: str = "", context: str | None = None) -> RunConfig:
@@ -364,5 +371,7 @@ def fault_in_words(fault: Any) -> str:
                 f"{RunConfig.model_fields[name].description} '{value}' is a value of {' and of '.join(others)}."
             )
         return str(unknown(f"value for {option(name)}:", value, choices(name)))
+    if name == "model" and (written := as_factory(str(fault["input"]))):
+        return f"{option(name)} got '{fault['input']}': a model of your own is package.module:factory. Write {written}."
     message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
     return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from icpctl.data.pixels import UnsupportedPixelsError, read_rgb
 from icpctl.data.source import Box, Encoded, Item, Raw, RawSplit, Source, Stamp, stamp
 from icpctl.data.splitting import stratified_part
-from icpctl.errors import UserError, first_names
+from icpctl.errors import UserError, count, first_names
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png"}
@@ -62,7 +62,7 @@ def class_folders(root: Path, split: float | None = None) -> Source:
         share = DEFAULT_SPLIT if split is None else split
         listings = _split(_listing(root, left_out), share, root)
         notes = [
-            f"There are no folders {TRAIN} and {TEST}: {share:.4g} of the images of each class are for training, always the same ones (--split), "
+            f"There are no folders {TRAIN} and {TEST}: {100 * share:.4g} % of the images of each class are for training, always the same ones (--split), "
             "and the others are the test split."
         ]
     else:
@@ -107,7 +107,7 @@ def _split(listing: Listing, share: float, root: Path) -> tuple[Listing, Listing
     for name in listing:
         if not (parts[0][name] and parts[1][name]):
             raise UserError(
-                f"The class '{name}' of '{root}' has {len(listing[name])} image{'s' * (len(listing[name]) != 1)}, too few for a training and a test part with "
+                f"The class '{name}' of '{root}' has {count(len(listing[name]), 'image')}, too few for a training and a test part with "
                 f"--split {share:.4g}. Add images, change --split, or put them into {TRAIN}/ and {TEST}/."
             )
     return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from icpctl.config import FOLDER, HUGGING_FACE, choices, expanded, is_path
+from icpctl.config import FOLDER, HUGGING_FACE, as_folder, choices, expanded, is_path
 from icpctl.config.recipes import dataset_row
 from icpctl.data.cache import ImageData, decoded, user_cache
 from icpctl.data.folders import class_folders, not_utf8
@@ -21,7 +21,7 @@ CROPS = choices("crop")
 
 
 def check_name(name: str) -> None:
-    """Raise UserError unless `name` is one of `DATASETS` or has one of the other forms; does not look at the disk."""
+    """Raise UserError unless `name` is one of `DATASETS` or has one of the other forms, whose path need not be there."""
     if name.startswith(HUGGING_FACE) and not is_path(name):
         check_hub_name(name)
     elif is_path(name):
@@ -38,7 +38,15 @@ def check_name(name: str) -> None:
             raise UserError(
                 f"The path of the data set has a NUL character. Write {name.partition(':')[0]}:PATH with a path that there is."
             )
-    elif name not in DATASETS:
+    elif name in DATASETS:
+        return
+    elif written := as_folder(name):
+        raise UserError(f"'{name}' is no data set, but a folder. Write {written} for the images in it.")
+    elif "/" in name:
+        raise UserError(
+            f"'{name}' is no data set, and no folder. Images in a folder are folder:PATH, and a data set of the Hugging Face hub is hf:OWNER/NAME."
+        )
+    else:
         raise unknown("data set", name, (*DATASETS, "folder:PATH", "hf:OWNER/NAME"))
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from icpctl.config import RunConfig
+from icpctl.config import RunConfig, as_factory
 from icpctl.config.catalogue import METHODS
 from icpctl.config.recipes import CIFAR_RESNETS, VAE_SIZES, default_layers
 from icpctl.errors import UserError, unknown
@@ -32,6 +32,10 @@ def check_name(name: str) -> None:
         return
     names = [*CIFAR_RESNETS, "vae", *_torchvision_names()]
     if name not in names:
+        if written := as_factory(name):
+            raise UserError(
+                f"Unknown model '{name}', but there is a file of that name. For its function NAME, write {written}."
+            )
         raise unknown("model", name, names)
 
 

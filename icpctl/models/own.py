@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from icpctl.config import as_factory
 from icpctl.errors import UserError, abbreviated, is_out_of_memory, unknown
 
 _built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -137,6 +138,8 @@ def _find(name: str, folder: Path) -> Factory:
         except (Exception, SystemExit) as error:
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             if missing and f"{module_name}.".startswith(f"{missing}."):
+                if (written := as_factory(name)) and written != name:
+                    raise UserError(f"{name} is not the name of a module and its function. Write {written}.") from None
                 raise UserError(
                     f"There is no module {missing} for the model {name}, neither in the working directory {folder} nor among the "
                     f"installed packages. Give the command in the folder that has {missing.partition('.')[0]}, or install it."

@@ -23,7 +23,7 @@ import pandas as pd
 
 from icpctl.ablate.study import Definition
 from icpctl.config import SELECTION, RunConfig
-from icpctl.errors import UserError, first_names, unknown
+from icpctl.errors import UserError, count, first_names, unknown
 from icpctl.files import write_atomic
 from icpctl.report import notes as remarks
 from icpctl.report import tuning
@@ -417,7 +417,7 @@ def _metrics(runs: pd.DataFrame, metric: str | None, notes: list[str]) -> dict[s
     lacking = [task for task, name in chosen.items() if name not in there[task]]
     for task in lacking:
         number = int((runs["task"] == task).sum())
-        notes.append(f"Left out: {remarks.count(number, 'run')} of {task}, with no {chosen[task]} at the last epoch.")
+        notes.append(f"Left out: {count(number, 'run')} of {task}, with no {chosen[task]} at the last epoch.")
     return {task: name for task, name in chosen.items() if task not in lacking}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from icpctl.config import SELECTION
-from icpctl.config.catalogue import METHODS
+from icpctl.config.catalogue import METHODS, Live
 from icpctl.report import Report
 from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.groups import short_dataset
@@ -32,7 +32,7 @@ from icpctl.text import value_text
 
 MOST_ROWS = 100
 """Rows of a table in the terminal; and sentences in Markdown."""
-SHORT = {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {COUNTERPART: "B"}
+SHORT = Live(lambda: {key: METHODS[key].label if key in METHODS else key for key in AGAINST} | {COUNTERPART: "B"})
 """What a difference is taken from, for the heading of a column."""
 MOST_CLAIMS = 4
 """In the sentence for a reader in a hurry."""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import PLAIN, PLAIN_STEP
-from icpctl.errors import first_names
+from icpctl.errors import count, first_names
 from icpctl.report.groups import Grouping, shared, twin_places, varied
 from icpctl.runs.folder import RunRecord
 from icpctl.runs.measures import feature_letters
@@ -209,8 +209,3 @@ def common_settings(configs: Sequence[RunConfig], by: Sequence[str], metrics: It
     for classifier, letter in feature_letters(metrics).items():
         text += f" FID and KID ({letter}): in the features of {classifier}."
     return text
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things, as in "2 runs"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

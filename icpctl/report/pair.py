@@ -18,7 +18,7 @@ import pandas as pd
 
 from icpctl.config import RunConfig, declaration
 from icpctl.config.conditions import named_settings, parse_conditions
-from icpctl.errors import UserError, first_names
+from icpctl.errors import UserError, count, first_names
 from icpctl.report import Outcomes, Report, Sides, differences, margins_of, outcomes, planned_claims, read, uncollected
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, group
@@ -86,7 +86,7 @@ def build_pair(
         chosen = tuple(_chosen(text, found, grouping, records) for text in compare)
         if chosen[0] == chosen[1]:
             raise UserError(
-                f"{_said(compare)}: both are the same {remarks.count(len(chosen[0]), 'run')}. Name two groups that differ."
+                f"{_said(compare)}: both are the same {count(len(chosen[0]), 'run')}. Name two groups that differ."
             )
     strip = 2 if named else 0  # the side, which is before the ids already
     runs, ended, complete = (_beside(table, chosen, strip) for table in (found.runs, found.ended, found.complete))
@@ -363,7 +363,7 @@ def _listed(labels: Iterable[str]) -> str:
     """Labels in a sentence; they have commas."""
     listed = list(dict.fromkeys(labels))
     more = f" and {len(listed) - MOST_LABELS} more" if len(listed) > MOST_LABELS else ""
-    return f"{remarks.count(len(listed), 'group')}, {'; '.join(listed[:MOST_LABELS])}{more}"
+    return f"{count(len(listed), 'group')}, {'; '.join(listed[:MOST_LABELS])}{more}"
 
 
 def _apart(ours: Sequence[RunConfig], theirs: Sequence[RunConfig]) -> dict[str, tuple[list[str], list[str]]]:
@@ -463,6 +463,6 @@ def _equal(pairs: Pairs, ended: pd.DataFrame, records: Mapping[str, RunRecord]) 
         yield f"All {len(whole)} runs of A have a run of the same settings and seed in B with the same metrics in every epoch, to the last digit; times aside."
         return
     yield (
-        f"{len(whole) - len(apart)} of {remarks.count(len(whole), 'run')} that both have are equal in every epoch, to the last digit, times aside. "
+        f"{len(whole) - len(apart)} of {count(len(whole), 'run')} that both have are equal in every epoch, to the last digit, times aside. "
         f"The others differ, the first of them in {', '.join(apart[0])}."
     )

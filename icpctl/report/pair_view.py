@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from icpctl.errors import first_names
+from icpctl.errors import count, first_names
 from icpctl.report import Report
 from icpctl.report.cells import (
     INTERVAL,
@@ -31,7 +31,6 @@ from icpctl.report.cells import (
 )
 from icpctl.report.latex import latex_difference, latex_table
 from icpctl.report.markdown import escaped, pipe_table
-from icpctl.report.notes import count
 from icpctl.report.terminal import GAP, SENTENCES, rich_table
 from icpctl.runs.measures import MARK, Measure, feature_letters, measure_of, p_text, shown_metrics
 from icpctl.runs.references import COUNTERPART

@@ -38,7 +38,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from icpctl.config import RunConfig
-from icpctl.errors import UserError
+from icpctl.errors import UserError, count
 from icpctl.files import load_json, locked, not_writable, read_json, write_atomic
 from icpctl.runs.metrics import (
     COLUMNS,
@@ -265,9 +265,9 @@ class RunFolder:
         self._check_rows(metrics, self.config.epochs, rows - len(metrics), problems)
 
     def _check_rows(self, kept: pd.DataFrame, epochs: int, missing: int, problems: Sequence[str]) -> None:
-        lost = f"{missing} rows of epochs that were trained"
+        lost = f"{count(missing, 'row')} of epochs that were trained"
         if without := sorted(set(range(epochs)) - set(kept["epoch"])):
-            lost = f"the rows of {len(without)} epochs that were trained, the first of them {without[0]}"
+            lost = f"the rows of {count(len(without), 'epoch')} trained, the first of them {without[0]}"
         if without or missing > 0:
             said = " ".join([f"{self.metrics_file} has lost {lost}.", *problems])
             raise UserError(f"{said} Restore the file, or start the run anew with --overwrite.")

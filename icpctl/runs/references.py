@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from icpctl.config import RunConfig, settings_of_methods
-from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS, PLAIN, controls
+from icpctl.config.catalogue import LABEL_SMOOTHING, METHODS, PLAIN, Live, controls
 from icpctl.config.cost import compute_matched
 
 COUNTERPART = "counterpart"
 """Stands for the group of B that a group of A is compared with, where a report holds two sides beside each other."""
-AGAINST = {
-    "baseline": "the baseline",
-    "compute-matched": "the compute-matched baseline",
-    **{key: control.words for key, control in controls().items()},
-    **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp", *controls())},
-    COUNTERPART: "its counterpart in B",
-}
+AGAINST = Live(
+    lambda: {
+        "baseline": "the baseline",
+        "compute-matched": "the compute-matched baseline",
+        **{key: control.words for key, control in controls().items()},
+        **{name: row.label for name, row in METHODS.items() if name not in (PLAIN, "icp", *controls())},
+        COUNTERPART: "its counterpart in B",
+    }
+)
 """What a run is compared with, in words."""
 METHOD_RUN = "method"
 """Stands among the references of a control for the run whose control it is; see `of_controls`."""
@@ -91,6 +93,20 @@ def _nearest(config: RunConfig, several: list[RunConfig]) -> RunConfig | None:
     own = [*METHODS[several[0].method].sets, "mix_alpha", "mix_probability", *(n for n in names if n not in shared)]
     usual = [one for one in alike if all(map(one.is_default, own))]
     return alike[0] if len(alike) == 1 else usual[0] if usual else None
+
+
+def comparisons(configs: Iterable[RunConfig]) -> int:
+    """How many comparisons a report makes of a metric, all of which its correction is over; of several tasks, the most.
+
+    Args:
+        configs: of the runs, before their tuning.
+    """
+    groups = {config.group_id: config for config in configs}
+    others, found = rivals(groups.values()), Counter[str]()
+    for group_id, config in groups.items():
+        twins = references(config) | others.get(group_id, {})
+        found[config.task] += sum(twin.group_id in groups for twin in twins.values())
+    return max(found.values(), default=0)
 
 
 class TunedArm(NamedTuple):

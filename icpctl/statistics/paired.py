@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.stats import chi2, f, ncf, norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from icpctl.statistics import ALPHA, LEAST_SEEDS, MOST_SEEDS, POWER
 
+LARGEST_EFFECT = 50.0
+"""Of larger ones the power, which is 1, cannot be computed."""
 ROUNDING = 2.0**-22
 """Relative: metrics are computed in float32, so a spread below this is rounding."""
 
@@ -89,20 +92,27 @@ def seeds_needed(effect: pd.Series, comparisons: pd.Series) -> pd.Series:
     By the power of the paired t test at ALPHA over the number of comparisons. Missing where the effect is, where it is
     nothing, and where more than MOST_SEEDS would be needed.
     """
-    size = effect.abs().clip(upper=50).to_numpy(float)  # of larger ones the power, which is 1, cannot be computed
-    alpha = ALPHA / comparisons.to_numpy(float)
-
-    def power(seeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Of the t test as the F test of its square: scipy's noncentral t is not a number in places."""
-        return np.asarray(ncf.sf(f.isf(alpha, 1, seeds - 1), 1, seeds - 1, seeds * size**2))
-
+    size, alpha = effect.to_numpy(float), ALPHA / comparisons.to_numpy(float)
     low, high = np.full(len(size), LEAST_SEEDS), np.full(len(size), MOST_SEEDS)
-    possible = (size > 0) & (power(high) >= POWER)
+    possible = (size != 0) & (_power(size, high, alpha) >= POWER)
     while (low < high).any():
         middle = (low + high) // 2
-        enough = power(middle) >= POWER
+        enough = _power(size, middle, alpha) >= POWER
         low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
     return pd.Series(high, index=effect.index, dtype="Int64").where(possible)
+
+
+def least_effect(seeds: int, alpha: float) -> float:
+    """The smallest effect size that so many seeds find with a chance of POWER, by the test of `seeds_needed`; inf above LARGEST_EFFECT."""
+    if seeds < LEAST_SEEDS or _power(LARGEST_EFFECT, seeds, alpha) < POWER:
+        return math.inf
+    return float(brentq(lambda effect: _power(effect, seeds, alpha) - POWER, 0, LARGEST_EFFECT))
+
+
+def _power(effect: Any, seeds: Any, alpha: Any) -> Any:
+    """Of the t test as the F test of its square: scipy's noncentral t is not a number in places."""
+    size = np.minimum(np.abs(effect), LARGEST_EFFECT)
+    return ncf.sf(f.isf(alpha, 1, seeds - 1), 1, seeds - 1, seeds * size**2)
 
 
 def level_p(table: pd.DataFrame, margin: pd.Series) -> pd.Series:
@@ -133,7 +143,7 @@ def seeds_to_settle(effect: float, margin: float, alpha: float) -> int | None:
 
     def is_enough(seeds: int) -> bool:
         root = math.sqrt(seeds)
-        found = float(ncf.sf(f.isf(alpha, 1, seeds - 1), 1, seeds - 1, seeds * min(abs(effect), 50.0) ** 2))
+        found = float(_power(effect, seeds, alpha))
         if not math.isnan(margin):
             spread = np.sqrt(chi2.ppf((np.arange(400) + 0.5) / 400, seeds - 1) / (seeds - 1))
             room = root * margin - student.isf(alpha, seeds - 1) * spread  # for the mean, in its standard errors

@@ -180,6 +180,8 @@ def test_a_second_signal_leaves_no_run_that_says_it_is_at_work(tmp_path: Path) -
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == 143, complaints
     assert "Traceback" not in complaints
+    assert "Saved." not in complaints
+    assert "Stopped without saving. `icpctl ablate --resume results` goes on from the last checkpoint" in complaints
     assert [json.loads(file.read_text())["state"] for file in results.glob("*/status.json")] == ["interrupted"]
     assert not list(results.glob(f"*/{CLAIM_FILE}"))
     assert not worker.is_running()

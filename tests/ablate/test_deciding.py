@@ -224,6 +224,10 @@ def test_seeds_that_were_not_planned_are_in_no_test(tmp_path: Path) -> None:
 FAULTS = [
     (["method=icp is better"], {}, "cannot be read. Write RUNS better than OTHERS in METRIC"),
     (["method=sam better than baseline in accuracy"], {}, "no run fits method=sam"),
+    (["icp better than baseline in accuracy"], {}, r"icp alone is no condition\. Write method=icp\."),
+    (["method=icp better than plain in accuracy"], {}, r"plain alone is no condition\. Write method=plain\."),
+    (["cs-kd better than baseline in accuracy"], {}, r"Write method=cs-kd\."),
+    (["adam better than baseline in accuracy"], {}, r"Write optimizer=adam\."),
     (["method=icp better than compute-matched in accuracy"], {}, "--compute-matched adds it"),
     (["method=icp better than random in accuracy"], {}, "--controls adds it"),
     (["method=icp better than sam in accuracy"], {}, "is compared with no sam"),
@@ -231,10 +235,10 @@ FAULTS = [
     (["method=icp,nonsense=3 better than baseline in accuracy"], {}, "nonsense"),
     ([BETTER, BETTER], {}, "is given twice"),
     ([BETTER], {"seeds": "2"}, "it takes 3 seeds or more to test it, and both groups are planned with 2"),
-    ([BETTER], {"seeds": "5", "max_seeds": 4}, "max-seeds is 4, but 5 seeds are planned already"),
-    ([BETTER], {"until_decided": False, "seeds": "3"}, "max-seeds is for until-decided"),
-    ([], {"max_seeds": None}, "until-decided adds seeds until the claims are decided, and there is none"),
-    ([], {"until_decided": False, "max_seeds": None, "margin": 1.0, "seeds": "3"}, "margin is of claims"),
+    ([BETTER], {"seeds": "5", "max_seeds": 4}, "--max-seeds is 4, but 5 seeds are planned already"),
+    ([BETTER], {"until_decided": False, "seeds": "3"}, "--max-seeds is for --until-decided"),
+    ([], {"max_seeds": None}, "--until-decided adds seeds until the claims are decided, and there is none"),
+    ([], {"until_decided": False, "max_seeds": None, "margin": 1.0, "seeds": "3"}, "--margin is of claims"),
 ]
 
 
@@ -245,6 +249,14 @@ def test_what_cannot_be_planned_is_said_before_the_first_run(
     with pytest.raises(UserError, match=message):
         deciding.plan(define(claims, **plan), tmp_path)  # type: ignore[arg-type]
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_claim_without_anything_to_vary_is_read_first(tmp_path: Path) -> None:
+    definition = command.define({}, plan={"claims": ["icp better than baseline in accuracy"]})
+    with pytest.raises(UserError, match="Write method=icp"):
+        deciding.plan(definition, tmp_path)
+    with pytest.raises(UserError, match="it takes 3 seeds or more"):
+        deciding.plan(command.define({}, plan={"claims": [BETTER]}), tmp_path)
 
 
 def test_a_claim_that_fits_several_groups_says_what_tells_them_apart(tmp_path: Path) -> None:
@@ -351,10 +363,10 @@ def test_a_metric_that_the_runs_do_not_have_is_refused(metric: str, tmp_path: Pa
         (["--margin=-1"], "margin cannot be -1"),
         (["--margin", "0"], "margin cannot be 0"),
         (["--margin", "inf"], "margin cannot be inf"),
-        (["--max-seeds", "2", "--until-decided"], "max_seeds cannot be 2. It is a whole number from 3 to 100"),
-        (["--max-seeds", "0", "--until-decided"], "max_seeds cannot be 0"),
-        (["--max-seeds", "1000", "--until-decided"], "max_seeds cannot be 1000"),
-        (["--max-seeds", "9"], "max-seeds is for until-decided"),
+        (["--max-seeds", "2", "--until-decided"], "--max-seeds cannot be 2. It is a whole number from 3 to 100"),
+        (["--max-seeds", "0", "--until-decided"], "--max-seeds cannot be 0"),
+        (["--max-seeds", "1000", "--until-decided"], "--max-seeds cannot be 1000"),
+        (["--max-seeds", "9"], "--max-seeds is for --until-decided"),
     ],
 )
 def test_a_number_that_a_plan_cannot_have_is_refused(options: list[str], message: str, tmp_path: Path) -> None:

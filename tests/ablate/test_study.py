@@ -116,16 +116,16 @@ def test_a_condition_can_leave_out_what_is_no_configuration() -> None:
     grid = ["epochs=4,8", "warmup_epochs=2,6"]
     planned = study({}, grid, where=["warmup_epochs < epochs"]).runs()
     assert {(c.epochs, c.warmup_epochs) for c in configs(planned) if c.optimizer != "none"} == {(4, 2), (8, 2), (8, 6)}
-    with pytest.raises(UserError, match="--grid epochs=4 --grid warmup_epochs=6: warmup_epochs is 6"):
+    with pytest.raises(UserError, match="--grid epochs=4 --grid warmup-epochs=6: --warmup-epochs is 6"):
         study({}, grid, where=["steps > 0"]).runs()
 
 
 @pytest.mark.parametrize(
     ("settings", "grid", "more", "said"),
     [
-        ({"steps": 5}, ["steps=1,3"], {}, "steps is set to 5 for all runs (--steps), and varied"),
-        ({"epochs": 4}, ["warmup-epochs=1,4"], {}, "--grid warmup_epochs=4: warmup_epochs is 4"),
-        ({}, ["steps=3,0"], {}, "--grid steps=0: steps is 0"),
+        ({"steps": 5}, ["steps=1,3"], {}, "--steps is set to 5 for all runs, and varied"),
+        ({"epochs": 4}, ["warmup-epochs=1,4"], {}, "--grid warmup-epochs=4: --warmup-epochs is 4"),
+        ({}, ["steps=3,0"], {}, "--grid steps=0: --steps is 0"),
         ({}, ["steps=1,2"], {"where": ["steps > 5"]}, "no combination of the grid is left"),
         ({"direction": "ascend"}, ["steps=1,2"], {"controls": True}, "--controls: no run of this study has controls"),
         (
@@ -287,7 +287,7 @@ def test_studies_of_a_folder_add_up(tmp_path: Path) -> None:
         ("seeds.a = 0x" + "f" * 5000, "seeds cannot be a huge dict"),
         ('[settings]\ndata-dir = "a\\u0000b"', "NUL"),
         ("[settings]\nepochs = 0x" + "f" * 5000, "--epochs got 'a huge int'"),
-        ("[settings]\nmodel = { a = 1 }", "--model got"),
+        ("[settings]\nmodel = { a = 1 }", "MODEL got"),
         ("grid = 5", "grid cannot be 5"),
         ("[settings]\nstpes = 5", "[settings]: Unknown hyper-parameter 'stpes'"),
         ("[settings]\nsteps = true", "--steps got true"),

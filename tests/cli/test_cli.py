@@ -124,11 +124,11 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
             ["train", "resnet20", "digits", "--optimizer", "adamw"],
             "Input optimizer of the perturbation; none is the same as --method plain. 'adamw' is a value of --model-optimizer.",
         ),
-        (["train", "resnet20", "digits", "--steps", "0"], "steps is 0"),
+        (["train", "resnet20", "digits", "--steps", "0"], "--steps is 0"),
         (["train", "resnet20", "digits", "--steps", "many"], "--steps got 'many'"),
         (["train", "resnet20", "digits", "--icp-lr", "-1"], "greater than 0"),
         (["train", "resnet20", "digits", "--icp-lr", "nan"], "finite"),
-        (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "warmup_epochs is 5 of 5"),
+        (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "--warmup-epochs is 5 of 5"),
         (
             ["train", "resnet20", "digits", "--layers", "layer1,layer4"],
             "no module 'layer4'. Near it: layer3, layer2, layer1",
@@ -136,6 +136,27 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         (["train", "resnet20", "digits", "--device", "cuda:9"], "--device cpu"),
         (["train", "resnet20", "digits", "--train-size", "5000"], "1437"),
         (["train", "resnet20", "digits", "--config", "missing.toml"], "missing.toml"),
+        (["train", "digits"], "digits is a data set; the order is MODEL DATASET, for example resnet20 digits."),
+        (["train", "fashion-mnist", "vae"], "the order is MODEL DATASET, for example vae fashion-mnist."),
+        (["train", "resnet20", "resnet32"], "resnet32 is a model; the order is MODEL DATASET"),
+        (["ablate", "folder:imgs", "--seeds", "3"], "folder:imgs is a data set; the order is MODEL DATASET"),
+        (["train", "resnet20", "/nowhere/imgs"], "is no data set, and no folder. Images in a folder are folder:PATH"),
+        (
+            ["train", "--learning-rate", "1"],
+            "No such option: --learning-rate. Did you mean --lr? `icpctl train --help` shows",
+        ),
+        (["train", "--clip", "1"], "Did you mean --clip-grad-norm?"),
+        (["train", "--gradient-clip", "1"], "Did you mean --clip-grad-norm?"),
+        (["train", "--batch", "1"], "Did you mean --batch-size?"),
+        (["train", "--no-quick"], "No such option: --no-quick."),
+        (["train", "--seeds", "3"], "No such option: --seeds. It belongs to `icpctl ablate`."),
+        (["train", "--controls"], "It belongs to `icpctl ablate`."),
+        (["eval", "x", "--where", "x"], "It belongs to `icpctl ablate` and `icpctl report`."),
+        (["report", "--no-fast"], "It belongs to `icpctl train` and `icpctl ablate`."),
+        (
+            ["train", "resnet20", "digits", "--output", "/proc/nowhere"],
+            "/proc/nowhere cannot be made there. Take another",
+        ),
         (["train", "resnet20", "folder:nowhere"], "nowhere"),
         (["train", "vae", "digits", "--image-size", "20"], "give one of 16, 32, 64"),
         (["train", "vae", "digits", "--crop", "box"], "only cub has them"),
@@ -156,6 +177,13 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
 def test_bad_input_is_refused_and_nothing_is_written(arguments: list[str], expected: str, tmp_path: Path) -> None:
     assert expected in refused(*arguments, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["imgs", "./imgs", "{}/imgs"])
+def test_a_folder_in_the_place_of_a_data_set_is_told_its_form(where: str, tmp_path: Path) -> None:
+    (tmp_path / "imgs").mkdir()
+    given = where.format(tmp_path)
+    assert f"Write folder:{given} for" in refused("train", "resnet20", given, cwd=tmp_path)
 
 
 def test_a_configuration_file_of_the_same_names_and_the_command_line_wins(tmp_path: Path) -> None:
@@ -254,7 +282,8 @@ def test_a_second_signal_leaves_at_once_and_more_of_them_disturb_nothing() -> No
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (130, "status written\n")
-    assert result.stderr == "Stopping, saving …\n"  # once
+    first, last = result.stderr.splitlines()
+    assert (first, last[:23]) == ("Stopping, saving …", "Stopped without saving.")  # each once
 
 
 @pytest.mark.parametrize(

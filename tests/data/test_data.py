@@ -66,6 +66,11 @@ def test_names() -> None:
         check_name(name)
     with pytest.raises(UserError, match=r"'cifar-100'\. Did you mean 'cifar100'"):
         check_name("cifar-100")
+    with pytest.raises(UserError, match=r"Did you mean 'fashion-mnist'"):
+        check_name("mnist")
+    for odd in ("a" * 5000 + "/", "a/\0", "~nobody/x"):
+        with pytest.raises(UserError, match="no folder"):
+            check_name(odd)
     with pytest.raises(UserError, match="lacks its path"):
         check_name("folder:")
     with pytest.raises(UserError, match="Unknown data set 'nothing'"):

@@ -53,7 +53,7 @@ def test_folders_that_are_not_split_are_split_always_the_same_and_that_is_said(u
     images = load(f"folder:{unsplit}")
     assert images.classes == ("cat", "dog")
     assert names(images) == (13, 3)
-    assert "0.8 of the images of each class are for training, always the same ones (--split)" in images.summary()
+    assert "80 % of the images of each class are for training, always the same ones (--split)" in images.summary()
     moved = unsplit.rename(unsplit.with_name("moved"))
     assert load(f"folder:{moved}").fingerprint == images.fingerprint
     half = load(f"folder:{moved}", split=0.5)

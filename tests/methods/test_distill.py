@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,56 @@ def test_taps_are_in_the_order_asked_for_and_leave_nothing_behind() -> None:
 def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="'layer9'"):
         icpctl.SelfDistiller(small_resnet(), ["layer1", "layer9"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": len}, "model is of type builtin_function_or_method, but must be a torch.nn.Module"),
+        ({"layers": []}, r"layers is \[\], but must be a list of module paths, one or more"),
+        ({"layers": None}, "layers is None"),
+        ({"layers": [3]}, r"layers is \[3\]"),
+        ({"lr": -1}, "lr is -1, but must be a number above 0"),
+        ({"steps": 1.5}, "steps is 1.5, but must be a whole number"),
+        ({"direction": "down"}, "direction is 'down'"),
+        ({"reduction": "max"}, "reduction is 'max'"),
+        ({"weights": "linear"}, "weights is 'linear', but must be one of cosine, cosine-inverse, uniform"),
+        ({"pass_order": "first"}, "pass_order is 'first'"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw'"),
+    ],
+)
+def test_wrong_arguments_are_named_when_it_is_made(wrong: dict[str, object], message: str) -> None:
+    arguments: dict[str, Any] = {"model": small_resnet(), "layers": LAYERS, **wrong}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        icpctl.SelfDistiller(**arguments)
+
+
+@pytest.mark.parametrize("order", PASS_ORDERS)
+def test_wrong_arguments_of_a_step_are_named(order: str) -> None:
+    x, y = batch()
+    for extra in (False, True):
+        distiller = icpctl.SelfDistiller(small_resnet(), LAYERS, steps=1, pass_order=order, extra_task_grad=extra)
+        for weight in (2.0, -1.0, math.nan, "1"):
+            with pytest.raises(ValueError, match=r"^task_weight is .*, but must be a number from 0 to 1"):
+                distiller(x, y, weight)  # type: ignore[arg-type]
+        with pytest.raises(
+            ValueError, match=r"^criterion returned a tensor of the shape \(8,\), but must return a scalar"
+        ):
+            distiller(x, y, 0.5, nn.CrossEntropyLoss(reduction="none"))
+        with pytest.raises(ValueError, match=r"^criterion returned a float"):
+            distiller(x, y, 0.5, lambda output, y: 1.0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"^loss_fn returned a tensor of the shape \(8, 3, 16, 16\)"):
+        icpctl.perturb(x, lambda z: z**2)
+
+
+def test_a_task_weight_that_is_a_tensor_is_not_looked_into() -> None:
+    """Its value would have to come from the device, and a captured step has none."""
+    x, y = batch()
+    losses = [
+        icpctl.SelfDistiller(small_resnet(), LAYERS, steps=1)(x, y, weight)[0] for weight in (0.5, torch.tensor(0.5))
+    ]
+    assert torch.equal(*losses)
+    assert icpctl.SelfDistiller(small_resnet(), LAYERS, steps=1)(x, y, torch.tensor(2.0))[0].isfinite()
 
 
 def trained_resnet() -> tuple[nn.Module, Tensor, Tensor]:

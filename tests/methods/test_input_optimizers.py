@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from icpctl.config import RunConfig, choices
-from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS
+from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS, InputOptimizer, Variant, variants
 from icpctl.errors import UserError
 from icpctl.methods.icp.method import input_optimizer
 from icpctl.methods.icp.perturbation import OPTIMIZERS, Adam, AdEMAMix
@@ -38,8 +38,8 @@ def icpctl(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["in the dict", "afterwards"])
+def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one more input optimizer, in the files that the recipe names and no others."""
     where = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "icpctl", where / "icpctl", ignore=shutil.ignore_patterns("__pycache__"))
@@ -51,7 +51,10 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (where / catalogue).read_text("utf-8")
     begin = "INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {\n"
     assert begin in text
-    (where / catalogue).write_text(text.replace(begin, f"{begin}    {example(1)}"), "utf-8")
+    row = example(1)
+    late = re.sub(r'("lion"): (.*),\n', r"\nINPUT_OPTIMIZERS[\1] = \2\n", row)
+    text = text.replace(begin, f"{begin}    {row}") if request.param == "in the dict" else text + late
+    (where / catalogue).write_text(text, "utf-8")
     return where
 
 
@@ -91,6 +94,14 @@ def test_each_row_has_its_class_and_each_class_its_row() -> None:
     assert [*INPUT_OPTIMIZERS] == [*OPTIMIZERS] == [*METHODS["icp"].variants]
     for name in INPUT_OPTIMIZERS:
         assert type(input_optimizer(RunConfig(optimizer=name))) is OPTIMIZERS[name]
+
+
+def test_a_row_that_is_added_later_is_in_every_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = InputOptimizer(Variant("Own-ICP", "#999999", "P"))
+    monkeypatch.setitem(INPUT_OPTIMIZERS, "own", own)
+    assert "own" in choices("optimizer")
+    assert variants()["own"] == own.variant
+    assert [*variants()].index(RunConfig(optimizer="own").variant) == len(INPUT_OPTIMIZERS)
 
 
 def test_settings_reach_the_arguments_that_the_row_names() -> None:

@@ -260,8 +260,18 @@ def test_a_module_that_cannot_be_imported_is_refused_in_words(module: str) -> No
     "name", ["../x:f", "a/b:f", "/x:f", "a:b:c", ":f", "a:", "timm/", "timm/../x", "timm/a/b", "a b"]
 )
 def test_a_name_has_no_path_in_it(name: str) -> None:
-    with pytest.raises(icpctl.UserError, match="--model"):
+    with pytest.raises(icpctl.UserError, match="MODEL got"):
         icpctl.RunConfig(model=name)
+
+
+@pytest.mark.parametrize("form", ["{}.py:tiny", "./{}.py:tiny", "{}.tiny", "{}", "{}.py", "{}/{}.py:tiny"])
+def test_a_model_given_as_a_file_is_told_its_form(module: str, form: str) -> None:
+    given = form.replace("{}/", f"{Path.cwd()}/").format(module)
+    written = f"{module}:{'tiny' if 'tiny' in form else 'NAME'}"
+    with pytest.raises(icpctl.UserError, match=rf"[Ww]rite {written}\.$"):
+        icpctl.train(icpctl.RunConfig(model=given, **SETTINGS))
+    with pytest.raises(icpctl.UserError, match="Unknown model 'nothing_here'"):
+        icpctl.train(icpctl.RunConfig(model="nothing_here", **SETTINGS))
 
 
 def test_ids_of_other_models_stay() -> None:

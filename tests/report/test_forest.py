@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from drawn import figures, write_run
 from matplotlib.axes import Axes
 
 from icpctl.config import resolve
+from icpctl.config.catalogue import METHODS, Control, Variant
 from icpctl.config.cost import compute_matched
 from icpctl.report import Report, build
 from icpctl.report.cells import lead
@@ -35,6 +37,23 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
             end = level + above + generator.normal(0, 0.004)
             write_run(folder, config, np.linspace(0.1, end, config.epochs).tolist())
     return build(folder)
+
+
+def test_a_method_that_is_added_later_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = Variant("Own method", "#999999", "P")
+    control = Control({"sam_rho": 0.5}, "its control of its own", "its own control", "--", "none")
+    row = replace(METHODS["sam"], label="Own method", variants={"own": own}, controls={"turned": control})
+    monkeypatch.setitem(METHODS, "own", row)
+    for seed in range(3):
+        icp = resolve({**ICP, "seed": seed})
+        own_run = icp.altered(method="own")
+        for place, config in enumerate((icp, icp.baseline(), own_run, own_run.altered(sam_rho=0.5))):
+            write_run(tmp_path, config, [0.5, 0.6, 0.5 + place / 10 + seed / 100])
+    report = build(tmp_path)
+    figures(report)
+    said = " ".join(report.comparisons["sentence"])
+    assert "Own method" in said
+    assert "its control of its own" in said
 
 
 def drawn(axes: Axes) -> pd.DataFrame:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from icpctl import RunConfig, UserError
 from icpctl.ablate.study import Study
 from icpctl.config.cost import compute_matched
 from icpctl.report.groups import group
-from icpctl.runs.references import controls_of, of_controls, references, rivals
+from icpctl.runs.references import comparisons, controls_of, of_controls, references, rivals
+from icpctl.runs.table import COSTS
 
 
 def of(method: str, **settings: object) -> RunConfig:
@@ -41,6 +43,24 @@ def test_of_several_the_default_one_counts(method: str) -> None:
     assert chosen(of("icp"), unusual, usual) == {method: usual}
     assert chosen(of("icp"), unusual) == {method: unusual}
     assert chosen(of("icp"), unusual, of(method, **dict.fromkeys(other, 0.3))) == {}
+
+
+def test_comparisons_are_counted_as_a_report_makes_them() -> None:
+    from icpctl.report.comparison import comparison_table
+
+    grid = {"method": ["icp", "sam", "cs-kd", "ps-kd"], "optimizer": ["adam", "sgd"], "model": ["resnet20", "resnet32"]}
+    study = Study({"dataset": "digits"}, grid, seeds=(0, 1, 2), controls=True, compute_matched=True)
+    configs = [run.config for run in study.runs()]
+    runs = pd.DataFrame(
+        [
+            {"group_id": c.group_id, "seed": c.seed, "task": c.task, "state": "finished"}
+            | {"accuracy": place % 7 / 10, **dict.fromkeys(COSTS, 1.0)}
+            for place, c in enumerate(configs)
+        ]
+    )
+    table = comparison_table(runs, group({config.group_id: config for config in configs}))
+    assert comparisons(configs) == len(table) > 40
+    assert comparisons([config for config in configs if config.method == "plain"]) == 0
 
 
 def test_settings_that_both_read_are_the_same() -> None:

@@ -243,7 +243,7 @@ def test_whichever_rows_are_lost_a_run_does_not_go_on_without_them(
             folder.check_metrics(16)
         assert folder.metrics_file.read_text() == left
         if len(lost) == 1:  # nor without a record of their number, as others of the kind have it
-            with pytest.raises(UserError, match="has lost 1 rows"):
+            with pytest.raises(UserError, match="has lost 1 row of"):
                 folder.keep_metrics_before(4)
     else:
         assert folder.keep_metrics_before(4, 16) == (16, [])

@@ -19,7 +19,7 @@ from icpctl.config import RunConfig, resolve
 from icpctl.report.comparison import comparison_table
 from icpctl.report.groups import Grouping, group
 from icpctl.runs.table import COSTS
-from icpctl.statistics.paired import compare, describe, holm, seeds_needed
+from icpctl.statistics.paired import compare, describe, holm, least_effect, seeds_needed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -116,6 +116,20 @@ def test_no_number_of_seeds_is_named_where_none_helps() -> None:
     needed = seeds_needed(pd.Series([0.0, math.nan, 1e-4, 1e9]), pd.Series([1, 1, 1, 1]))
     assert needed.isna().tolist() == [True, True, True, False]
     assert needed.iloc[3] == 3
+
+
+@pytest.mark.parametrize(("seeds", "comparisons"), [(3, 1), (3, 19), (5, 6), (40, 3), (1000, 1)])
+def test_the_least_effect_is_found_with_the_chance_that_is_said(seeds: int, comparisons: int) -> None:
+    effect = least_effect(seeds, 0.05 / comparisons)
+    drawn = np.random.default_rng(0).normal(
+        effect, 1, (10_000, seeds)
+    )  # as scipy's noncentral t is not a number in places
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue <= 0.05 / comparisons).mean() == pytest.approx(0.8, abs=0.015)
+    assert int(seeds_needed(pd.Series([effect * 1.0001]), pd.Series([comparisons])).iloc[0]) == seeds
+
+
+def test_too_few_seeds_show_nothing_however_large() -> None:
+    assert least_effect(2, 0.05) == least_effect(3, 0.05 / 1000) == math.inf
 
 
 def study(names: int, seeds: int) -> tuple[pd.DataFrame, Grouping, Array]:

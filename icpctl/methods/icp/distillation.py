@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -27,16 +28,20 @@ from icpctl.methods.icp.perturbation import (
     GradientOf,
     at_least_float32,
     autograd_gradient,
+    check_choice,
     check_inputs,
+    check_perturbation,
     func_gradient,
     make_optimizer,
     per_sample,
     perturb,
+    single,
 )
 from icpctl.methods.taps import buffers_kept, detached, module_at, tap, unmoved
 
 Criterion = Callable[[Any, Tensor], Tensor]
 PASS_ORDERS = ("student-first", "student-last")
+LAYER_WEIGHTS = ("cosine", "cosine-inverse", "uniform")
 
 
 def task_weight(epoch: int, warmup_epochs: int = 25, epochs: int = 100) -> float:
@@ -75,11 +80,11 @@ def layer_weights(n: int, kind: str = "cosine") -> list[float]:
     """
     if n < 1:
         raise ValueError(f"n is {n}, but there must be at least one stage")
+    check_choice("kind", kind, LAYER_WEIGHTS)
+    if kind == "uniform":
+        return [1.0] * n
     weights = [math.cos(i / max(n - 1, 1) * math.pi / 4) for i in range(n)]
-    kinds = {"cosine": weights, "cosine-inverse": weights[::-1], "uniform": [1.0] * n}
-    if kind not in kinds:
-        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(kinds)}")
-    return kinds[kind]
+    return weights if kind == "cosine" else weights[::-1]
 
 
 def feature_loss(
@@ -164,7 +169,7 @@ class SelfDistiller:
         gradient_of: see `icpctl.perturb`.
 
     Raises:
-        ValueError: a layer that the model does not have, no layer, or an unknown name.
+        ValueError: a layer that the model does not have, no layer, an unknown name, or a number that is out of range.
 
     Both passes are in the model's own mode (train), as in the released code, and draw the same random numbers: dropout
     masks or a VAE's noise are those of the student for the teacher too, so the features differ by the perturbation alone.
@@ -190,10 +195,14 @@ class SelfDistiller:
         fold_batch_norm: bool = False,
         gradient_of: GradientOf = autograd_gradient,
     ) -> None:
-        if isinstance(layers, str):
-            raise ValueError(f"layers is {layers!r}, but must be a list of module paths")
-        if pass_order not in PASS_ORDERS:
-            raise ValueError(f"pass_order is {pass_order!r}, but must be one of {', '.join(PASS_ORDERS)}")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is of type {type(model).__name__}, but must be a torch.nn.Module")
+        is_list = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 0
+        if not is_list or not all(isinstance(layer, str) for layer in layers):
+            raise ValueError(f"layers is {layers!r}, but must be a list of module paths, one or more")
+        check_perturbation(steps, lr, direction, reduction)
+        check_choice("weights", weights, LAYER_WEIGHTS)
+        check_choice("pass_order", pass_order, PASS_ORDERS)
         self.trained = model  # what the student's pass goes through
         inner = model._modules.get("_orig_mod") or model  # of torch.compile
         self.group = inner.process_group if isinstance(inner, DistributedDataParallel) else None
@@ -225,7 +234,7 @@ class SelfDistiller:
             x: (B, …) inputs.
             y: targets, as the criterion takes them; for an autoencoder x itself, so that the perturbed input's loss is
                 against the original one.
-            task_weight: a_e in [0, 1].
+            task_weight: a_e in [0, 1]; a tensor is taken as it is.
             criterion: maps (outputs, targets) to the batch mean of the task loss, a scalar.
             icp_losses: also log the loss before and after the perturbation, which costs one more forward pass.
 
@@ -233,7 +242,12 @@ class SelfDistiller:
             The loss, and a log of detached tensors that stay on the device: `output` (the student's, of the model's own
             structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
             samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
+
+        Raises:
+            ValueError: inputs that are no floating-point tensor, a task weight out of range, or a loss that is no scalar.
         """
+        if not isinstance(task_weight, Tensor) and not (isinstance(task_weight, Real) and 0 <= task_weight <= 1):
+            raise ValueError(f"task_weight is {task_weight!r}, but must be a number from 0 to 1")
         check_inputs(x)
         same_numbers = random_numbers_from_here(x.device)
         if self.pass_order == "student-first":
@@ -276,7 +290,7 @@ class SelfDistiller:
                     extra = self._eval_mode_loss(x, y, criterion, mode.modules)
                 x_icp = perturb(
                     x,
-                    lambda z: share * criterion(network(z), y),
+                    lambda z: share * single(criterion(network(z), y), "criterion"),
                     self.optimizer,
                     losses=losses,
                     gradient_of=self.gradient_of,
@@ -312,8 +326,8 @@ class SelfDistiller:
     def _eval_mode_loss(self, x: Tensor, y: Tensor, criterion: Criterion, modules: Sequence[nn.Module]) -> Tensor:
         """The task loss at x in eval mode, in which these modules are, with its gradient."""
         if self.gradient_of is func_gradient:  # the graph refers to the running statistics, which the passes move
-            return criterion(unmoved(self.model, x), y)
-        loss = criterion(self.model(x), y)
+            return single(criterion(unmoved(self.model, x), y), "criterion")
+        loss = single(criterion(self.model(x), y), "criterion")
         if not loss.requires_grad:
             return loss
         # Now, as a checkpoint computes its part anew in the backward pass: in eval mode and with the statistics of now.

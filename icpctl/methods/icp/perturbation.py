@@ -11,7 +11,9 @@ This module needs torch and `evalmode` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -113,8 +115,7 @@ def make_optimizer(optimizer: str | SGD, **constants: Any) -> SGD:
     """
     if isinstance(optimizer, SGD):
         return optimizer
-    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
+    check_choice("optimizer", optimizer, OPTIMIZERS)
     return OPTIMIZERS[optimizer](**constants)
 
 
@@ -170,18 +171,14 @@ def perturb(
         x_T: as x, detached.
 
     Raises:
-        ValueError: an unknown optimizer, direction or reduction, steps < 1, or inputs that are no floating-point tensor.
+        ValueError: an unknown optimizer, direction or reduction, a number of steps that is not 1, 2, …, a step size that is not above
+            0, inputs that are no floating-point tensor, or a loss that is no scalar.
         RuntimeError: in `torch.inference_mode`, which has no gradients.
 
     Source: arXiv 2505.14751, the perturbation loop; the constants are those of the authors' released code.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}, but must be one of {', '.join(DIRECTIONS)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
+    check_perturbation(steps, lr, direction, reduction)
     check_inputs(x)
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, but must be at least 1")
     update = make_optimizer(optimizer)
     step_size = DIRECTIONS[direction] * lr
     x_0 = x_t = at_least_float32(x.detach())
@@ -189,7 +186,7 @@ def perturb(
     try:
         with mode:
             for _ in range(steps):
-                gradient, loss = gradient_of(loss_fn, x_t.to(x.dtype))
+                gradient, loss = gradient_of(lambda z: single(loss_fn(z), "loss_fn"), x_t.to(x.dtype))
                 if losses is not None:
                     losses.append(loss)
                 with torch.no_grad():
@@ -202,6 +199,32 @@ def perturb(
         mode.restore()
         torch.set_grad_enabled(gradients)
     return (x_0 + _random_like(x_t - x_0) if direction == "random" else x_t).to(x.dtype)
+
+
+def check_perturbation(steps: int, lr: float | Tensor, direction: str, reduction: str) -> None:
+    """Raises ValueError for what `perturb` does not take; a tensor is not looked into, which would wait for the device."""
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps is {steps!r}, but must be a whole number of at least 1")
+    if not isinstance(lr, Tensor) and not (isinstance(lr, Real) and 0 < lr < math.inf):
+        raise ValueError(f"lr is {lr!r}, but must be a number above 0")
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raises ValueError for an argument that is not one of these."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
+
+
+def single(loss: Tensor, name: str) -> Tensor:
+    """What a function returned, which an argument of this name gave; raises ValueError if it is no single number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(
+            f"{name} returned {what}, but must return a scalar tensor: the mean of the loss over the batch"
+        )
+    return loss
 
 
 def check_inputs(x: object) -> None:

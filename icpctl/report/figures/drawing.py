@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from icpctl.config.catalogue import PLAIN, Variant, controls, variants
+from icpctl.config.catalogue import PLAIN, Live, Variant, controls, variants
 from icpctl.report import Report
 from icpctl.report.figures.style import BLUE, DPI, GREEN, SKY, VERMILION, Drawing
 from icpctl.report.groups import TOLD_BY_OPTIMIZER, short_dataset
@@ -36,13 +36,18 @@ LOG_FROM = 20
 """An axis of positive values is logarithmic where the largest is more than so many times the smallest."""
 POOLED = "pooled"
 """Stands for the variant where a row of the report is of several."""
-DRAWN = {key: control for key, control in controls().items() if control.line}
+DRAWN = Live(lambda: {key: control for key, control in controls().items() if control.line})
 """The controls that have a line of their own."""
-DIRECTIONS = {"descend": ("-", "full")} | {key: (control.line, control.filling) for key, control in DRAWN.items()}
+DIRECTIONS = Live(
+    lambda: {"descend": ("-", "full")} | {key: (control.line, control.filling) for key, control in DRAWN.items()}
+)
 """Line, and filling of the marker, of a method and of its controls, which the directions of ICP are."""
-ROLES = {"baseline": (BLACK, "-."), "descend": (BLUE, "-")} | {
-    key: (GREEN if control.line == ":" else VERMILION, control.line) for key, control in DRAWN.items()
-}
+ROLES = Live(
+    lambda: (
+        {"baseline": (BLACK, "-."), "descend": (BLUE, "-")}
+        | {key: (GREEN if control.line == ":" else VERMILION, control.line) for key, control in DRAWN.items()}
+    )
+)
 """Colour and line where lines are told apart by these alone."""
 FEW_SEEDS = f"none of fewer than {LEAST_SEEDS} seeds"
 INTERVALS = f"95 % intervals of the mean by t, {FEW_SEEDS}"

@@ -30,8 +30,7 @@ MOST_ROWS = 60
 ROW, ABOVE = 0.19, 0.9
 """Inches of a row, and of what is around them all."""
 OTHER_METHODS = "other methods"
-OTHERS = [name for name in METHODS if name not in controls()]
-"""Of which each is compared with ICP alone; those that are controls of others, too, are not among them."""
+"""Of which each is compared with ICP alone."""
 COLOURS = {"better": BLUE, "worse": VERMILION, "level": GREEN}
 MARKERS = {"better": "o", "worse": "s", "level": "D"}
 
@@ -63,7 +62,8 @@ def forest(part: Part) -> list[Drawing]:
     table = table.sort_values("against", key=lambda column: column.map(order), kind="stable")
 
     measure = part.measure
-    kinds = table["against"].mask(table["against"].isin(OTHERS), OTHER_METHODS)
+    others_alone = [name for name in METHODS if name not in controls()]  # and no controls, too
+    kinds = table["against"].mask(table["against"].isin(others_alone), OTHER_METHODS)
     rows = len(table) + 1.4 * kinds.nunique()
     unit = "points" if measure.unit == "%" else measure.unit
     xlabel = (

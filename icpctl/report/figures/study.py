@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from icpctl.config.catalogue import PLAIN
+from icpctl.config.catalogue import PLAIN, Live
 from icpctl.report import Report
 from icpctl.report.figures.drawing import (
     BLACK,
@@ -54,12 +54,13 @@ from icpctl.text import value_text
 __all__ = ["Drawing", "study_figures"]
 
 MOST_PANELS, MOST_LINES, MOST_FAMILIES, MOST_TICKS, MOST_BARS = 12, 8, 6, 8, 90
-COLOURS, LINES = zip(*ROLES.values(), strict=True)
 OF_A, OF_B = (BLUE, "-"), (BLACK, "-.")
 FITTED = ("baseline", "method", "A", "B")
 """The lines, by their names in the legend, of which the fit is drawn."""
 EPOCH, PASSES = "epoch, from 0", "passes of an image through the network"
-ROLE_NAMES = {"baseline": "baseline", "descend": "method"} | {key: control.name for key, control in DRAWN.items()}
+ROLE_NAMES = Live(
+    lambda: {"baseline": "baseline", "descend": "method"} | {key: control.name for key, control in DRAWN.items()}
+)
 
 
 def study_figures(report: Report) -> list[Drawing]:
@@ -197,15 +198,16 @@ def _panels(part: Part) -> tuple[list[tuple[str, list[_Line]]], str]:
     leading = rows[(rows["role"] == "method") | ((rows["role"] == "control") & alone)]
     if leading.empty:
         listed = enumerate(rows["label"].iloc[:MOST_LINES].items())
+        colours, styles = zip(*ROLES.values(), strict=True)
         # Neighbours differ in both; the second four have other pairs.
-        lines = [_Line(str(row), name, COLOURS[(i + i // 4) % 4], LINES[i % 4]) for i, (row, name) in listed]
+        lines = [_Line(str(row), name, colours[(i + i // 4) % 4], styles[i % 4]) for i, (row, name) in listed]
         return [("", lines)], "There are baselines alone." + left_out_text(len(rows), MOST_LINES, "baselines")
     # As many of each optimizer, so that none is left out whole; then in the order of the report.
     turn = leading.groupby("variant").cumcount().sort_values(kind="stable")
     chosen = leading[leading.index.isin(turn.index[:MOST_PANELS])]
     shown = []
     for row, label, direction in chosen[["label", "direction"]].itertuples():
-        roles = [kind for kind in ("baseline", *reversed(DRAWN)) if kind in twins[row]]
+        roles = [kind for kind in ("baseline", *reversed([*DRAWN])) if kind in twins[row]]
         lines = [_Line(twins[row][kind], ROLE_NAMES[kind], *ROLES[kind]) for kind in roles]
         shown.append((label, [*lines, _Line(row, ROLE_NAMES[direction], *ROLES[direction])]))
     text = "A panel is a row of the table, beside its baseline and its controls, where they are there."
