@@ -59,7 +59,7 @@ def explanation(report: Report, task: str, interval: bool = True) -> str:
 
 
 def lead(report: Report, task: str) -> str:
-    """What the comparisons of a task say, for a reader in a hurry; empty where there is none."""
+    """The verdicts of a task, for a reader in a hurry; empty where there is none."""
     table = compared(report, task)
     tested = int(table["p"].notna().sum())
     if not tested or report.claims:
@@ -71,7 +71,7 @@ def lead(report: Report, task: str) -> str:
         f"{row['label']} is {row['verdict']} than {AGAINST[row['against']]}, by {measure.difference(abs(row['difference'])).lstrip('+')}"
         for row in records(table[table["verdict"].isin(["better", "worse"])])
     ]
-    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds claim{'s' if len(claims) < 2 else ''} a difference"
+    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds show{'s' if len(claims) < 2 else ''} a difference"
     if claims:
         more = f"; and {len(claims) - MOST_CLAIMS} more" if len(claims) > MOST_CLAIMS else ""
         said += f": {'; '.join(claims[:MOST_CLAIMS])}{more}"
@@ -94,6 +94,11 @@ def claims_lead(report: Report) -> str:
     if late:
         said += f" {late} {'was' if late == 1 else 'were'} added when runs were measured already."
     return f"{said} All other comparisons are exploratory: they have intervals, and no verdicts."
+
+
+def planned_text(report: Report) -> str:
+    """Whose the numbers of a planned claim are, for the end of an explanation; empty without claims."""
+    return " A planned claim has the interval and p of its sentence, valid for all looks together." if report.claims else ""
 
 
 def of_rivals(table: pd.DataFrame) -> bool:
@@ -291,7 +296,7 @@ def comparison_cells(table: pd.DataFrame) -> Columns:
             "p": (p_text(row["p"]), row["p"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
-            "says": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
+            "verdict": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
             "with test images": (interval_text(row, measure, True, WIDENED), row["low_images"]),
             "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
         }

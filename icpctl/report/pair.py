@@ -107,7 +107,7 @@ def build_pair(
         for of in (found.counted, found.left_out)
     )
     paired, as_compared = _as_comparisons(pairs, ended, both, bool(named))
-    comparisons = comparison_table(paired, as_compared, margins_of(found.metrics, margin), {} if planned else None)
+    comparisons = comparison_table(paired, as_compared, margins_of(found.metrics, margin), bool(planned))
     comparisons = with_images(comparisons, paired, as_compared, found.metrics.values(), Predictions(counted))
     comparisons = _with_means(comparisons.assign(group_id=comparisons["group_id"].str.split(" ").str[0]), summary)
     notes += remarks.of_data(ended, both)

@@ -38,7 +38,7 @@ from icpctl.runs.references import COUNTERPART
 from icpctl.runs.table import records
 
 DIFFERENCE = "A − B"
-WORDS = ("group of A", "group of B", "metric", "says")
+WORDS = ("group of A", "group of B", "metric", "verdict")
 """The columns of text."""
 METRIC = 16
 """Characters of the name of a metric where the room is short."""
@@ -75,7 +75,7 @@ def pair_cells(report: Report, task: str) -> Columns:
             INTERVAL: (interval_text(row, measure, signed=True), row["low"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
-            "says": (row["verdict"], ""),
+            "verdict": (row["verdict"], ""),
             "seeds needed": (needed, float("inf") if needed.startswith(">") else row["seeds_needed"]),
         }
         for heading, cell in cells.items():
@@ -110,7 +110,7 @@ def pair_terminal(report: Report, width: int) -> Iterator[RenderableType]:
             yield Text("\nMeans of A and of B, and A − B paired by seed", "bold")
             yield from _rich_pairs(report, task, width)
             said = compared(report, task)
-            yield Text(f"\nWhat the comparisons in {measure_of(report.metrics[task]).name} say", "bold")
+            yield Text(f"\nVerdicts in {measure_of(report.metrics[task]).name}", "bold")
             yield from (Text(f"• {sentence}") for sentence in sentences(said, SENTENCES))
         else:
             yield Text("\nNothing of A can be paired with anything of B; the notes say why.", "bold")
@@ -136,7 +136,7 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
     people = pd.DataFrame({heading: [text for text, _ in column] for heading, column in cells.items()})
     names = [name for name in people if str(name).startswith("group")]
     title = people[names].agg(" − ".join, axis="columns")
-    equal = (people["says"] == "equal").groupby(title).transform("all")
+    equal = (people["verdict"] == "equal").groupby(title).transform("all")
     same = title[equal].unique()
     people, title = people.drop(columns=[*names, "seeds", "d", "seeds needed"])[~equal], title[~equal]
 
@@ -167,7 +167,7 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
         for name, across in widths.items():
             grid.add_column(name, width=across, justify="left" if name in WORDS else "right", no_wrap=True)
         for row in of_pair.to_dict("records"):
-            style = {"better": "green", "worse": "red"}.get(row["says"], "")
+            style = {"better": "green", "worse": "red"}.get(row["verdict"], "")
             grid.add_row(*(Text(str(cell), style) for cell in row.values()))
         yield Padding(grid, (0, 0, 0, 2))
     if len(same):
