@@ -84,13 +84,18 @@ class Claims:
         groups = dict(zip(runs["run_id"], runs["group_id"], strict=True))
         rows = self.table.set_index("claim")
         planned = {
-            (groups.get(subject.run_id, subject.group_id), each.pair.against, each.claim.metric): rows.loc[each.claim.claim]
+            (groups.get(subject.run_id, subject.group_id), each.pair.against, each.claim.metric): rows.loc[
+                each.claim.claim
+            ]
             for each in self.evidence
             for subject in [each.pair.subject]
         }
         keys = [*zip(comparisons["group_id"], comparisons["against"], comparisons["metric"], strict=True)]
         columns = {
-            name: [planned[key][of_claim] if key in planned else cell for key, cell in zip(keys, comparisons[name], strict=True)]
+            name: [
+                planned[key][of_claim] if key in planned else cell
+                for key, cell in zip(keys, comparisons[name], strict=True)
+            ]
             for name, of_claim in IN_COMPARISONS.items()
         }
         return comparisons.assign(**columns).astype({"seeds_needed": "Int64"})

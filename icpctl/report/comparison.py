@@ -231,7 +231,9 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
         low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
         interval = f", 95 % interval {low} to {high}"
     if seeds == 0:
-        return f"Nothing can be said about {label} and {other}: no seed has a value of {measure.name} for both.{survivors}"
+        return (
+            f"Nothing can be said about {label} and {other}: no seed has a value of {measure.name} for both.{survivors}"
+        )
     if verdict == "equal":
         return f"{label} is equal to {other} in {measure.name}, in all {seeds} seeds."
     if verdict == EXPLORATORY and seeds > 1:

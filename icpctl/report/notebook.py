@@ -8,7 +8,16 @@ from html import escape
 import pandas as pd
 
 from icpctl.report import Report
-from icpctl.report.cells import claims_lead, compared, comparison_cells, explanation, lead, planned_text, summary_cells, texts
+from icpctl.report.cells import (
+    claims_lead,
+    compared,
+    comparison_cells,
+    explanation,
+    lead,
+    planned_text,
+    summary_cells,
+    texts,
+)
 
 MOST_ROWS = 60
 """Of a table; the data frames have all."""

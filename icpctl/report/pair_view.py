@@ -29,11 +29,11 @@ from icpctl.report.cells import (
     summary_cells,
     texts,
 )
-from icpctl.report.latex import latex_difference, latex_table
+from icpctl.report.latex import difference_columns, latex_table, tests_text
 from icpctl.report.markdown import escaped, pipe_table
 from icpctl.report.notes import count
 from icpctl.report.terminal import GAP, SENTENCES, rich_table
-from icpctl.runs.measures import MARK, Measure, feature_letters, measure_of, p_text, shown_metrics
+from icpctl.runs.measures import MARK, feature_letters, measure_of, p_text, shown_metrics
 from icpctl.runs.references import COUNTERPART
 from icpctl.runs.table import records
 
@@ -198,28 +198,17 @@ def pair_markdown(report: Report, task: str) -> Iterator[str]:
 
 
 def pair_latex(report: Report, task: str) -> str:
-    """A table of the pairs: the means of both sides, and the differences with an asterisk where one is claimed."""
+    """A table of the pairs: the means of both sides, and the differences."""
     assert report.sides is not None
     cells = pair_cells(report, task)
     sides = "; ".join(f"{side}: {name}" for side, name in zip("AB", report.sides.names, strict=True))
     if not cells:
-        return (
-            "".join(f"% Note: {' '.join(note.split())}\n" for note in report.notes)
-            + f"% Nothing is paired. {' '.join(sides.split())}\n"
-        )
-    names = [name for name in cells if name.startswith("group")]
-    people = pd.DataFrame({name: [text for text, _ in cells[name]] for name in (*names, "metric", "A", "B")})
-    rows = records(shown(report, task))
-    people[DIFFERENCE] = [latex_difference(row, _measure(row)) for row in rows]
-    tested = int(max(row["comparisons"] for row in rows))
-    claims = f" *: p ≤ 0.05 among {tested} comparisons of the metric (paired t tests, Holm)." if tested else ""
-    marked = f" {MARK}: of a part of the seeds." if any(row["lacking"] for row in rows) else ""
+        return f"% Nothing is paired. {' '.join(sides.split())}\n"
+    table = shown(report, task)
+    marked = f" {MARK}: of only some of the seeds." if (table["lacking"] > 0).any() else ""
     caption = (
-        f"{sides}. Test split: mean ± standard deviation over the seeds of each side, and the mean difference A − B, paired by seed, with the "
-        f"half width of its 95 % interval.{claims}{marked} {report.common}"
+        f"{sides}. Test split: mean ± standard deviation over the seeds of each side, and the mean difference A − B, paired by seed."
+        f"{tests_text(int(table['comparisons'].max()))}{marked}"
     )
-    return latex_table(people, caption, f"{task}-a-and-b", report.notes, words=len(names) + 1)
-
-
-def _measure(row: dict[str, object]) -> Measure:
-    return measure_of(str(row["metric"]))
+    headings = [heading for heading in cells if heading not in ("seeds", "d", "seeds needed")]
+    return latex_table(difference_columns(cells, headings), caption, f"{task}-a-and-b", ("group", *WORDS))

@@ -169,7 +169,7 @@ def test_a_claim_is_not_looked_at_beyond_a_seed_that_is_not_there(tmp_path: Path
             write_run(tmp_path, each.config, [by_seed(0.3, 0.001)(each.config)])
     (row,) = build(tmp_path).claims.table.to_dict("records")
     assert (row["seeds"], row["outcome"]) == (1, "undecided")
-    assert "It is looked at when 5 seeds are there; there are 1." in row["sentence"]
+    assert "It is tested once it has 5 seeds; it has 1." in row["sentence"]
     assert [run.config.seed for run in deciding.planned_runs(planned, tmp_path)].count(5) == 0
 
 

@@ -103,9 +103,9 @@ def test_the_rest_is_exploratory_and_has_no_verdict(tmp_path: Path) -> None:
     assert flat.startswith(
         "Planned claims Of 4 planned claims, 3 supported, 1 refuted. All other comparisons are exploratory"
     )
-    assert "What the comparisons" not in flat
+    assert "by verdict" not in flat
     for sentence in rest[rest["metric"] == "accuracy"]["sentence"]:
-        assert "Exploratory: no claim was planned of it." in sentence
+        assert "Exploratory: no claim was planned about it." in sentence
         assert not any(word in sentence for word in ("better", "worse", "level", "cannot tell"))
     shown = page(report, draw(report)[0], [tmp_path], [])
     markdown, parsed = render(report, "markdown"), json.loads(render(report, "json"))
@@ -208,7 +208,7 @@ def test_a_damaged_study_file_is_noted_and_the_runs_are_reported(tmp_path: Path)
     (tmp_path / "study.toml").write_text("claims = 3\n")
     report = build(tmp_path)
     assert not report.claims
-    assert any(note.startswith(f"No claim of {tmp_path} is reported.") for note in report.notes)
+    assert any(note.startswith(f"The study in {tmp_path} and its claims are not reported.") for note in report.notes)
     assert report.comparisons["verdict"].isin(["better", "worse", "cannot tell"]).all()
 
 

@@ -107,7 +107,7 @@ def test_the_first_sentence_says_what_is_claimed(report: Report) -> None:
     table = report.comparisons[report.comparisons["metric"] == "accuracy"]
     claims = table[table["verdict"].isin(["better", "worse"])]
     assert sentence.startswith(
-        f"In accuracy, {len(claims)} of {table['p'].notna().sum()} comparisons of 6 seeds claim a difference:"
+        f"In accuracy, {len(claims)} of {table['p'].notna().sum()} comparisons of 6 seeds show a difference:"
     )
     assert re.search(r"Adam-ICP is better than the baseline, by (19|20)\.\d+ points", sentence)
     assert re.search(r"Adam-ICP is worse than the compute-matched baseline, by (19|20)\.\d+ points", sentence)

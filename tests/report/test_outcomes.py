@@ -63,7 +63,7 @@ def test_nothing_is_claimed_of_the_seeds_that_did_not_fail(tmp_path: Path, of: s
     assert not set(report.comparisons["verdict"]) & {"better", "worse", "equal"}
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["seeds"], row["lacking"], row["failed"], row["verdict"]) == (3, 2, 2, "cannot tell")
-    assert "No claim is made of the seeds that remain: 2 of 5 failed." in str(row["sentence"])
+    assert "Nothing is claimed from the seeds that remain: 2 of 5 failed." in str(row["sentence"])
     label = "baseline" if of == "none" else "Adam-ICP"
     described = row_of(report.summary, metric="accuracy", label=label)
     assert (described["seeds"], described["lacking"], described["failed"]) == (3, 2, 2)
@@ -81,8 +81,9 @@ def test_a_method_that_fails_in_all_seeds_is_in_the_tables(tmp_path: Path) -> No
     report = build(tmp_path)
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["seeds"], row["failed"], row["verdict"]) == (0, 3, "no test")
-    assert "no seed has a value of both. No claim is made of the seeds that remain: 3 of 3 failed." in str(
-        row["sentence"]
+    assert (
+        "no seed has a value of accuracy for both. Nothing is claimed from the seeds that remain: 3 of 3 failed."
+        in str(row["sentence"])
     )
     assert "Adam-ICP" in render(report, "latex")
     assert study_figures(report)

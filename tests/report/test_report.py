@@ -163,7 +163,7 @@ def test_sentences_say_what_the_data_support(tmp_path: Path) -> None:
     assert f"If the difference is that large, {needed:,} seeds would show it." in sentence
     assert needed > 100
 
-    for seeds, said in ((1, "One seed cannot tell"), (2, "No claim is made of less than 3 seeds")):
+    for seeds, said in ((1, "One seed cannot tell"), (2, "A claim takes 3 seeds or more")):
         write_run(tmp_path / "few", found["method"].altered(seed=seeds), [0.9 + seeds / 1e4] * 8)
         write_run(tmp_path / "few", found["baseline"].altered(seed=seeds), [0.1] * 8)
         table = of(build(tmp_path / "few").comparisons)
@@ -179,7 +179,7 @@ def test_equal_runs_are_said_to_be_equal_and_a_constant_difference_is_not_tested
             write_run(tmp_path, config, [value + seed / 10])
     table = of(build(tmp_path).comparisons)
     assert dict(zip(table["label"], table["verdict"], strict=True)) == {"SGD-ICP": "no test", "Adam-ICP": "equal"}
-    assert "Adam-ICP is equal to the baseline in all 3 seeds" in table["sentence"].iloc[1]
+    assert "Adam-ICP is equal to the baseline in accuracy, in all 3 seeds" in table["sentence"].iloc[1]
     assert "Without any spread there is no test" in table["sentence"].iloc[0]
 
 
@@ -224,7 +224,7 @@ def test_another_metric_can_be_chosen(tmp_path: Path) -> None:
     write_run(tmp_path, vae, [0.5])
     report = build(tmp_path, metric="accuracy")
     assert report.metrics == {"classification": "accuracy"}
-    assert "Left out: 1 run of generation, with no accuracy at the last epoch." in report.notes
+    assert "Left out: 1 run of generation without accuracy at the last epoch." in report.notes
     assert build(tmp_path).metrics == {"classification": "accuracy", "generation": "ssim"}
     assert build(tmp_path, metric="loss").metrics == {"classification": "loss", "generation": "loss"}
 
@@ -283,9 +283,9 @@ def test_runs_that_are_not_whole_are_named_and_left_out(tmp_path: Path) -> None:
     assert set(report.records) == {good.run_id}
     assert set(report.left_out) == {config.run_id for config in (failed, running, cut, silent)}
     said = {
-        "Failed (status.json in the folder of a run says why), so in no mean": failed,
-        "Left out, for epochs are missing": cut,
-        "Compared with no baseline": good,
+        "Failed (status.json in the folder of a run says why), so they are in no mean": failed,
+        "Left out, because epochs are missing": cut,
+        "Not compared with a baseline": good,
         "is damaged": good,
     }
     for words, config in said.items():
@@ -314,7 +314,10 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rmdir()
     report = build(tmp_path)
     assert of(report.summary)["mean"].tolist() == [0.5]
-    assert any("Left out, as copies of the run in" in note and note.endswith("the copy.") for note in report.notes)
+    assert any(
+        "Left out, because they are copies of the run in" in note and note.endswith("the copy.")
+        for note in report.notes
+    )
     (said,) = (note for note in report.notes if "the other" in note)
     assert "differs from it in test loss, test accuracy, test f1_macro." in said
 

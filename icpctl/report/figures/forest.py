@@ -102,7 +102,11 @@ def forest(part: Part) -> list[Drawing]:
     axes.spines["left"].set_visible(False)
     verdicts = [verdict for verdict in COLOURS if (table["verdict"] == verdict).any()]
     entries = {v: Line2D([], [], color=COLOURS[v], marker=MARKERS[v], linewidth=1.5) for v in verdicts}
-    rest = [verdict for verdict in (*VERDICTS, EXPLORATORY) if verdict not in COLOURS and (table["verdict"] == verdict).any()]
+    rest = [
+        verdict
+        for verdict in (*VERDICTS, EXPLORATORY)
+        if verdict not in COLOURS and (table["verdict"] == verdict).any()
+    ]
     if rest:
         entries[", ".join(rest)] = Line2D([], [], color=BLACK, marker="o", markerfacecolor="none", linewidth=1.5)
     legend(figure, entries)
