@@ -98,11 +98,7 @@ def claims_lead(report: Report) -> str:
 
 def planned_text(report: Report) -> str:
     """Whose the numbers of a planned claim are, for the end of an explanation; empty without claims."""
-    return (
-        " A planned claim has the interval and p of its sentence, valid for all looks together."
-        if report.claims
-        else ""
-    )
+    return " The interval and p of a planned claim hold for all its looks together." if report.claims else ""
 
 
 def of_rivals(table: pd.DataFrame) -> bool:

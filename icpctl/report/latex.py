@@ -128,17 +128,6 @@ def _greek(letter: str) -> str:
     return f"$\\{name.title() if letter.isupper() else name}$"
 
 
-_MATHS = {
-    "±": "pm",
-    "×": "times",
-    "·": "cdot",
-    "→": "to",
-    "∞": "infty",
-    "≤": "leq",
-    "≥": "geq",
-    "≠": "neq",
-    "≈": "approx",
-}
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -158,8 +147,14 @@ _LATEX = str.maketrans(
         "—": "---",
         "…": r"\ldots{}",
         "−": "$-$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "→": r"$\to$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "≠": r"$\neq$",
+        "≈": r"$\approx$",
         MARK: r"$^{\dagger}$",
-        **{sign: f"$\\{name}$" for sign, name in _MATHS.items()},
         **{letter: _greek(letter) for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"},
         **{digit: f"$_{number}$" for number, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     }
@@ -188,8 +183,8 @@ def _latex_number(cell: object) -> str:
     text = str(cell)
     if text == "–":
         return "--"
-    number = text.rstrip(f"*{MARK}")
-    raised = text[len(number) :].replace(MARK, r"\dagger")
+    number = text.removesuffix(MARK)
+    raised = r"^{\dagger}" if text.endswith(MARK) else ""
     number = re.sub(r"e([+−-])0*(\d+)", lambda power: rf" \times 10^{{{power[1].strip('+')}{power[2]}}}", number)
     number = number.replace("−", "-").replace("±", r"\pm").replace("inf", r"\infty")
-    return f"${number}{f'^{{{raised}}}' if raised else ''}$"
+    return f"${number}{raised}$"

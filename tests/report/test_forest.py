@@ -73,6 +73,8 @@ def test_its_numbers_are_those_of_the_comparisons(report: Report) -> None:
         "minus other methods",
     ]
     assert "right: better" in drawing.figure.axes[0].get_xlabel()
+    legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert legend == ["better", "worse", "cannot tell"]
 
 
 def test_of_many_the_claims_come_first(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

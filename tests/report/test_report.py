@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import configs, write_run
+from reports import configs, printed, write_run
 from scipy import stats
 
 from icpctl.config import RunConfig, resolve
@@ -19,6 +20,7 @@ from icpctl.config.cost import compute_matched, passes
 from icpctl.errors import UserError
 from icpctl.report import Report, build, write
 from icpctl.report.cells import scorecard
+from icpctl.report.formats import render
 from icpctl.runs.folder import RunFolder
 
 Curve = list[float]
@@ -169,7 +171,19 @@ def test_sentences_say_what_the_data_support(tmp_path: Path) -> None:
         table = of(build(tmp_path / "few").comparisons)
         assert said in table["sentence"].iloc[0]
         assert table["verdict"].iloc[0] in ("no test", "cannot tell")
-        assert math.isnan(table["low"].iloc[0]) == (seeds == 1)  # of one seed no interval is invented
+        assert math.isnan(table["low"].iloc[0])
+        assert "interval" not in table["sentence"].iloc[0].replace("no interval", "")
+
+
+def test_of_two_seeds_nothing_shows_an_interval(tmp_path: Path) -> None:
+    for seed in range(2):
+        for optimizer, value in (("none", 0.5), ("adam", 0.6 + seed / 50), ("sgd", 0.5)):  # one differs by nothing
+            write_run(tmp_path, resolve({"epochs": 1, "optimizer": optimizer, "seed": seed}), [value])
+    report = build(tmp_path)
+    assert report.summary[["low", "high"]].isna().all(axis=None)
+    assert report.comparisons[["low", "high"]].isna().all(axis=None)
+    for text in (printed(report), render(report, "markdown"), render(report, "latex"), *report.comparisons["sentence"]):
+        assert not re.search(r"\d to [−+]?\d|\[[−+-]?\d", text), text
 
 
 def test_equal_runs_are_said_to_be_equal_and_a_constant_difference_is_not_tested(tmp_path: Path) -> None:
@@ -197,7 +211,7 @@ def test_rows_by_a_setting_count_a_seed_once(tmp_path: Path) -> None:
     compared = of(report.comparisons).iloc[0]
     assert compared["p"] == pytest.approx(stats.ttest_rel(means, [0.5, 0.6, 0.7]).pvalue)
     assert report.common.startswith("A row pools icp_lr: the runs of a seed are averaged, and count once.")
-    assert "it need not be that of two rows" in report.common
+    assert "it need not be the difference of two rows" in report.common
     assert not any("Not all seeds" in note for note in report.notes)
     write_run(tmp_path, resolve({"epochs": 1, "icp_lr": 0.1, "seed": 0}), [0.5])
     assert any("Not all seeds have the same runs in 1 row, " in note for note in build(tmp_path, by=["steps"]).notes)

@@ -78,6 +78,16 @@ def test_the_selection_is_that_of_all_files_and_of_the_command_in_the_page(resul
     assert "--where steps=3,seed=0..1 --by steps --metric f1_macro" in page
 
 
+@pytest.mark.parametrize("option", [("--by", "optimizer"), ("--metric", "f1_macro"), ("--margin", "1")])
+def test_a_report_of_another_kind_is_not_written_over_the_whole_one(results: Path, option: tuple[str, str]) -> None:
+    whole = report("results", cwd=results.parent)
+    before = (results / "report.html").read_bytes()
+    done = report("results", *option, cwd=results.parent)
+    assert (whole.returncode, done.returncode) == (0, 0), done.stderr
+    assert (results / "report.html").read_bytes() == before
+    assert files(results.parent / "report") == FILES
+
+
 def test_several_folders_have_their_files_beside_them(results: Path) -> None:
     other = results.with_name("other")
     (next(results.glob("*none*"))).rename(other)

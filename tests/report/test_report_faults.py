@@ -125,6 +125,7 @@ def test_what_the_best_epoch_says_otherwise_is_shown(tmp_path: Path) -> None:
     (changed,) = at_best_epoch(report, "classification").to_dict("records")
     assert (of(report)["verdict"].item(), changed["verdict"]) == ("better", "worse")
     said = printed.index("At the best epoch, these have another verdict")
+    assert said < printed.index("Test split, last epoch") < printed.index("Note:")  # verdicts first, notes last
     assert "accuracy, best epoch" in printed[said:]
     page = (tmp_path / "written" / "report.html").read_text()
     assert "At the best epoch, 1 comparison has another verdict" in page
@@ -176,7 +177,9 @@ def test_where_settings_are_pooled_only_a_seed_whose_runs_all_have_twins_is_comp
 
 def test_that_no_baseline_has_the_same_compute_is_said(tmp_path: Path) -> None:
     write_pairs(tmp_path, [0.6, 0.7])
-    assert noted(build(tmp_path), "a gain may come from more compute")
+    assert noted(
+        build(tmp_path), "a gain may come from more compute: `icpctl ablate --compute-matched` trains such baselines."
+    )
     for config in configs(["steps=1"], compute_matched=True):
         write_run(tmp_path / "matched", config, [0.5] * config.epochs)
     assert not noted(build(tmp_path / "matched"), "more compute")
