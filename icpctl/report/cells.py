@@ -42,18 +42,19 @@ Columns = dict[str, list[tuple[str, Any]]]
 
 
 def explanation(report: Report, task: str, interval: bool = True) -> str:
-    """What the columns of the tables of a task are; `interval`, whether that of the mean is one."""
+    """What the columns of the tables of a task are; `interval`, whether that of the mean may be one."""
     measure = measure_of(report.metrics[task])
     held_out = measure_of(SELECTION[task]).name
     less = " FID and KID: less is better." if task == "generation" else ""
     marked = (
-        f" {MARK}: of the seeds that have a value; others failed, or have none that is finite."
+        f" {MARK}: over only the seeds that have a value; the others failed, or have no finite value."
         if lacks(report, task)
         else ""
     )
-    by_t = f"; 95 % interval of the mean {measure.name} by t" if interval else ""
+    summary = report.summary[report.summary["metric"] == report.metrics[task]]
+    by_t = f"; 95 % interval of the mean {measure.name} by t" if interval and summary["low"].notna().any() else ""
     return (
-        f"Test split, last epoch; best epoch: the one of the best {held_out} on the held-out images. Mean ± standard deviation "
+        f"Test split, last epoch; best epoch: the epoch with the best {held_out} on the held-out images. Mean ± standard deviation "
         f"over the seeds{by_t}.{less} Passes: of a training image through the network.{marked}"
     )
 
@@ -92,7 +93,7 @@ def claims_lead(report: Report) -> str:
     said = f"{these} {parts[0].split(' ', 1)[1] if number == 1 else ', '.join(parts)}."
     late = int((report.claims.table["measured_before"] > 0).sum())
     if late:
-        said += f" {late} {'was' if late == 1 else 'were'} added when runs were measured already."
+        said += f" {late} {'was' if late == 1 else 'were'} added when runs had been measured already."
     return f"{said} All other comparisons are exploratory: they have intervals, and no verdicts."
 
 

@@ -285,6 +285,6 @@ def _planned(claim: PlannedClaim) -> str:
     except ValueError:
         when = "at a time that is not recorded"
     if claim.measured:
-        runs = "one run was" if claim.measured == 1 else f"{claim.measured} runs were"
-        return f"Added {when}, when {runs} measured already, so it was not planned in advance."
+        runs = "one run" if claim.measured == 1 else f"{claim.measured} runs"
+        return f"Added {when}, when {runs} had been measured already, so it was not planned in advance."
     return f"Planned {when}, before any run was measured."

@@ -55,8 +55,8 @@ def latex(report: Report, task: str) -> str:
     people = difference_columns(
         comparison_cells(table), ("group", "minus", "seeds", "difference", INTERVAL, "p (Holm)", "verdict")
     )
-    unit = "points" if measure.unit == "%" else measure.unit
-    caption = f"Differences in {measure.name}{f' in {unit}' if unit else ''}, paired by seed.{planned_text(report)}"
+    unit = f" ({'points' if measure.unit == '%' else measure.unit})" if measure.unit else ""
+    caption = f"Differences in {measure.name}{unit}, paired by seed.{planned_text(report)}"
     if not report.claims:
         caption += tests_text(int(table["comparisons"].max()))
     if (table["lacking"] > 0).any():

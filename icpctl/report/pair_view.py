@@ -173,7 +173,7 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
     if len(same):
         yield Text(f"Equal in all of these metrics and all seeds: {count(len(same), 'pair')}, {first_names(same)}.")
     if left_out:
-        yield Text(f"No room for {', '.join(left_out)}: comparisons.csv has it.")
+        yield Text(f"No room for {', '.join(left_out)}: see comparisons.csv.")
     if more := len(people) - len(rows):
         yield Text(f"{more} more rows are in comparisons.csv and report.html; --where chooses.")
 

@@ -64,7 +64,7 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
         measure = measure_of(report.metrics[task])
         if len(table):
             yield from _verdicts(report, task, table)
-            unit = f", {'points' if measure.unit == '%' else measure.unit}" if measure.unit else ""
+            unit = f" ({'points' if measure.unit == '%' else measure.unit})" if measure.unit else ""
             yield Text(f"Differences in {measure.name}{unit}, paired by seed", "bold")
             yield rich_comparisons(table, measure, width)
             yield Text(_explained(report, table) + "\n", "dim")
@@ -155,7 +155,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
             short = words in ("images/s", "KID", "time")
             left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
             people = people.drop(columns=dropped)
-    captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
+    captions = [f"No room for {', '.join(left_out)}: see summary.csv."] if left_out else []
     if rows > len(people):
         captions.append(f"{rows - len(people)} more rows are in summary.csv and report.html; --where and --by choose.")
     table = Table(
@@ -205,7 +205,7 @@ def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> Rende
     for group_id, rows in cells.items():
         parts += [Text(labels[group_id]), block(rows)]
     if left_out:
-        parts.append(Text(f"No room for {', '.join(left_out)}: comparisons.csv has it."))
+        parts.append(Text(f"No room for {', '.join(left_out)}: see comparisons.csv."))
     if more := len(table) - len(shown):
         parts.append(Text(f"{more} more comparisons are in comparisons.csv and report.html; --where and --by choose."))
     return Group(*parts)

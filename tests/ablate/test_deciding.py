@@ -202,7 +202,7 @@ def test_a_plan_is_written_down_and_kept_once_a_run_is_finished(tmp_path: Path) 
     assert (added.margin, added.measured) == (9.0, 2)
     early, late = build(tmp_path).claims.table["sentence"]
     assert early.endswith("before any run was measured.")
-    assert late.endswith("when 2 runs were measured already, so it was not planned in advance.")
+    assert late.endswith("when 2 runs had been measured already, so it was not planned in advance.")
     assert command.define({}, resume=tmp_path).until_decided
 
 

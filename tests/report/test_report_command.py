@@ -54,7 +54,7 @@ def test_the_report_is_printed_and_its_files_are_written(results: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert files(results) == FILES
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "Differences in accuracy, points, paired by seed" in done.stdout
+    assert "Differences in accuracy (points), paired by seed" in done.stdout
     for name in FILES:
         assert f"Written: results/{name}" in done.stderr
     page = (results / "report.html").read_text()

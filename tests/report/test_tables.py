@@ -111,7 +111,7 @@ def test_without_a_test_latex_promises_none(tmp_path: Path) -> None:
     for config in configs(["steps=1"]):
         write_study(tmp_path, config)
     latex = render(build(tmp_path), "latex")
-    assert r"\caption{Differences in accuracy in points, paired by seed.}" in latex
+    assert r"\caption{Differences in accuracy (points), paired by seed.}" in latex
     assert "Holm" not in latex
     assert "interval" not in latex
 
@@ -258,7 +258,7 @@ def check_fit(report: Report, width: int = 80) -> str:
         numbers += [measure.value(row["difference"], signed=True) for row in records(compared(report, task))]
         for number in numbers:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), number
-    for match in re.finditer(r"No room for ([^:]*): summary\.csv has it", " ".join(text.split())):
+    for match in re.finditer(r"No room for ([^:]*): see summary\.csv", " ".join(text.split())):
         assert set(match[1].split(", ")) <= {"images/s", "KID", "time", "95 % interval", "passes", "macro F1 %"}
     return text
 
