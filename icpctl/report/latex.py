@@ -66,7 +66,8 @@ def latex(report: Report, task: str) -> str:
 
 def tests_text(comparisons: int) -> str:
     """What the p values are, for the end of a caption; empty without a test."""
-    return f" p: two-sided paired t tests, corrected for {comparisons} comparisons (Holm)." if comparisons else ""
+    corrected = f", corrected for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
+    return f" p: two-sided paired t tests{corrected}." if comparisons else ""
 
 
 def difference_columns(cells: Columns, headings: Sequence[str]) -> pd.DataFrame:

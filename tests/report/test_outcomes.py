@@ -116,7 +116,7 @@ def test_an_unfinished_run_counts_as_failed_only_if_its_loss_was_no_number(tmp_p
     report = build(tmp_path)
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["failed"], row["verdict"]) == (1, "cannot tell")
-    assert any("Diverged and not finished" in note and adam(4).run_id in note for note in report.notes)
+    assert any("Diverged and unfinished" in note and adam(4).run_id in note for note in report.notes)
 
 
 # ── Data that changed
@@ -153,7 +153,7 @@ def test_versions_of_the_data_are_neither_averaged_nor_compared(tmp_path: Path, 
 def test_runs_that_record_no_fingerprint_are_one_version_and_named(tmp_path: Path) -> None:
     report = two_versions(tmp_path, ("", ""))
     assert row_of(report.comparisons, metric="accuracy")["seeds"] == 6
-    assert any("Taken for runs on the same data" in note for note in report.notes)
+    assert any("Taken to be trained on the same data" in note for note in report.notes)
 
 
 # ── Numbers

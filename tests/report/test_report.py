@@ -97,7 +97,7 @@ def test_statistics_are_those_of_a_plain_computation(
             assert compared["p"] == pytest.approx(p)
             assert compared["p_holm"] == pytest.approx(p)  # one comparison a metric
     alone = len(ours.keys() - theirs.keys())
-    assert any("no baseline" in note for note in report.notes) == bool(alone)
+    assert any("Not compared with a baseline" in note for note in report.notes) == bool(alone)
 
 
 def write_study(output: Path, seeds: int = 3) -> dict[str, RunConfig]:
@@ -212,9 +212,9 @@ def test_rows_by_a_setting_count_a_seed_once(tmp_path: Path) -> None:
     assert compared["p"] == pytest.approx(stats.ttest_rel(means, [0.5, 0.6, 0.7]).pvalue)
     assert report.common.startswith("A row pools icp_lr: the runs of a seed are averaged, and count once.")
     assert "it need not be the difference of two rows" in report.common
-    assert not any("Not all seeds" in note for note in report.notes)
+    assert not any("do not have the same runs" in note for note in report.notes)
     write_run(tmp_path, resolve({"epochs": 1, "icp_lr": 0.1, "seed": 0}), [0.5])
-    assert any("Not all seeds have the same runs in 1 row, " in note for note in build(tmp_path, by=["steps"]).notes)
+    assert any("The seeds do not have the same runs in 1 row, " in note for note in build(tmp_path, by=["steps"]).notes)
 
 
 def test_where_runs_are_pooled_a_run_without_its_twin_s_value_is_left_out_of_the_pair(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_several_folders_are_one_report(tmp_path: Path) -> None:
     write_run(tmp_path / "b", method, [0.1], state="running")  # the finished copy counts
     report = build([tmp_path / "a", tmp_path / "b"])
     assert of(report.comparisons)["difference"].tolist() == pytest.approx([0.1])
-    said = f"{method.run_id} and differs from it in the state, the number of epochs."
+    said = f"{method.run_id}, and differs from it in the state, the number of epochs."
     assert any(str(tmp_path / "b") in note and note.endswith(said) for note in report.notes)
     with pytest.raises(UserError, match="missing"):
         build([tmp_path / "a", tmp_path / "missing"])
@@ -271,7 +271,7 @@ def test_only_settings_that_differ_are_columns(tmp_path: Path) -> None:
     assert report.grouping.settings == ["optimizer", "steps"]
     assert (
         report.common
-        == "The same in all rows of the method: epochs 2, icp_lr 0.002, recipe strong. Other settings have their defaults."
+        == "The same in all rows of a method: epochs 2, icp_lr 0.002, recipe strong. Other settings have their defaults."
     )
 
 
@@ -332,7 +332,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
         "Left out, because they are copies of the run in" in note and note.endswith("the copy.")
         for note in report.notes
     )
-    (said,) = (note for note in report.notes if "the other" in note)
+    (said,) = (note for note in report.notes if "/the other." in note)
     assert "differs from it in test loss, test accuracy, test f1_macro." in said
 
 

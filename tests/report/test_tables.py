@@ -97,8 +97,13 @@ def test_latex_has_a_table_of_means_and_one_of_differences(small: Report) -> Non
         [f"${mean:+.2f}$", f"$[{low:+.2f}, {high:+.2f}]$"] for mean, low, high in ends.to_numpy()
     ]
     assert [row[-1] for row in rows] == table["verdict"].tolist()
-    assert f"corrected for {len(table)} comparisons (Holm)." in differences
+    assert "p: two-sided paired t tests." in differences  # one of the two has no spread
     assert latex.rstrip().splitlines()[-1].startswith("% Note: No run of classification")
+
+
+def test_latex_says_among_how_many_comparisons_p_is_corrected(odd: Report) -> None:
+    tested = compared(odd, "classification")["p"].notna().sum()
+    assert f"corrected for {tested} comparisons (Holm)." in render(odd, "latex").split(r"\end{table}")[1]
 
 
 @needs_tex
