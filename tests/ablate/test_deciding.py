@@ -218,7 +218,7 @@ def test_seeds_that_were_not_planned_are_in_no_test(tmp_path: Path) -> None:
     report = build(tmp_path)
     (row,) = report.claims.table.to_dict("records")
     assert (row["seeds"], row["max_seeds"]) == (3, 3)
-    assert report.comparisons.query("metric == 'accuracy'")["seeds"].tolist() == [30]
+    assert report.comparisons.query("metric == 'accuracy'")["seeds"].tolist() == [3]
 
 
 FAULTS = [
@@ -335,7 +335,10 @@ def test_of_several_folders_the_earliest_plan_counts(tmp_path: Path) -> None:
     for order in ("ab", "ba"):
         report = build([tmp_path / name for name in order])
         assert report.claims.table["margin"].tolist() == [0.005]
-        assert any("has several plans in these folders. The earliest one counts" in note for note in report.notes)
+        assert any(
+            "has several plans in these folders. The earliest one, of 2026-01-01T00:00:00+00:00, counts." in note
+            for note in report.notes
+        )
 
 
 @pytest.mark.parametrize("metric", ["acuracy", "model", "seed", "epochs", "state", "passes", "ssim", "fid_prior"])
@@ -422,7 +425,7 @@ def test_claims_that_are_written_by_hand_into_a_results_folder_have_no_plan(text
     )
     report = build(tmp_path)
     assert not report.claims
-    assert ("garbage" in text) == any("No claim of" in note for note in report.notes)
+    assert ("garbage" in text) == any("and its claims are not reported" in note for note in report.notes)
 
 
 def test_of_several_studies_one_seed_is_completed_before_the_next(tmp_path: Path) -> None:

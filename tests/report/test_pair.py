@@ -147,8 +147,8 @@ def test_two_folders_are_paired_by_the_settings_of_their_groups(tmp_path: Path) 
     assert found["difference"] == pytest.approx(0.05 * (1 + statistics.fmean(NOISE)))
     assert found["verdict"] == "better"
     assert found["sentence"].startswith("Adam-ICP, T=1, lr=0.01 in A is better than that in B: accuracy +5.0")
-    assert "2 groups, Adam-ICP, T=3, lr=0.01; Adam-ICP, T=3, lr=0.02" in said(report, "In A alone")
-    assert "1 group, baseline, lr=0.01" in said(report, "In B alone")
+    assert "2 groups, Adam-ICP, T=3, lr=0.01; Adam-ICP, T=3, lr=0.02" in said(report, "Only in A")
+    assert "1 group, baseline, lr=0.01" in said(report, "Only in B")
     assert len(report.records) == len(report.runs) == 28  # a run of each side, though their ids are the same
     assert report.sides is not None
     assert report.sides.about == [
@@ -200,7 +200,7 @@ def test_other_data_sets_are_not_paired(tmp_path: Path) -> None:
         write(tmp_path, [{"dataset": f"folder:/data/{name}", "steps": 1}])
     report = build_pair(("dataset=folder:/data/one", "dataset=folder:/data/two"), [tmp_path])
     assert report.comparisons.empty
-    assert "other data sets" in said(report, "Nothing is paired")
+    assert "different data sets" in said(report, "Nothing is paired")
 
 
 def test_folders_of_other_settings_get_the_command_that_pairs_them(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_latex_with_odd_names_compiles_and_shows_them(tmp_path: Path, odd: Repor
     latex = render(odd, "latex")
     log, text = typeset(tmp_path, latex, options)
     assert "root:" not in log + text
-    assert latex.count(r"\begin{table}") == 2 * 2
+    assert latex.count(r"\caption{") == 2 * 2
     if text and options:  # fonts that have all characters as one
         text = text.replace("∗", "*").replace(" *", "*").replace("* ", "*")
         for name in (
@@ -173,7 +173,7 @@ def test_a_long_latex_table_goes_on_over_pages_with_its_heading(tmp_path: Path) 
     assert [points for points in overfull(log) if points > 5] == []
     if text:
         assert "Continued." in text
-        assert text.count("accuracy %") + text.count("p (Holm)") >= text.count("\f") >= 4  # a heading a page
+        assert text.count("accuracy %") + text.count("minus") >= text.count("\f") >= 3  # a heading a page
         assert all(f"T={steps}" in text for steps in range(1, 66))
 
 
