@@ -91,7 +91,7 @@ class Claims:
             for subject in [each.pair.subject]
         }
         keys = [*zip(comparisons["group_id"], comparisons["against"], comparisons["metric"], strict=True)]
-        columns = {
+        columns: dict[str, Any] = {
             name: [
                 planned[key][of_claim] if key in planned else cell
                 for key, cell in zip(keys, comparisons[name], strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reports import configs, write_run
@@ -13,7 +14,7 @@ from icpctl.report import Report, build
 SETTINGS = {"epochs": 2, "dataset": "digits"}
 
 
-def begun(output: Path, number: int, compute_matched: bool = True, **last: str) -> list[str]:
+def begun(output: Path, number: int, compute_matched: bool = True, **last: Any) -> list[str]:
     """The notes on a study of twelve runs of which the first few are finished, and the next one is as `last` says."""
     study = Study(SETTINGS, {"steps": ["1", "3"]}, (), (0, 1, 2), compute_matched=compute_matched)
     Definition([study]).keep(output)
