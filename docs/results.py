@@ -303,7 +303,7 @@ def _value(values: pd.Series, metric: str) -> str:
 def _interval(found: Difference, metric: str) -> str:
     """The difference, and its interval where there are seeds for one."""
     measure = measure_of(metric)
-    if found.seeds < LEAST_SEEDS or math.isnan(found.low):
+    if math.isnan(found.low):
         return measure.value(found.mean, signed=True)
     half = (found.high - found.low) / 2
     mean, low, high = (measure.value(value, signed=True, beside=half) for value in (found.mean, found.low, found.high))

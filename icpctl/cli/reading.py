@@ -94,7 +94,7 @@ def report(
             "-o",
             metavar="PATH",
             help="The folder for the files.",
-            show_default="the results folder; report/ with several folders, --where or --compare",
+            show_default="the results folder; report/ with several folders, or an option under Selection",
             rich_help_panel="Output",
         ),
     ] = None,

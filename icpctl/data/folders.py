@@ -271,7 +271,9 @@ def _told(left_out: Counter[str]) -> list[str]:
         return []
     count = left_out.total()
     kinds = first_names([f"{kind}: {number}" for kind, number in left_out.most_common()], MOST_NAMED)
-    return [f"Left out as no {'images' if count > 1 else 'image'} of a class: {count} ({kinds})."]
+    return [
+        f"Left out: {count} {'files that are not images' if count > 1 else 'file that is not an image'} in a class folder ({kinds})."
+    ]
 
 
 def _raw_split(listing: Listing) -> RawSplit:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from icpctl.ablate.study import Definition
+from icpctl.ablate.deciding import planned_runs
+from icpctl.ablate.study import Definition, PlannedRun
 from icpctl.config import SELECTION, RunConfig
 from icpctl.errors import UserError, count, first_names, unknown
 from icpctl.files import write_atomic
@@ -161,7 +163,9 @@ def build(
         else list({os.path.realpath(folder): folder for folder in folders}.values())
     )
     records, notes = read(folders, only)
-    planned = planned_claims(folders, margin, notes)
+    studies = studies_of(folders, notes)
+    runs = [run for folder, study in studies.items() for run in _planned(folder, study, records, only, notes)]
+    planned = planned_claims(studies.values(), margin, notes)
     every = read(folders)[0] if planned and only is not None else records  # a claim is about all of its runs
     tuned = tuning.read(folders, notes)
     tunings = [each.tuned_arms() for _, each in tuned]
@@ -182,12 +186,13 @@ def build(
     claims = _weighed(planned, every, predictions, tunings)
     margins = margins_of(found.metrics, margin)
     summary = summary_table(ended, grouping)
-    comparisons = comparison_table(ended, grouping, margins, claims.of_comparisons(found.runs) if claims else None)
+    comparisons = comparison_table(ended, grouping, margins, bool(claims))
     comparisons = with_images(comparisons, ended, grouping, found.metrics.values(), predictions)
+    comparisons = claims.into(comparisons, found.runs)
     notes += remarks.of_data(ended, grouping)
     notes += remarks.lacking(found.complete, found.metrics)
     notes += remarks.of_fit(found.counted)
-    notes += remarks.unpaired(ended, grouping)
+    notes += remarks.unpaired(ended, grouping, runs)
     notes += tuning.tuning_notes(tuning_table, grouping)
     common = remarks.common_settings(list(configs.values()), by, metric_columns(found.complete))
     notes = [printable(note) for note in notes]
@@ -206,11 +211,48 @@ def build(
     )
 
 
-def planned_claims(folders: Sequence[Path], margin: float | None, notes: list[str]) -> list[PlannedClaim]:
-    """The claims of the studies of results folders, each once.
+def studies_of(folders: Sequence[Path], notes: list[str]) -> dict[Path, Definition]:
+    """The studies of results folders, of those that have any; a file that cannot be read is noted."""
+    studies = {}
+    for folder in folders:
+        try:
+            if definition := Definition.kept(folder):
+                studies[folder] = definition
+        except UserError as error:
+            notes.append(f"The study in {folder} and its claims are not reported. {error}")
+    return studies
+
+
+def _planned(
+    folder: Path,
+    study: Definition,
+    records: Mapping[str, RunRecord],
+    only: Collection[str] | None,
+    notes: list[str],
+) -> list[PlannedRun]:
+    """The runs of a study, of those that are to be reported; notes how many are not finished."""
+    try:
+        every = planned_runs(study, folder)
+        tuned = any(each.tune for each in study.studies)
+        to_tune = len(study.runs()) - len(every) if tuned and only is None else 0
+    except UserError as error:
+        notes.append(f"The unfinished runs of the study in {folder} are not counted. {error}")
+        return []
+    runs = [run for run in every if only is None or run.config.run_id in only]
+    there = [records[run.config.run_id] for run in runs if run.config.run_id in records]
+    finished = sum(record.status.get("state") == "finished" for record in there)
+    if finished < (number := len(runs) + max(to_tune, 0)):
+        are = "is" if finished == 1 else "are"
+        go_on = shlex.join(["icpctl", "ablate", "--resume", str(folder)])
+        notes.append(f"{finished} of {number} runs of the study in {folder} {are} finished: `{go_on}` continues it.")
+    return runs
+
+
+def planned_claims(studies: Iterable[Definition], margin: float | None, notes: list[str]) -> list[PlannedClaim]:
+    """The claims of studies, each once.
 
     Args:
-        folders: of results.
+        studies: as `studies_of` finds them.
         margin: as of `build`.
         notes: to add to.
 
@@ -218,7 +260,7 @@ def planned_claims(folders: Sequence[Path], margin: float | None, notes: list[st
         UserError: the margin is none, or there are claims, which have their own.
     """
     planned: dict[str, PlannedClaim] = {}
-    every = [claim for folder in folders for claim in _claims_of(folder, notes)]
+    every = [claim for study in studies for claim in study.claims if claim.written]
     for claim in sorted(every, key=lambda claim: claim.written):
         first = planned.setdefault(claim.claim, claim)
         if (claim.margin, claim.seeds, claim.max_seeds, claim.groups) != (
@@ -228,7 +270,7 @@ def planned_claims(folders: Sequence[Path], margin: float | None, notes: list[st
             first.groups,
         ):
             notes.append(
-                f"{claim.place} has several plans in these folders. The earliest one counts, of {first.written}."
+                f"{claim.place} has several plans in these folders. The earliest one, of {first.written}, counts."
             )
     if margin is not None and not margin > 0:
         raise UserError(f"--margin {margin:g} has to be above 0: it is the smallest difference that matters.")
@@ -244,16 +286,6 @@ def margins_of(metrics: Mapping[str, str], margin: float | None) -> dict[str, fl
     """The smallest difference that matters in each metric that the report is about, at the last and at the best epoch."""
     margins = {name: margin / measure_of(name).scale for name in metrics.values()} if margin is not None else {}
     return margins | {f"{name}_best": size for name, size in margins.items()}
-
-
-def _claims_of(folder: Path, notes: list[str]) -> Sequence[PlannedClaim]:
-    """The claims of the studies of a results folder; a file that cannot be read is noted."""
-    try:
-        definition = Definition.kept(folder)
-    except UserError as error:
-        notes.append(f"No claim of {folder} is reported. {error}")
-        return ()
-    return [claim for claim in definition.claims if claim.written] if definition else ()
 
 
 def _weighed(
@@ -335,21 +367,21 @@ def read(folders: Sequence[Path], only: Collection[str] | None = None) -> tuple[
             paths = ", ".join(map(str, (first.path, *different)))
             what = ", ".join(dict.fromkeys(each for path in different for each in others[path]))
             notes.append(
-                f"Left out: {run_id}, as its copies differ in {what}, and nothing says which is right: {paths}."
+                f"Left out: {run_id}. Its copies differ in {what}, and nothing says which one is right: {paths}."
             )
             continue
         records[run_id] = first
         if same := [str(path) for path, differences in others.items() if not differences]:
-            notes.append(f"Left out, as copies of the run in {first.path}: {', '.join(same)}.")
+            notes.append(f"Left out, because they are copies of the run in {first.path}: {', '.join(same)}.")
         notes += [
-            f"Left out: {path}, which has the id of the run in {first.path} and differs from it in {', '.join(differences)}."
+            f"Left out: {path}. It has the id of the run in {first.path}, and differs from it in {', '.join(differences)}."
             for path, differences in others.items()
             if differences
         ]
     for record in records.values():
         if foreign := foreign_metrics(record):
             notes.append(
-                f"{record.path / 'metrics.csv'}: left out of the tables, for they have the names of other columns: {', '.join(foreign)}."
+                f"{record.path / 'metrics.csv'}: metrics with the name of another column are left out of the tables: {', '.join(foreign)}."
             )
     if not records:
         listed = ", ".join(map(str, folders))
@@ -417,7 +449,7 @@ def _metrics(runs: pd.DataFrame, metric: str | None, notes: list[str]) -> dict[s
     lacking = [task for task, name in chosen.items() if name not in there[task]]
     for task in lacking:
         number = int((runs["task"] == task).sum())
-        notes.append(f"Left out: {count(number, 'run')} of {task}, with no {chosen[task]} at the last epoch.")
+        notes.append(f"Left out: {count(number, 'run')} of {task} without {chosen[task]} at the last epoch.")
     return {task: name for task, name in chosen.items() if task not in lacking}
 
 

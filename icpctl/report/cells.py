@@ -42,24 +42,25 @@ Columns = dict[str, list[tuple[str, Any]]]
 
 
 def explanation(report: Report, task: str, interval: bool = True) -> str:
-    """What the columns of the tables of a task are; `interval`, whether that of the mean is one."""
+    """What the columns of the tables of a task are; `interval`, whether that of the mean may be one."""
     measure = measure_of(report.metrics[task])
     held_out = measure_of(SELECTION[task]).name
     less = " FID and KID: less is better." if task == "generation" else ""
     marked = (
-        f" {MARK}: of the seeds that have a value; others failed, or have none that is finite."
+        f" {MARK}: over only the seeds that have a value; the others failed, or have no finite value."
         if lacks(report, task)
         else ""
     )
-    by_t = f"; 95 % interval of the mean {measure.name} by t" if interval else ""
+    summary = report.summary[report.summary["metric"] == report.metrics[task]]
+    by_t = f"; 95 % interval of the mean {measure.name} by t" if interval and summary["low"].notna().any() else ""
     return (
-        f"Test split, last epoch; best epoch: the one of the best {held_out} on the held-out images. Mean ± standard deviation "
+        f"Test split, last epoch; best epoch: the epoch with the best {held_out} on the held-out images. Mean ± standard deviation "
         f"over the seeds{by_t}.{less} Passes: of a training image through the network.{marked}"
     )
 
 
 def lead(report: Report, task: str) -> str:
-    """What the comparisons of a task say, for a reader in a hurry; empty where there is none."""
+    """The verdicts of a task, for a reader in a hurry; empty where there is none."""
     table = compared(report, task)
     tested = int(table["p"].notna().sum())
     if not tested or report.claims:
@@ -71,7 +72,7 @@ def lead(report: Report, task: str) -> str:
         f"{row['label']} is {row['verdict']} than {AGAINST[row['against']]}, by {measure.difference(abs(row['difference'])).lstrip('+')}"
         for row in records(table[table["verdict"].isin(["better", "worse"])])
     ]
-    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds claim{'s' if len(claims) < 2 else ''} a difference"
+    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds show{'s' if len(claims) < 2 else ''} a difference"
     if claims:
         more = f"; and {len(claims) - MOST_CLAIMS} more" if len(claims) > MOST_CLAIMS else ""
         said += f": {'; '.join(claims[:MOST_CLAIMS])}{more}"
@@ -92,8 +93,13 @@ def claims_lead(report: Report) -> str:
     said = f"{these} {parts[0].split(' ', 1)[1] if number == 1 else ', '.join(parts)}."
     late = int((report.claims.table["measured_before"] > 0).sum())
     if late:
-        said += f" {late} {'was' if late == 1 else 'were'} added when runs were measured already."
+        said += f" {late} {'was' if late == 1 else 'were'} added when runs had been measured already."
     return f"{said} All other comparisons are exploratory: they have intervals, and no verdicts."
+
+
+def planned_text(report: Report) -> str:
+    """Whose the numbers of a planned claim are, for the end of an explanation; empty without claims."""
+    return " The interval and p of a planned claim hold for all its looks together." if report.claims else ""
 
 
 def of_rivals(table: pd.DataFrame) -> bool:
@@ -291,7 +297,7 @@ def comparison_cells(table: pd.DataFrame) -> Columns:
             "p": (p_text(row["p"]), row["p"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
-            "says": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
+            "verdict": ("" if row["verdict"] == EXPLORATORY else row["verdict"], ""),
             "with test images": (interval_text(row, measure, True, WIDENED), row["low_images"]),
             "seeds needed": (needed, math.inf if needed.startswith(">") else row["seeds_needed"]),
         }

@@ -13,7 +13,6 @@ import pandas as pd
 from scipy.stats import t as student
 
 from icpctl.errors import first_names
-from icpctl.report.comparison import FROM_CLAIM
 from icpctl.report.groups import Grouping, group
 from icpctl.report.images import WIDENED, Predictions, widened
 from icpctl.runs.claims import Evidence, Pair, PlannedClaim, bound_pair, ended_values, weigh
@@ -53,6 +52,14 @@ COLUMNS = (
     *("verdict", "outcome", "seeds_needed", "sentence"),
 )
 """Of the table of claims."""
+IN_COMPARISONS = {
+    name: {"p_level": "p_level_holm"}.get(name, name)
+    for name in (
+        *("seeds", "difference", "std", "low", "high", *WIDENED, "p", "p_holm", "margin", "p_level", "effect"),
+        *("verdict", "seeds_needed", "sentence"),
+    )
+}
+"""Columns of the table of comparisons, by those of the table of claims: a comparison that was planned has the numbers of its claim."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,31 @@ class Claims:
     def __bool__(self) -> bool:
         return len(self.table) > 0
 
-    def of_comparisons(self, runs: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
-        """What `comparison.FROM_CLAIM` names, by the group_id of the table of runs, against and metric."""
+    def into(self, comparisons: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """The comparisons, each that a claim was planned of with the numbers of the claim.
+
+        Args:
+            comparisons: as `comparison.comparison_table` and `images.with_images` make them.
+            runs: those that they are made of, whose group_id they have.
+        """
         groups = dict(zip(runs["run_id"], runs["group_id"], strict=True))
-        rows = self.table.set_index("claim").rename(columns={"p_level": "p_level_alone", "p_level_holm": "p_level"})
-        return {
-            (groups.get(each.pair.subject.run_id, each.pair.subject.group_id), each.pair.against, each.claim.metric): {
-                name: rows[name][each.claim.claim] for name in FROM_CLAIM
-            }
+        rows = self.table.set_index("claim")
+        planned = {
+            (groups.get(subject.run_id, subject.group_id), each.pair.against, each.claim.metric): rows.loc[
+                each.claim.claim
+            ]
             for each in self.evidence
+            for subject in [each.pair.subject]
         }
+        keys = [*zip(comparisons["group_id"], comparisons["against"], comparisons["metric"], strict=True)]
+        columns: dict[str, Any] = {
+            name: [
+                planned[key][of_claim] if key in planned else cell
+                for key, cell in zip(keys, comparisons[name], strict=True)
+            ]
+            for name, of_claim in IN_COMPARISONS.items()
+        }
+        return comparisons.assign(**columns).astype({"seeds_needed": "Int64"})
 
 
 def claims_table(
@@ -112,7 +134,7 @@ def claims_table(
     for claim in claims:
         pair = bound_pair(claim, of_plans)
         if pair is None or {pair.subject.group_id, pair.other.group_id} - configs.keys():
-            waiting[claim.claim] = "Its runs are not there yet."
+            waiting[claim.claim] = "Its runs have not been trained yet."
         elif fault := _other_data(pair, claim, records):
             waiting[claim.claim] = fault
         else:
@@ -213,11 +235,11 @@ def _sentence(row: Mapping[str, Any], evidence: Evidence, family: int) -> str:
     planned = _planned(claim)
     of_most = f"{seeds} of {'at most ' if claim.most > claim.first else ''}{claim.most} seeds"
     if evidence.lacking:
-        return f"{said} A run of the next seed failed or has no finite value, so nothing is claimed of the {seeds} seeds before it. {planned}"
+        return f"{said} A run of the next seed failed or has no finite value, so nothing is claimed from the {seeds} seeds before it. {planned}"
     if seeds < claim.first:
-        return f"{said} It is looked at when {claim.first} seeds are there; there are {seeds}. {planned}"
+        return f"{said} It is tested once it has {claim.first} seeds; it has {seeds}. {planned}"
     if evidence.verdict == "equal":
-        return f"{said} {label} is equal to {other} in all {seeds} seeds: {name}. {planned}"
+        return f"{said} {label} is equal to {other} in {name}, in all {seeds} seeds. {planned}"
     if evidence.is_constant:
         size = measure.difference(row["difference"])
         return f"{said} {label} has the same difference from {other} in all {seeds} seeds: {name} {size}. Without any spread there is no test. {planned}"
@@ -263,6 +285,6 @@ def _planned(claim: PlannedClaim) -> str:
     except ValueError:
         when = "at a time that is not recorded"
     if claim.measured:
-        runs = "one run was" if claim.measured == 1 else f"{claim.measured} runs were"
-        return f"Added {when}, when {runs} measured already, so it was not planned in advance."
+        runs = "one run" if claim.measured == 1 else f"{claim.measured} runs"
+        return f"Added {when}, when {runs} had been measured already, so it was not planned in advance."
     return f"Planned {when}, before any run was measured."

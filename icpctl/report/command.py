@@ -74,8 +74,8 @@ class Request:
 
     @property
     def target(self) -> Path:
-        """Where the files go: with all of one folder into that, else not over its files."""
-        whole = len(self.sources) == 1 and not self.where and not self.compare
+        """Where the files go: the whole report of one folder into that folder, any other not over its files."""
+        whole = len(self.sources) == 1 and not self.options()
         return self.output or (self.sources[0] if whole else Path(REPORT))
 
     def build(self, only: Collection[str] | None = None) -> Report:
@@ -123,16 +123,14 @@ def report_study(folder: Path, only: Collection[str], console: Console, say: Say
 
 
 def show(report: Report, format: Format | Literal["table"], console: Console, say: Say) -> None:
-    """Print the report, its notes beside it."""
-    for note in report.notes:
-        say("[yellow]Note:[/]", note)
+    """Print the report, and then its notes."""
     if format == "table":
         for part in (pair_terminal if report.sides else terminal)(report, console.width):
             console.print(part)
     else:
         sys.stdout.write(printable(render(report, format), keep="\n\t"))
-        if format == "csv":
-            say("[yellow]Note:[/]", report.common)
+    for note in [*report.notes, *([report.common] if format == "csv" else [])]:
+        say("[yellow]Note:[/]", note)
 
 
 def watch_report(request: Request, console: Console, say: Say, should_stop: Callable[[], bool]) -> None:

@@ -23,9 +23,6 @@ seed, or differences without any spread."""
 EXPLORATORY = "exploratory"
 """In the place of a verdict: the study has claims, and this is none of them."""
 
-FROM_CLAIM = ("verdict", "sentence", "p_holm", "p_level", "margin", "seeds_needed")
-"""Of a comparison that a claim was planned of, these are those of the claim."""
-
 COLUMNS = (
     *(
         "against",
@@ -73,7 +70,7 @@ def comparison_table(
     runs: pd.DataFrame,
     grouping: Grouping,
     margins: Mapping[str, float] = MappingProxyType({}),
-    planned: Mapping[tuple[str, str, str], Mapping[str, Any]] | None = None,
+    exploratory: bool = False,
 ) -> pd.DataFrame:
     """One row a group, what it is compared with, and metric: paired by seed, each run with its own twin.
 
@@ -87,8 +84,8 @@ def comparison_table(
         runs: the rows of `runs_table` that count, those of failed runs without a value.
         grouping: of these runs.
         margins: of metrics, in their own size.
-        planned: of a study with claims what `FROM_CLAIM` names, by group_id, against and metric. The other comparisons then have no
-            corrected p, no margin and no verdict: they are `EXPLORATORY`.
+        exploratory: whether the study has claims. The comparisons then have no corrected p, no margin and no verdict; those that a
+            claim was planned of are put in by `icpctl.report.claims.Claims.into`.
     """
     table = _joined(grouping, _paired(runs, grouping))
     of_metric = table.groupby(["task", "metric"])["p"]
@@ -98,7 +95,7 @@ def comparison_table(
     table["p_level"] = level_p(table, table["margin"])
     table["p_level"] = table.groupby(["task", "metric"])["p_level"].transform(holm)
     table["verdict"] = _verdicts(table)
-    if planned is not None:
+    if exploratory:
         table["verdict"] = EXPLORATORY
         table[["p_holm", "p_level", "margin"]] = np.nan
     undecided = table["effect"].where((table["verdict"] == "cannot tell") & (table["lacking"] == 0))
@@ -114,13 +111,6 @@ def comparison_table(
     measures = {name: measure_of(name) for name in table["metric"].unique()}
     said_of = table[["label", *({COUNTERPART} & {*table}), *COLUMNS[:-1]]]
     table["sentence"] = [_sentence(row, measures[row["metric"]]) for row in records(said_of)]
-    if planned:
-        keys = [*zip(table["group_id"], table["against"], table["metric"], strict=True)]
-        for name in FROM_CLAIM:
-            table[name] = [
-                planned[key][name] if key in planned else cell for key, cell in zip(keys, table[name], strict=True)
-            ]
-        table["seeds_needed"] = table["seeds_needed"].astype("Int64")
     return table[[*(name for name in table if name not in COLUMNS), *COLUMNS]]
 
 
@@ -235,28 +225,30 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
     spread = interval_half(row)
     verdict, size = row["verdict"], f"{name} {measure.difference(row['difference'], beside=spread)}"
     number, survivors = seeds + row["lacking"], _survivors(row)
-    if seeds == 0:
-        return f"Nothing can be said of {label} and {other}: {measure.name}, of which no seed has a value of both.{survivors}"
-    if verdict == "equal":
-        return f"{label} is equal to {other} in all {seeds} seeds: {measure.name}."
-    if verdict == EXPLORATORY and seeds > 1:
+    which = f"{seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
+    interval = ""
+    if pd.notna(row["low"]):
         low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
-        which = f"{seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
-        return f"{label} less {other}: {size}, 95 % interval {low} to {high}, {which}. Exploratory: no claim was planned of it."
+        interval = f", 95 % interval {low} to {high}"
+    if seeds == 0:
+        return (
+            f"Nothing can be said about {label} and {other}: no seed has a value of {measure.name} for both.{survivors}"
+        )
+    if verdict == "equal":
+        return f"{label} is equal to {other} in {measure.name}, in all {seeds} seeds."
+    if verdict == EXPLORATORY and seeds > 1:
+        return f"{label} minus {other}: {size}{interval}, {which}. Exploratory: no claim was planned about it."
     if seeds == 1:
         one = "One seed" if number == 1 else f"One seed of {number}"
-        return (
-            f"{one} cannot tell {label} from {other}: {size}. Of one seed there is no interval and no test.{survivors}"
-        )
+        return f"{one} cannot tell {label} from {other}: {size}. One seed gives no interval and no test.{survivors}"
     if verdict == "no test":
-        which = f"all {seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
+        which = f"all {seeds} seeds" if seeds == number else which
         return f"{label} has the same difference from {other} in {which}: {size}. Without any spread there is no test.{survivors}"
     p, corrected = p_text(row["p"]), p_text(row["p_holm"])
-    low, high = (measure.value(row[end], signed=True, beside=spread) for end in ("low", "high"))
     tested = f"p {p_equal(row['p_holm'])}"
     if row["comparisons"] > 1:
         tested += f" among {row['comparisons']} comparisons" + (f", {p} by itself" if p != corrected else "")
-    numbers = f"{size}, 95 % interval {low} to {high}, {tested}"
+    numbers = f"{size}{interval}, {tested}"
     if verdict == "level":
         margin = measure.difference(row["margin"]).lstrip("+")
         return f"{label} is level with {other}, as the difference is smaller than {margin} (p {p_equal(row['p_level'])}): {numbers}, {seeds} seeds."
@@ -267,14 +259,13 @@ def _sentence(row: Mapping[str, Any], measure: Measure) -> str:
     if row["lacking"]:
         way_on = survivors
     elif row["p_holm"] <= ALPHA:
-        way_on = f" No claim is made of less than {LEAST_SEEDS} seeds: the spread of so few says little."
+        way_on = f" A claim takes {LEAST_SEEDS} seeds or more: the spread of fewer says little."
     elif pd.notna(needed) and pd.notna(row["margin"]):
         way_on = f" If difference and spread are as measured, about {needed:,} seeds settle it either way."
     elif pd.notna(needed):
         way_on = f" If the difference is that large, {needed:,} seeds would show it."
     else:
         way_on = f" If the difference is that small, it takes more than {MOST_SEEDS:,} seeds to show it."
-    which = f"{seeds} seeds" if seeds == number else f"{seeds} of {number} seeds"
     return f"{which} cannot tell {label} from {other}: {numbers}.{way_on}"
 
 
@@ -283,5 +274,5 @@ def _survivors(row: Mapping[str, Any]) -> str:
     number, failed = row["seeds"] + row["lacking"], row["failed"]
     parts = [f"{failed} of {number} failed"] if failed else []
     if others := row["lacking"] - failed:
-        parts.append(f"{others} of {number} {'lacks' if others == 1 else 'lack'} a finite value")
-    return f" No claim is made of the seeds that remain: {', and '.join(parts)}." if parts else ""
+        parts.append(f"{others} of {number} {'has' if others == 1 else 'have'} no finite value")
+    return f" Nothing is claimed from the seeds that remain: {', and '.join(parts)}." if parts else ""

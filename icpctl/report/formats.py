@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal, assert_never
 
 from icpctl.report import Report
-from icpctl.report.latex import latex
+from icpctl.report.latex import latex, latex_text
 from icpctl.report.markdown import escaped, markdown, markdown_claims, tuning_markdown
 from icpctl.report.pair_view import pair_latex, pair_markdown
 from icpctl.text import csv_text
@@ -31,9 +31,8 @@ def render(report: Report, format: Format) -> str:
             notes = "".join(f"- {escaped(note)}\n" for note in report.notes)
             return "\n".join([*parts, escaped(report.common), "", *(["Notes:", "", notes] if notes else [])])
         case "latex":
-            return (
-                "\n".join((pair_latex if report.sides else latex)(report, task) for task in report.metrics)
-                or f"% {report.common}\n"
+            return latex_text(
+                [(pair_latex if report.sides else latex)(report, task) for task in report.metrics], report
             )
         case _:
             assert_never(format)

@@ -15,6 +15,7 @@ from icpctl.report.cells import (
     comparison_cells,
     counted_role,
     explanation,
+    planned_text,
     scorecard,
     sentences,
     setting_columns,
@@ -46,6 +47,7 @@ def markdown(report: Report, task: str) -> Iterator[str]:
     if len(table):
         yield pipe_table(*_differences(table, measure_of(report.metrics[task])))
         if report.claims:
+            yield f"\n{planned_text(report).strip()}\n"
             return
         card = scorecard(table)
         people = (
@@ -54,7 +56,7 @@ def markdown(report: Report, task: str) -> Iterator[str]:
         yield "\n" + pipe_table(people, list(people.columns[1:])) + "\n"
         yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(table, MOST_ROWS))
         if len(changed := at_best_epoch(report, task)):
-            yield "At the best epoch these say something else:\n"
+            yield "At the best epoch, these have another verdict:\n"
             yield "".join(f"- {escaped(sentence)}\n" for sentence in sentences(changed, MOST_ROWS))
 
 
@@ -70,7 +72,7 @@ def _differences(table: pd.DataFrame, measure: Measure) -> tuple[pd.DataFrame, l
     cells = comparison_cells(table)
     people = pd.DataFrame({heading: [text for text, _ in column] for heading, column in cells.items()})
     people = people.rename(columns={"difference": f"difference in {measure.name}"})
-    return people, [str(heading) for heading in people if heading not in ("group", "minus", "says")]
+    return people, [str(heading) for heading in people if heading not in ("group", "minus", "verdict")]
 
 
 def pipe_table(people: pd.DataFrame, numbers: Sequence[str]) -> str:

@@ -8,7 +8,16 @@ from html import escape
 import pandas as pd
 
 from icpctl.report import Report
-from icpctl.report.cells import claims_lead, compared, comparison_cells, explanation, lead, summary_cells, texts
+from icpctl.report.cells import (
+    claims_lead,
+    compared,
+    comparison_cells,
+    explanation,
+    lead,
+    planned_text,
+    summary_cells,
+    texts,
+)
 
 MOST_ROWS = 60
 """Of a table; the data frames have all."""
@@ -37,7 +46,7 @@ def _of_task(report: Report, task: str) -> Iterator[str]:
     if len(table):
         columns = {heading: [text for text, _ in column] for heading, column in comparison_cells(table).items()}
         yield _table(pd.DataFrame(columns), "Differences, paired by seed")
-    yield _paragraph(explanation(report, task))
+    yield _paragraph(explanation(report, task) + planned_text(report))
 
 
 def _table(people: pd.DataFrame, caption: str) -> str:

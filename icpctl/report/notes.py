@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from icpctl.ablate.study import PlannedRun
 from icpctl.config import RunConfig
 from icpctl.config.catalogue import PLAIN, PLAIN_STEP
 from icpctl.errors import count, first_names
@@ -30,12 +31,12 @@ def outcomes(runs: pd.DataFrame, diverged: Collection[str], notes: list[str]) ->
     failed = (runs["state"] == "failed") | diverging
     unfinished = ~runs["state"].isin(["failed", "finished"]) & ~diverging
     cut = (runs["state"] == "finished") & (runs["epochs_recorded"] < runs["epochs"])
-    of_failure = "in no mean, and nothing is claimed of the other seeds of their groups"
+    of_failure = "so they are in no mean, and nothing is claimed from the other seeds of their groups"
     for concerned, what in (
-        (failed & ~diverging, f"Failed (status.json in the folder of a run says why), so {of_failure}"),
-        (diverging, f"Diverged and not finished, which counts as failed, so {of_failure}"),
-        (unfinished, "Not finished and left out, so that means and claims are of the finished seeds alone"),
-        (cut, "Left out, for epochs are missing from metrics.csv"),
+        (failed & ~diverging, f"Failed (status.json in the folder of a run says why), {of_failure}"),
+        (diverging, f"Diverged and unfinished, which counts as failed, {of_failure}"),
+        (unfinished, "Not finished and left out, so means and claims are about the finished seeds only"),
+        (cut, "Left out, because epochs are missing from metrics.csv"),
     ):
         if concerned.any():
             notes.append(f"{what}: {count(concerned.sum(), 'run')}, {first_names(runs['run_id'][concerned])}.")
@@ -52,13 +53,13 @@ def of_data(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
             for version, run_ids in of_dataset["run_id"].groupby(versions[of_dataset.index])
         )
         notes.append(
-            f"The runs of {value_text(dataset)} were not trained on the same data: their fingerprints differ, by which they are told "
-            f"apart, and neither averaged nor compared with each other ({listed})."
+            f"The runs on {value_text(dataset)} were not trained on the same data: their fingerprints differ. Each version has its own "
+            f"rows, and versions are not compared with each other ({listed})."
         )
     silent = runs["run_id"][(runs["fingerprint"] == "") & versions.isna()]
     if len(silent):
         notes.append(
-            "Taken for runs on the same data, though config.json records no fingerprint of it: "
+            "Taken to be trained on the same data, although their config.json records no fingerprint of it: "
             f"{count(len(silent), 'run')}, {first_names(silent)}."
         )
     return notes
@@ -76,7 +77,7 @@ def of_code(records: Iterable[RunRecord]) -> list[str]:
     return [
         f"The runs of {model} were not trained with the same code: the SHA-256 of its file differs ("
         + "; ".join(f"{sha256}…: {count(len(runs), 'run')}, {first_names(runs)}" for sha256, runs in found.items())
-        + "). They are averaged and compared all the same."
+        + "). They are averaged and compared nevertheless."
         for model, found in versions.items()
         if len(found) > 1
     ]
@@ -105,7 +106,7 @@ def lacking(runs: pd.DataFrame, metrics: Mapping[str, str]) -> list[str]:
         without = part["run_id"][part[name].isna()]
         if len(without):
             notes.append(
-                f"No {name} that is a finite number, so in no mean of it, and no claim is made of their groups: "
+                f"Without a finite {name}, so they are in no mean of it, and nothing is claimed about their groups: "
                 f"{count(len(without), 'run')}, {first_names(without)}."
             )
     return notes
@@ -121,8 +122,8 @@ def of_fit(records: Mapping[str, RunRecord]) -> list[str]:
     notes = []
     if without := [run_id for run_id, there in measured.items() if not there]:
         notes.append(
-            "Not measured on training images without augmentation (split fit), so in no curve of these and in no generalization gap: "
-            f"{count(len(without), 'run')}, {first_names(without)}. A version before 0.2 trained them, or --fit-images was 0."
+            "Not measured on training images without augmentation (split fit), so they have no such curve and no generalization gap: "
+            f"{count(len(without), 'run')}, {first_names(without)}. They were trained by a version before 0.2, or with --fit-images 0."
         )
     numbers: dict[str, dict[str, list[str]]] = {}
     for run_id, record in records.items():
@@ -137,31 +138,46 @@ def of_fit(records: Mapping[str, RunRecord]) -> list[str]:
     ]
     if listed:
         notes.append(
-            "The fit was not measured on as many training images in all runs (--fit-images), so a difference in the generalization gap may "
+            "The fit was measured on different numbers of training images (--fit-images), so a difference in the generalization gap may "
             f"come from that alone ({'; '.join(listed)})."
         )
     return notes
 
 
-def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
-    """Notes on what has no baseline on its own seed, and on comparisons that are not made."""
+def unpaired(runs: pd.DataFrame, grouping: Grouping, planned: Sequence[PlannedRun] = ()) -> list[str]:
+    """Notes on what has no baseline on its own seed, and on comparisons that are not made.
+
+    Args:
+        runs: those that are outcomes.
+        grouping: of these runs.
+        planned: of the studies of the results folders; what is among them needs no advice.
+    """
     if runs.empty:
         return []
     notes = []
     present = set(zip(runs["group_id"], runs["seed"], strict=True))
     method = runs["method"] != PLAIN
-    baselines = zip(runs["baseline_id"], runs["seed"], strict=True)
-    alone = runs["run_id"][method & np.array([baseline not in present for baseline in baselines])]
+    baselines = [*zip(runs["baseline_id"], runs["seed"], strict=True)]
+    alone = runs[method & np.array([baseline not in present for baseline in baselines])]
     if len(alone):
+        to_come = {(run.config.group_id, run.config.seed) for run in planned}
+        is_planned = to_come.issuperset(zip(alone["baseline_id"], alone["seed"], strict=True))
         notes.append(
-            "Compared with no baseline, for there is no finished one of the same seed and data: "
-            f"{count(len(alone), 'run')}, {first_names(alone)}."
+            "Not compared with a baseline, because none with the same settings, seed and data is finished: "
+            f"{count(len(alone), 'run')}, {first_names(alone['run_id'])}."
+            + (
+                ""
+                if is_planned
+                else " `icpctl train --method plain`, with the other options of these runs, trains one."
+            )
         )
     dearer = runs["passes"] > PLAIN_STEP * runs["epochs"]
     paired = {against: twin_places(runs, grouping, against) >= 0 for against in grouping.kinds}
+    advice = ": `icpctl ablate --compute-matched` trains such baselines."
+    if any(run.role == "compute-matched" for run in planned):
+        advice = "."
     notes += [
-        f"No run of {task} is compared with a compute-matched baseline, so a gain may come from more compute: "
-        "`icpctl ablate --compute-matched` makes such baselines."
+        f"No run of {task} is compared with a compute-matched baseline, so a gain may come from more compute{advice}"
         for task in sorted(set(runs["task"][method & dearer]))
         if not (paired["compute-matched"] & (runs["task"] == task)).any()
     ]
@@ -174,7 +190,7 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
         dropped = runs["run_id"][there & ~paired[against]]
         if len(dropped):
             notes.append(
-                f"Not compared with {AGAINST[against]}, as that is there for a part of the runs that a row pools: "
+                f"Not compared with {AGAINST[against]}, which is there for only some of the runs that a row pools: "
                 f"{count(len(dropped), 'run')}, {first_names(dropped)}."
             )
     rows = runs["group_id"].map(grouping.member)
@@ -182,8 +198,8 @@ def unpaired(runs: pd.DataFrame, grouping: Grouping) -> list[str]:
     if (sizes > 1).any():
         labels = grouping.table["label"][sizes.index[sizes > 1]]
         notes.append(
-            f"Not all seeds have the same runs in {count(len(labels), 'row')}, {first_names(labels)}: means over what is pooled there "
-            "are of different settings."
+            f"The seeds do not have the same runs in {count(len(labels), 'row')}, {first_names(labels)}: the means of these seeds are over "
+            "different settings."
         )
     return notes
 
@@ -200,12 +216,12 @@ def common_settings(configs: Sequence[RunConfig], by: Sequence[str], metrics: It
     same = ", ".join(f"{name} {value_text(value)}" for name, value in {**always, **shared(configs)}.items() if value)
     text = "Settings that are not in the table have their defaults."
     if same:
-        text = f"The same in all rows{' of the method' if methods else ''}: {same}. Other settings have their defaults."
+        text = f"The same in all rows{' of a method' if methods else ''}: {same}. Other settings have their defaults."
     if by:
         pooled = [name for name in varied(methods or configs) if name not in by and name != "direction"]
         unpooled = text
         text = f"A row pools {', '.join(pooled) or 'nothing'}: the runs of a seed are averaged, and count once. "
-        text += "A difference is of pairs of runs, so it need not be that of two rows. " + unpooled
+        text += "A difference is a mean over pairs of runs, so it need not be the difference of two rows. " + unpooled
     for classifier, letter in feature_letters(metrics).items():
         text += f" FID and KID ({letter}): in the features of {classifier}."
     return text

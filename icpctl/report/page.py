@@ -28,6 +28,7 @@ from icpctl.report.cells import (
     counted_role,
     explanation,
     lead,
+    planned_text,
     scorecard,
     summary_cells,
 )
@@ -148,6 +149,7 @@ def _task(report: Report, task: str) -> Mapping[str, Any]:
         "verdicts": [str(verdict) for verdict in card],
         "card": [[AGAINST[str(against)], *row] for against, row in card.iterrows()],
         "compared": len(table),
+        "planned": planned_text(report).strip(),
         "exploratory": bool(report.claims),
         "tested": int(table["comparisons"].max()) if len(table) else 0,
         "changed": at_best_epoch(report, task)[["verdict", "sentence"]].to_dict("records"),

@@ -19,7 +19,18 @@ import pandas as pd
 from icpctl.config import RunConfig, declaration
 from icpctl.config.conditions import named_settings, parse_conditions
 from icpctl.errors import UserError, count, first_names
-from icpctl.report import Outcomes, Report, Sides, differences, margins_of, outcomes, planned_claims, read, uncollected
+from icpctl.report import (
+    Outcomes,
+    Report,
+    Sides,
+    differences,
+    margins_of,
+    outcomes,
+    planned_claims,
+    read,
+    studies_of,
+    uncollected,
+)
 from icpctl.report import notes as remarks
 from icpctl.report.groups import Grouping, group
 from icpctl.report.selection import select
@@ -76,7 +87,7 @@ def build_pair(
 
     named = folders_of(compare)
     records, notes = _of_folders(named, where) if named else _of_groups(folders, where)
-    planned = planned_claims(() if named else folders, margin, notes)
+    planned = planned_claims({} if named else studies_of(folders, notes).values(), margin, notes)
     found = outcomes(records, metric, notes)
     configs = found.configs
     grouping = group(configs)
@@ -107,7 +118,7 @@ def build_pair(
         for of in (found.counted, found.left_out)
     )
     paired, as_compared = _as_comparisons(pairs, ended, both, bool(named))
-    comparisons = comparison_table(paired, as_compared, margins_of(found.metrics, margin), {} if planned else None)
+    comparisons = comparison_table(paired, as_compared, margins_of(found.metrics, margin), bool(planned))
     comparisons = with_images(comparisons, paired, as_compared, found.metrics.values(), Predictions(counted))
     comparisons = _with_means(comparisons.assign(group_id=comparisons["group_id"].str.split(" ").str[0]), summary)
     notes += remarks.of_data(ended, both)
@@ -309,20 +320,20 @@ def _unpaired(
     if folders and (other := of_data[0].keys() & of_data[1].keys()):
         listed = [key for key in alone[0] if configs[key].group_id in other]
         yield (
-            f"Not paired, for A and B were trained on other data: {_listed(label[listed])}. Their means stand beside each other. A difference "
-            "by seed would be one of the images too, so none is claimed."
+            f"Not paired, because A and B were trained on different data: {_listed(label[listed])}. Their means stand side by side. A difference "
+            "by seed would also be one of the images, so none is taken."
         )
         alone = [[key for key in side if configs[key].group_id not in other] for side in alone]
     elif not pairs and not folders and all(datasets) and datasets[0].isdisjoint(datasets[1]):
         of_side = [first_names(sorted(map(value_text, names))) for names in datasets]
         yield (
-            f"Nothing is paired, for A and B are of other data sets (A: {of_side[0]}; B: {of_side[1]}). Their means stand beside each other. A "
-            "difference by seed would be one of the images too, so none is claimed."
+            f"Nothing is paired, because A and B were trained on different data sets (A: {of_side[0]}; B: {of_side[1]}). Their means stand side by side. A "
+            "difference by seed would also be one of the images, so none is taken."
         )
         return
     for side, keys in zip(SIDES, alone, strict=True):
         if keys:
-            yield f"In {side} alone, so paired with nothing: {_listed(label[keys])}."
+            yield f"Only in {side}, so not paired: {_listed(label[keys])}."
     if all(alone):
         apart = _apart(*([configs[key] for key in side] for side in alone))
         if not folders:
@@ -343,12 +354,12 @@ def _unpaired(
                     for place in (0, 1)
                 ]
                 command = shlex.join(["icpctl", "report", *compare, "--compare", *texts])
-                way_out = f" To compare them all the same: `{command}`."
-            yield f"All {where} differ in {_in_words(apart)}, and only groups of the same settings are paired.{way_out}"
+                way_out = f" To compare them nevertheless: `{command}`."
+            yield f"All {where} differ in {_in_words(apart)}, and only groups with the same settings are paired.{way_out}"
         else:
             yield (
-                f"All {where} differ in {_in_words(apart)}, and groups are paired that are equal in what --compare does not name. Name it on both "
-                f"sides, as in {next(iter(apart)).replace('_', '-')}={next(iter(apart.values()))[0][0]}, to compare them all the same."
+                f"All {where} differ in {_in_words(apart)}, and only groups that are equal in every setting that --compare does not name are paired. To compare them, name it on both "
+                f"sides, as in {next(iter(apart)).replace('_', '-')}={next(iter(apart.values()))[0][0]}."
             )
 
 
@@ -398,9 +409,9 @@ def _on_seeds(pairs: Pairs, seeds: Mapping[str, set[int]], label: pd.Series) -> 
         elif words:
             some.append(f"{label[a]} ({words})")
     if none:
-        yield f"Not paired, for A and B have no seed in common: {_listed(none)}. Train them with the same seeds."
+        yield f"Not paired, because A and B have no seed in common: {_listed(none)}. Train them with the same seeds."
     if some:
-        yield f"Seeds that one side alone has are in its mean, and in no difference: {_listed(some)}."
+        yield f"Seeds that only one side has are in its mean, and in no difference: {_listed(some)}."
 
 
 def _settings_apart(pairs: Pairs, configs: Mapping[str, RunConfig]) -> Iterator[str]:
@@ -417,7 +428,7 @@ def _settings_apart(pairs: Pairs, configs: Mapping[str, RunConfig]) -> Iterator[
                 for side, config in zip(values.setdefault(name, ({}, {})), (one, other), strict=True):
                     side[value_text(getattr(config, name))] = None
     if values:
-        yield f"What is compared differs in {_in_words({name: (list(a), list(b)) for name, (a, b) in values.items()})}; in nothing else that both read."
+        yield f"The groups that are compared differ in {_in_words({name: (list(a), list(b)) for name, (a, b) in values.items()})}, and in no other setting that both read."
 
 
 def _made(pairs: Pairs, ended: pd.DataFrame, records: Mapping[str, RunRecord]) -> Iterator[str]:
@@ -443,7 +454,7 @@ def _made(pairs: Pairs, ended: pd.DataFrame, records: Mapping[str, RunRecord]) -
         if name in found["B"] and values != found["B"][name]
     }
     if apart:
-        yield f"How the runs were made differs in {_in_words(apart)}."
+        yield f"The runs of A and of B were made differently: {_in_words(apart)}."
 
 
 def _equal(pairs: Pairs, ended: pd.DataFrame, records: Mapping[str, RunRecord]) -> Iterator[str]:
@@ -460,9 +471,9 @@ def _equal(pairs: Pairs, ended: pd.DataFrame, records: Mapping[str, RunRecord]) 
         return
     apart = [what for one, other in whole if (what := differences(one, other))]
     if not apart:
-        yield f"All {len(whole)} runs of A have a run of the same settings and seed in B with the same metrics in every epoch, to the last digit; times aside."
+        yield f"All {len(whole)} runs of A have a run of the same settings and seed in B with the same metrics in every epoch, to the last digit, apart from times."
         return
     yield (
-        f"{len(whole) - len(apart)} of {count(len(whole), 'run')} that both have are equal in every epoch, to the last digit, times aside. "
+        f"{len(whole) - len(apart)} of {count(len(whole), 'run')} that both have are equal in every epoch, to the last digit, apart from times. "
         f"The others differ, the first of them in {', '.join(apart[0])}."
     )

@@ -29,15 +29,15 @@ from icpctl.report.cells import (
     summary_cells,
     texts,
 )
-from icpctl.report.latex import latex_difference, latex_table
+from icpctl.report.latex import difference_columns, latex_table, tests_text
 from icpctl.report.markdown import escaped, pipe_table
 from icpctl.report.terminal import GAP, SENTENCES, rich_table
-from icpctl.runs.measures import MARK, Measure, feature_letters, measure_of, p_text, shown_metrics
+from icpctl.runs.measures import MARK, feature_letters, measure_of, p_text, shown_metrics
 from icpctl.runs.references import COUNTERPART
 from icpctl.runs.table import records
 
 DIFFERENCE = "A − B"
-WORDS = ("group of A", "group of B", "metric", "says")
+WORDS = ("group of A", "group of B", "metric", "verdict")
 """The columns of text."""
 METRIC = 16
 """Characters of the name of a metric where the room is short."""
@@ -74,7 +74,7 @@ def pair_cells(report: Report, task: str) -> Columns:
             INTERVAL: (interval_text(row, measure, signed=True), row["low"]),
             "p (Holm)": (p_text(row["p_holm"]), row["p_holm"]),
             "d": (effect_text(row), row["effect"]),
-            "says": (row["verdict"], ""),
+            "verdict": (row["verdict"], ""),
             "seeds needed": (needed, float("inf") if needed.startswith(">") else row["seeds_needed"]),
         }
         for heading, cell in cells.items():
@@ -109,7 +109,7 @@ def pair_terminal(report: Report, width: int) -> Iterator[RenderableType]:
             yield Text("\nMeans of A and of B, and A − B paired by seed", "bold")
             yield from _rich_pairs(report, task, width)
             said = compared(report, task)
-            yield Text(f"\nWhat the comparisons in {measure_of(report.metrics[task]).name} say", "bold")
+            yield Text(f"\nVerdicts in {measure_of(report.metrics[task]).name}", "bold")
             yield from (Text(f"• {sentence}") for sentence in sentences(said, SENTENCES))
         else:
             yield Text("\nNothing of A can be paired with anything of B; the notes say why.", "bold")
@@ -135,7 +135,7 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
     people = pd.DataFrame({heading: [text for text, _ in column] for heading, column in cells.items()})
     names = [name for name in people if str(name).startswith("group")]
     title = people[names].agg(" − ".join, axis="columns")
-    equal = (people["says"] == "equal").groupby(title).transform("all")
+    equal = (people["verdict"] == "equal").groupby(title).transform("all")
     same = title[equal].unique()
     people, title = people.drop(columns=[*names, "seeds", "d", "seeds needed"])[~equal], title[~equal]
 
@@ -166,13 +166,13 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
         for name, across in widths.items():
             grid.add_column(name, width=across, justify="left" if name in WORDS else "right", no_wrap=True)
         for row in of_pair.to_dict("records"):
-            style = {"better": "green", "worse": "red"}.get(row["says"], "")
+            style = {"better": "green", "worse": "red"}.get(row["verdict"], "")
             grid.add_row(*(Text(str(cell), style) for cell in row.values()))
         yield Padding(grid, (0, 0, 0, 2))
     if len(same):
         yield Text(f"Equal in all of these metrics and all seeds: {count(len(same), 'pair')}, {first_names(same)}.")
     if left_out:
-        yield Text(f"No room for {', '.join(left_out)}: comparisons.csv has it.")
+        yield Text(f"No room for {', '.join(left_out)}: see comparisons.csv.")
     if more := len(people) - len(rows):
         yield Text(f"{more} more rows are in comparisons.csv and report.html; --where chooses.")
 
@@ -197,28 +197,17 @@ def pair_markdown(report: Report, task: str) -> Iterator[str]:
 
 
 def pair_latex(report: Report, task: str) -> str:
-    """A table of the pairs: the means of both sides, and the differences with an asterisk where one is claimed."""
+    """A table of the pairs: the means of both sides, and the differences."""
     assert report.sides is not None
     cells = pair_cells(report, task)
     sides = "; ".join(f"{side}: {name}" for side, name in zip("AB", report.sides.names, strict=True))
     if not cells:
-        return (
-            "".join(f"% Note: {' '.join(note.split())}\n" for note in report.notes)
-            + f"% Nothing is paired. {' '.join(sides.split())}\n"
-        )
-    names = [name for name in cells if name.startswith("group")]
-    people = pd.DataFrame({name: [text for text, _ in cells[name]] for name in (*names, "metric", "A", "B")})
-    rows = records(shown(report, task))
-    people[DIFFERENCE] = [latex_difference(row, _measure(row)) for row in rows]
-    tested = int(max(row["comparisons"] for row in rows))
-    claims = f" *: p ≤ 0.05 among {tested} comparisons of the metric (paired t tests, Holm)." if tested else ""
-    marked = f" {MARK}: of a part of the seeds." if any(row["lacking"] for row in rows) else ""
+        return f"% Nothing is paired. {' '.join(sides.split())}\n"
+    table = shown(report, task)
+    marked = f" {MARK}: of only some of the seeds." if (table["lacking"] > 0).any() else ""
     caption = (
-        f"{sides}. Test split: mean ± standard deviation over the seeds of each side, and the mean difference A − B, paired by seed, with the "
-        f"half width of its 95 % interval.{claims}{marked} {report.common}"
+        f"{sides}. Test split: mean ± standard deviation over the seeds of each side, and the mean difference A − B, paired by seed."
+        f"{tests_text(int(table['comparisons'].max()))}{marked}"
     )
-    return latex_table(people, caption, f"{task}-a-and-b", report.notes, words=len(names) + 1)
-
-
-def _measure(row: dict[str, object]) -> Measure:
-    return measure_of(str(row["metric"]))
+    headings = [heading for heading in cells if heading not in ("seeds", "d", "seeds needed")]
+    return latex_table(difference_columns(cells, headings), caption, f"{task}-a-and-b", ("group", *WORDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,7 @@ from icpctl.report.cells import (
     interval_text,
     needed_text,
     of_rivals,
+    planned_text,
     scorecard,
     sentences,
     setting_columns,
@@ -62,7 +64,7 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
         measure = measure_of(report.metrics[task])
         if len(table):
             yield from _verdicts(report, task, table)
-            unit = f", {'points' if measure.unit == '%' else measure.unit}" if measure.unit else ""
+            unit = f" ({'points' if measure.unit == '%' else measure.unit})" if measure.unit else ""
             yield Text(f"Differences in {measure.name}{unit}, paired by seed", "bold")
             yield rich_comparisons(table, measure, width)
             yield Text(_explained(report, table) + "\n", "dim")
@@ -76,22 +78,22 @@ def terminal(report: Report, width: int) -> Iterator[RenderableType]:
 
 
 def _verdicts(report: Report, task: str, table: pd.DataFrame) -> Iterator[RenderableType]:
-    """What the comparisons of a task say. Of a study with claims, these say it."""
+    """The verdicts of a task. Of a study with claims, only these have any."""
     if report.claims:
         return
-    yield Text(f"What the comparisons of {counted_role(table)} say", "bold")
+    yield Text(f"Comparisons of {counted_role(table)} in {measure_of(report.metrics[task]).name}, by verdict", "bold")
     yield rich_scorecard(scorecard(table))
     yield from (Text(f"• {sentence}") for sentence in sentences(table, SENTENCES))
     changed = at_best_epoch(report, task)
     if len(changed):
-        yield Text("\nAt the best epoch these say something else", "bold")
+        yield Text("\nAt the best epoch, these have another verdict", "bold")
         yield from (Text(f"• {sentence}") for sentence in sentences(changed, SENTENCES))
     yield Text("")
 
 
 def _explained(report: Report, table: pd.DataFrame) -> str:
     """What the columns of the differences are."""
-    said = "d: mean difference in standard deviations of the differences."
+    said = f"d: mean difference in standard deviations of the differences.{planned_text(report)}"
     if not report.claims:
         said = (
             f"p: two-sided paired t test, corrected for the number of comparisons (Holm); the intervals are not. {said} "
@@ -115,7 +117,7 @@ def rich_tuning(table: pd.DataFrame) -> Table:
 def rich_scorecard(card: pd.DataFrame) -> Table:
     """How many comparisons say what."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
-    table.add_column("with", min_width=len(max(AGAINST.values(), key=len)))
+    table.add_column("compared with", min_width=len(max(AGAINST.values(), key=len)))
     for verdict in card:
         table.add_column(str(verdict), justify="right")
     for against, row in card.iterrows():
@@ -144,7 +146,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
     if folded := too_wide():
         people = people.map(lambda text: text.replace(" ± ", "\n± ").replace(" to ", "\nto "))
     if too_wide():
-        people = people.rename(columns=lambda heading: heading.replace(" ", "\n"))
+        people = people.rename(columns=_stacked)
     left_out: list[str] = []
     for words in ("images/s", "KID", "time", "95", "passes", "macro"):
         if too_wide():
@@ -153,7 +155,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
             short = words in ("images/s", "KID", "time")
             left_out += [words] * bool(dropped) if short else [plain[each] for each in dropped]
             people = people.drop(columns=dropped)
-    captions = [f"No room for {', '.join(left_out)}: summary.csv has it."] if left_out else []
+    captions = [f"No room for {', '.join(left_out)}: see summary.csv."] if left_out else []
     if rows > len(people):
         captions.append(f"{rows - len(people)} more rows are in summary.csv and report.html; --where and --by choose.")
     table = Table(
@@ -177,7 +179,7 @@ def rich_table(report: Report, task: str, width: int) -> Table:
 def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> RenderableType:
     """Each group's name, and below it a line for each comparison; where the room is short, without the effect size."""
     shown = table.head(MOST_ROWS)
-    heading = ["minus", "", INTERVAL, "p", "d", "says", "needs"]
+    heading = ["minus", "", INTERVAL, "p", "d", "verdict", "needs"]
     cells = {group_id: _comparison_cells(rows, measure) for group_id, rows in shown.groupby("group_id", sort=False)}
     lines = [heading, *(line for rows in cells.values() for line in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -192,9 +194,9 @@ def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> Rende
     def block(rows: Sequence[list[str]]) -> Padding:
         grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
         for across, name in zip(widths, heading, strict=True):
-            grid.add_column(width=across, justify="left" if name in ("minus", "says") else "right", no_wrap=True)
+            grid.add_column(width=across, justify="left" if name in ("minus", "verdict") else "right", no_wrap=True)
         for row in rows:
-            style = {"better": "green", "worse": "red", "level": "blue"}.get(row[heading.index("says")], "")
+            style = {"better": "green", "worse": "red", "level": "blue"}.get(row[heading.index("verdict")], "")
             grid.add_row(*(Text(cell, style) for cell in row))
         return Padding(grid, (0, 0, 0, 2))
 
@@ -203,7 +205,7 @@ def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> Rende
     for group_id, rows in cells.items():
         parts += [Text(labels[group_id]), block(rows)]
     if left_out:
-        parts.append(Text(f"No room for {', '.join(left_out)}: comparisons.csv has it."))
+        parts.append(Text(f"No room for {', '.join(left_out)}: see comparisons.csv."))
     if more := len(table) - len(shown):
         parts.append(Text(f"{more} more comparisons are in comparisons.csv and report.html; --where and --by choose."))
     return Group(*parts)
@@ -222,6 +224,13 @@ def _comparison_cells(rows: pd.DataFrame, measure: Measure) -> list[list[str]]:
         ]
         for row in records(rows)
     ]
+
+
+def _stacked(heading: str) -> str:
+    """A heading in short lines, its unit beside the word before it."""
+    glued = re.sub(r" (\S{1,4})$", "\u00a0\\1", heading)
+    lines = (line for part in re.split("(?<=,) ", glued) for line in textwrap.wrap(part, 12))
+    return "\n".join(lines).replace("\u00a0", " ")
 
 
 def _fold(label: str, width: int = 26) -> str:

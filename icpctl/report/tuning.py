@@ -95,6 +95,6 @@ def explanation(table: pd.DataFrame) -> str:
     """What the table is, as sentences."""
     return (
         f"Trials were chosen by the validation split at the last epoch, never by the test split, and have seeds that no run above has. "
-        f"Together they took {table['passes'].sum():g} passes of a training image through the network, beside those of the runs. tuning.csv has "
+        f"Together they took {table['passes'].sum():g} passes of a training image through the network, in addition to those of the runs. tuning.csv has "
         "every trial."
     )

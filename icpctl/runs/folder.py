@@ -453,7 +453,7 @@ def _named(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     strangers = [path for path in paths if not any(os.path.lexists(path / name) for name in _OF_A_RUN)]
     if not (more := set(strangers[TOLD:])):
         return list(paths), []
-    problem = f"{strangers[0].parent} has {len(more)} more folders that are not those of runs."
+    problem = f"{strangers[0].parent} has {len(more)} more folders that are not run folders."
     return [path for path in paths if path not in more], [problem]
 
 

@@ -11,5 +11,5 @@ ALPHA = 0.05
 POWER = 0.8
 """Chance of finding a difference with the number of seeds that is said to be needed."""
 LEAST_SEEDS = 3
-"""For a claim: of two seeds the spread, on which all rests, is itself a single difference."""
+"""For a claim, and for an interval: of two seeds the spread, on which all rests, is itself a single difference."""
 MOST_SEEDS = 10_000

@@ -33,13 +33,15 @@ def describe(values: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
         by: the group of each row.
 
     Returns:
-        Indexed by group and metric, in the order of their first appearance; of one seed, std, low and high are missing.
+        Indexed by group and metric, in the order of their first appearance; std of one seed, and low and high of fewer than
+        `LEAST_SEEDS` seeds, are missing: the interval of two seeds is 13 times as wide as their standard error.
     """
     groups = values.groupby(by.to_numpy(), sort=False)
     columns = {"seeds": groups.count(), "mean": groups.mean(), "std": groups.std()}
     stacked = {name: frame.rename_axis(index="group_id", columns="metric").stack() for name, frame in columns.items()}
     table = pd.DataFrame(stacked)
     half = _standard_error(table) * student.ppf(1 - ALPHA / 2, table["seeds"] - 1)
+    half = half.where(table["seeds"] >= LEAST_SEEDS)
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
@@ -66,7 +68,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, by: pd.Series) -> pd.DataF
     spread = table["std"].mask(table["constant"])
     table["std"] = table["std"].mask(table["constant"], 0.0)
     for end in ("low", "high"):
-        table[end] = table[end].mask(table["constant"], table["difference"])
+        table[end] = table[end].mask(table["constant"] & table[end].notna(), table["difference"])
     t = table["difference"] / _standard_error(table.assign(std=spread))
     table["p"] = 2 * student.sf(t.abs(), table["seeds"] - 1)
     table["effect"] = table["difference"] / spread

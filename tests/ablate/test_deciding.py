@@ -169,7 +169,7 @@ def test_a_claim_is_not_looked_at_beyond_a_seed_that_is_not_there(tmp_path: Path
             write_run(tmp_path, each.config, [by_seed(0.3, 0.001)(each.config)])
     (row,) = build(tmp_path).claims.table.to_dict("records")
     assert (row["seeds"], row["outcome"]) == (1, "undecided")
-    assert "It is looked at when 5 seeds are there; there are 1." in row["sentence"]
+    assert "It is tested once it has 5 seeds; it has 1." in row["sentence"]
     assert [run.config.seed for run in deciding.planned_runs(planned, tmp_path)].count(5) == 0
 
 
@@ -202,7 +202,7 @@ def test_a_plan_is_written_down_and_kept_once_a_run_is_finished(tmp_path: Path) 
     assert (added.margin, added.measured) == (9.0, 2)
     early, late = build(tmp_path).claims.table["sentence"]
     assert early.endswith("before any run was measured.")
-    assert late.endswith("when 2 runs were measured already, so it was not planned in advance.")
+    assert late.endswith("when 2 runs had been measured already, so it was not planned in advance.")
     assert command.define({}, resume=tmp_path).until_decided
 
 
@@ -218,7 +218,7 @@ def test_seeds_that_were_not_planned_are_in_no_test(tmp_path: Path) -> None:
     report = build(tmp_path)
     (row,) = report.claims.table.to_dict("records")
     assert (row["seeds"], row["max_seeds"]) == (3, 3)
-    assert report.comparisons.query("metric == 'accuracy'")["seeds"].tolist() == [30]
+    assert report.comparisons.query("metric == 'accuracy'")["seeds"].tolist() == [3]
 
 
 FAULTS = [
@@ -347,7 +347,10 @@ def test_of_several_folders_the_earliest_plan_counts(tmp_path: Path) -> None:
     for order in ("ab", "ba"):
         report = build([tmp_path / name for name in order])
         assert report.claims.table["margin"].tolist() == [0.005]
-        assert any("has several plans in these folders. The earliest one counts" in note for note in report.notes)
+        assert any(
+            "has several plans in these folders. The earliest one, of 2026-01-01T00:00:00+00:00, counts." in note
+            for note in report.notes
+        )
 
 
 @pytest.mark.parametrize("metric", ["acuracy", "model", "seed", "epochs", "state", "passes", "ssim", "fid_prior"])
@@ -434,7 +437,7 @@ def test_claims_that_are_written_by_hand_into_a_results_folder_have_no_plan(text
     )
     report = build(tmp_path)
     assert not report.claims
-    assert ("garbage" in text) == any("No claim of" in note for note in report.notes)
+    assert ("garbage" in text) == any("and its claims are not reported" in note for note in report.notes)
 
 
 def test_of_several_studies_one_seed_is_completed_before_the_next(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_is_left_out_is_said(root: Path) -> None:
         assert (
             "4 training and 2 test images of 2 classes. Only train and test are used, not 'val' beside them." in summary
         )
-        assert "Left out as no images of a class: 6 (.txt: 2, " in summary
+        assert "Left out: 6 files that are not images in a class folder (.txt: 2, " in summary
         for part in (".db: 1", "hidden: 1", "without an ending: 1", "images outside of the class folders: 1"):
             assert part in summary
 

@@ -103,9 +103,9 @@ def test_the_rest_is_exploratory_and_has_no_verdict(tmp_path: Path) -> None:
     assert flat.startswith(
         "Planned claims Of 4 planned claims, 3 supported, 1 refuted. All other comparisons are exploratory"
     )
-    assert "What the comparisons" not in flat
+    assert "by verdict" not in flat
     for sentence in rest[rest["metric"] == "accuracy"]["sentence"]:
-        assert "Exploratory: no claim was planned of it." in sentence
+        assert "Exploratory: no claim was planned about it." in sentence
         assert not any(word in sentence for word in ("better", "worse", "level", "cannot tell"))
     shown = page(report, draw(report)[0], [tmp_path], [])
     markdown, parsed = render(report, "markdown"), json.loads(render(report, "json"))
@@ -174,6 +174,38 @@ def test_the_path_of_a_claim_is_drawn_with_what_held_at_each_look(tmp_path: Path
     assert "valid for all looks together" in last["sentence"]
 
 
+def test_a_planned_comparison_has_the_interval_of_its_claim_everywhere(tmp_path: Path) -> None:
+    write_planned(tmp_path, seeds=3, until_decided=True, max_seeds=10)
+    for record in build(tmp_path).records.values():
+        for seed in range(3, 10):
+            config = record.config.altered(seed=seed)
+            write_run(tmp_path, config, [value(config)])
+    report = build(tmp_path)
+    claims = report.claims.table.set_index("claim")
+    table = report.comparisons.query("metric == 'accuracy' and against == 'baseline'").set_index("label")
+    for claim, label in zip(CLAIMS[:3], ("Adam-ICP", "SGD-ICP", "AdEMAMix-ICP"), strict=True):
+        for name in ("seeds", "difference", "std", "low", "high", "p", "p_holm", "effect", "sentence"):
+            assert table[name][label] == claims[name][claim], name
+    row = claims.loc[CLAIMS[1]]
+    x = (values(report, "sgd") - values(report, "none"))[: row["seeds"]]
+    assert len(x) < 10
+    assert row["high"] - row["low"] > 2.1 * stats.t.isf(0.025, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    low, high = (f"{100 * row[end]:+.2f}".replace("-", "−") for end in ("low", "high"))
+    drawings, _ = draw(report)
+    shown = [
+        printed(report, 120),
+        render(report, "markdown"),
+        page(report, drawings, [tmp_path], []).replace("\u00a0", " "),
+    ]
+    for text in shown:
+        assert text.count(f"{low} to {high}") == 2  # in the sentence and in the table
+        assert "The interval and p of a planned claim hold for all its looks together." in " ".join(text.split())
+    assert f"[{low}, {high}]".replace("−", "-") in render(report, "latex")
+    (forest,) = [each.data for each in drawings if each.name == "accuracy-differences"]
+    drawn = forest[(forest["label"] == "SGD-ICP") & (forest["against"] == "baseline")]
+    assert drawn[["low", "high"]].to_numpy().tolist() == [[row["low"], row["high"]]]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(3, 12), st.floats(0.2, 3))
 def test_level_is_the_interval_of_one_less_two_alpha_within_the_margin(seed: int, seeds: int, margin: float) -> None:
@@ -208,7 +240,7 @@ def test_a_damaged_study_file_is_noted_and_the_runs_are_reported(tmp_path: Path)
     (tmp_path / "study.toml").write_text("claims = 3\n")
     report = build(tmp_path)
     assert not report.claims
-    assert any(note.startswith(f"No claim of {tmp_path} is reported.") for note in report.notes)
+    assert any(note.startswith(f"The study in {tmp_path} and its claims are not reported.") for note in report.notes)
     assert report.comparisons["verdict"].isin(["better", "worse", "cannot tell"]).all()
 
 

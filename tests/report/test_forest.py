@@ -92,6 +92,8 @@ def test_its_numbers_are_those_of_the_comparisons(report: Report) -> None:
         "minus other methods",
     ]
     assert "right: better" in drawing.figure.axes[0].get_xlabel()
+    legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert legend == ["better", "worse", "cannot tell"]
 
 
 def test_of_many_the_claims_come_first(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_the_first_sentence_says_what_is_claimed(report: Report) -> None:
     table = report.comparisons[report.comparisons["metric"] == "accuracy"]
     claims = table[table["verdict"].isin(["better", "worse"])]
     assert sentence.startswith(
-        f"In accuracy, {len(claims)} of {table['p'].notna().sum()} comparisons of 6 seeds claim a difference:"
+        f"In accuracy, {len(claims)} of {table['p'].notna().sum()} comparisons of 6 seeds show a difference:"
     )
     assert re.search(r"Adam-ICP is better than the baseline, by (19|20)\.\d+ points", sentence)
     assert re.search(r"Adam-ICP is worse than the compute-matched baseline, by (19|20)\.\d+ points", sentence)

@@ -89,7 +89,11 @@ def test_a_claim_has_the_interval_too(tmp_path: Path) -> None:
     plan = {"claims": ["method=icp better than baseline in accuracy"]}
     deciding.plan(command.define(settings, seeds="5", plan=plan), tmp_path)[0].keep(tmp_path)
     write_pair(tmp_path, np.random.default_rng(3))
-    (row,) = build(tmp_path).claims.table.to_dict("records")
+    report = build(tmp_path)
+    (row,) = report.claims.table.to_dict("records")
+    planned = report.comparisons.query("metric == 'accuracy' and against == 'baseline'").iloc[0]
+    assert planned["sentence"] == row["sentence"]
+    assert planned["low_images"] == row["low_images"]
     assert row["low_images"] < row["low"] < row["high"] < row["high_images"]
     assert "with the sampling of the test images)" in row["sentence"]
 

@@ -63,7 +63,7 @@ def test_nothing_is_claimed_of_the_seeds_that_did_not_fail(tmp_path: Path, of: s
     assert not set(report.comparisons["verdict"]) & {"better", "worse", "equal"}
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["seeds"], row["lacking"], row["failed"], row["verdict"]) == (3, 2, 2, "cannot tell")
-    assert "No claim is made of the seeds that remain: 2 of 5 failed." in str(row["sentence"])
+    assert "Nothing is claimed from the seeds that remain: 2 of 5 failed." in str(row["sentence"])
     label = "baseline" if of == "none" else "Adam-ICP"
     described = row_of(report.summary, metric="accuracy", label=label)
     assert (described["seeds"], described["lacking"], described["failed"]) == (3, 2, 2)
@@ -81,8 +81,9 @@ def test_a_method_that_fails_in_all_seeds_is_in_the_tables(tmp_path: Path) -> No
     report = build(tmp_path)
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["seeds"], row["failed"], row["verdict"]) == (0, 3, "no test")
-    assert "no seed has a value of both. No claim is made of the seeds that remain: 3 of 3 failed." in str(
-        row["sentence"]
+    assert (
+        "no seed has a value of accuracy for both. Nothing is claimed from the seeds that remain: 3 of 3 failed."
+        in str(row["sentence"])
     )
     assert "Adam-ICP" in render(report, "latex")
     assert study_figures(report)
@@ -115,7 +116,7 @@ def test_an_unfinished_run_counts_as_failed_only_if_its_loss_was_no_number(tmp_p
     report = build(tmp_path)
     row = row_of(report.comparisons, metric="accuracy")
     assert (row["failed"], row["verdict"]) == (1, "cannot tell")
-    assert any("Diverged and not finished" in note and adam(4).run_id in note for note in report.notes)
+    assert any("Diverged and unfinished" in note and adam(4).run_id in note for note in report.notes)
 
 
 # ── Data that changed
@@ -152,7 +153,7 @@ def test_versions_of_the_data_are_neither_averaged_nor_compared(tmp_path: Path, 
 def test_runs_that_record_no_fingerprint_are_one_version_and_named(tmp_path: Path) -> None:
     report = two_versions(tmp_path, ("", ""))
     assert row_of(report.comparisons, metric="accuracy")["seeds"] == 6
-    assert any("Taken for runs on the same data" in note for note in report.notes)
+    assert any("Taken to be trained on the same data" in note for note in report.notes)
 
 
 # ── Numbers

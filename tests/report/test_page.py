@@ -305,7 +305,7 @@ def test_verdicts_come_first_and_those_that_are_folded_open_by_keyboard(
         summary.focus()
         opened_page.page.keyboard.press("Enter")
         assert hidden.is_visible()
-        assert summary.inner_text() == f"{(~claimed).sum()} comparisons that claim no difference"
+        assert summary.inner_text() == f"{(~claimed).sum()} comparisons that are neither better nor worse"
 
 
 def test_the_scorecard_counts_all_comparisons_of_the_method_and_names_the_tests(file: Path, report: Report) -> None:

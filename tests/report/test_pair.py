@@ -74,7 +74,7 @@ def test_groups_are_paired_that_are_equal_in_what_the_selections_do_not_name(res
     report = build_pair(("steps=3", "steps=1"), [results])
     assert pairs(report) == {(f"Adam-ICP, T=3, lr={lr} (A)", f"Adam-ICP, T=1, lr={lr} (B)") for lr in (0.01, 0.02)}
     assert report.sides is not None
-    assert report.sides.about[0].startswith("What is compared differs in steps (A: 3; B: 1)")
+    assert report.sides.about[0].startswith("The groups that are compared differ in steps (A: 3; B: 1)")
     # A setting that one side does not read keeps no pair apart, nor does the input optimizer, which says the method.
     for other in ("method=plain", "optimizer=none"):
         report = build_pair(("steps=3", other), [results])
@@ -147,12 +147,12 @@ def test_two_folders_are_paired_by_the_settings_of_their_groups(tmp_path: Path) 
     assert found["difference"] == pytest.approx(0.05 * (1 + statistics.fmean(NOISE)))
     assert found["verdict"] == "better"
     assert found["sentence"].startswith("Adam-ICP, T=1, lr=0.01 in A is better than that in B: accuracy +5.0")
-    assert "2 groups, Adam-ICP, T=3, lr=0.01; Adam-ICP, T=3, lr=0.02" in said(report, "In A alone")
-    assert "1 group, baseline, lr=0.01" in said(report, "In B alone")
+    assert "2 groups, Adam-ICP, T=3, lr=0.01; Adam-ICP, T=3, lr=0.02" in said(report, "Only in A")
+    assert "1 group, baseline, lr=0.01" in said(report, "Only in B")
     assert len(report.records) == len(report.runs) == 28  # a run of each side, though their ids are the same
     assert report.sides is not None
     assert report.sides.about == [
-        "0 of 8 runs that both have are equal in every epoch, to the last digit, times aside. The others differ, the first of them in test "
+        "0 of 8 runs that both have are equal in every epoch, to the last digit, apart from times. The others differ, the first of them in test "
         "loss, test accuracy, test f1_macro."
     ]
 
@@ -180,7 +180,7 @@ def test_how_the_runs_were_made_is_told_where_it_differs(tmp_path: Path) -> None
     assert report.sides is not None
     assert (
         report.sides.about[0]
-        == "How the runs were made differs in torch (A: 2.8.0; B: 2.9.1), fast (A: true; B: false)."
+        == "The runs of A and of B were made differently: torch (A: 2.8.0; B: 2.9.1), fast (A: true; B: false)."
     )
 
 
@@ -189,7 +189,7 @@ def test_runs_on_other_data_are_not_paired_and_their_means_stand_beside_each_oth
     write(tmp_path / "b", GRID[:1], fingerprint="ffff3c4d5e6f7a8b")
     report = build_pair((str(tmp_path / "a"), str(tmp_path / "b")), [])
     assert report.comparisons.empty
-    assert "trained on other data: 1 group, Adam-ICP" in said(report, "Not paired")
+    assert "trained on different data: 1 group, Adam-ICP" in said(report, "Not paired")
     assert "ffff3c4d" in said(report, "fingerprints differ")
     assert [key[0] for key in report.grouping.table.index] == ["A", "B"]
     assert len(report.summary[report.summary["metric"] == "accuracy"]) == 2
@@ -200,7 +200,7 @@ def test_other_data_sets_are_not_paired(tmp_path: Path) -> None:
         write(tmp_path, [{"dataset": f"folder:/data/{name}", "steps": 1}])
     report = build_pair(("dataset=folder:/data/one", "dataset=folder:/data/two"), [tmp_path])
     assert report.comparisons.empty
-    assert "other data sets" in said(report, "Nothing is paired")
+    assert "different data sets" in said(report, "Nothing is paired")
 
 
 def test_folders_of_other_settings_get_the_command_that_pairs_them(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_seeds_of_one_side_alone_are_in_no_difference_and_are_named(tmp_path: Pa
     write(tmp_path / "b", GRID[:1], range(1, 6), above=-0.01)
     report = build_pair((str(tmp_path / "a"), str(tmp_path / "b")), [])
     assert row(report)["seeds"] == 3
-    assert "Adam-ICP (A: 0; B: 4, 5)" in said(report, "Seeds that one side alone has")
+    assert "Adam-ICP (A: 0; B: 4, 5)" in said(report, "Seeds that only one side has")
 
 
 def test_a_seed_that_failed_is_an_outcome(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_in_a_study_with_claims_groups_have_no_verdict(tmp_path: Path) -> None:
         write_run(tmp_path, run.config, [0.1, accuracy(run.config)])
     report = build_pair(("steps=3", "steps=1"), [tmp_path])
     assert set(report.comparisons["verdict"]) == {"exploratory"}
-    assert row(report)["sentence"].endswith("Exploratory: no claim was planned of it.")
+    assert row(report)["sentence"].endswith("Exploratory: no claim was planned about it.")
     html = page(report, study_figures(report), [tmp_path], [])
-    assert "Exploratory: no claim was planned of it." in html
+    assert "Exploratory: no claim was planned about it." in html
     with pytest.raises(UserError, match="planned with their own margins"):
         build_pair(("steps=3", "steps=1"), [tmp_path], margin=1.0)
 

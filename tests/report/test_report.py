@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import configs, write_run
+from reports import configs, printed, write_run
 from scipy import stats
 
 from icpctl.config import RunConfig, resolve
@@ -19,6 +20,7 @@ from icpctl.config.cost import compute_matched, passes
 from icpctl.errors import UserError
 from icpctl.report import Report, build, write
 from icpctl.report.cells import scorecard
+from icpctl.report.formats import render
 from icpctl.runs.folder import RunFolder
 
 Curve = list[float]
@@ -95,7 +97,7 @@ def test_statistics_are_those_of_a_plain_computation(
             assert compared["p"] == pytest.approx(p)
             assert compared["p_holm"] == pytest.approx(p)  # one comparison a metric
     alone = len(ours.keys() - theirs.keys())
-    assert any("no baseline" in note for note in report.notes) == bool(alone)
+    assert any("Not compared with a baseline" in note for note in report.notes) == bool(alone)
 
 
 def write_study(output: Path, seeds: int = 3) -> dict[str, RunConfig]:
@@ -163,13 +165,25 @@ def test_sentences_say_what_the_data_support(tmp_path: Path) -> None:
     assert f"If the difference is that large, {needed:,} seeds would show it." in sentence
     assert needed > 100
 
-    for seeds, said in ((1, "One seed cannot tell"), (2, "No claim is made of less than 3 seeds")):
+    for seeds, said in ((1, "One seed cannot tell"), (2, "A claim takes 3 seeds or more")):
         write_run(tmp_path / "few", found["method"].altered(seed=seeds), [0.9 + seeds / 1e4] * 8)
         write_run(tmp_path / "few", found["baseline"].altered(seed=seeds), [0.1] * 8)
         table = of(build(tmp_path / "few").comparisons)
         assert said in table["sentence"].iloc[0]
         assert table["verdict"].iloc[0] in ("no test", "cannot tell")
-        assert math.isnan(table["low"].iloc[0]) == (seeds == 1)  # of one seed no interval is invented
+        assert math.isnan(table["low"].iloc[0])
+        assert "interval" not in table["sentence"].iloc[0].replace("no interval", "")
+
+
+def test_of_two_seeds_nothing_shows_an_interval(tmp_path: Path) -> None:
+    for seed in range(2):
+        for optimizer, value in (("none", 0.5), ("adam", 0.6 + seed / 50), ("sgd", 0.5)):  # one differs by nothing
+            write_run(tmp_path, resolve({"epochs": 1, "optimizer": optimizer, "seed": seed}), [value])
+    report = build(tmp_path)
+    assert report.summary[["low", "high"]].isna().all(axis=None)
+    assert report.comparisons[["low", "high"]].isna().all(axis=None)
+    for text in (printed(report), render(report, "markdown"), render(report, "latex"), *report.comparisons["sentence"]):
+        assert not re.search(r"\d to [−+]?\d|\[[−+-]?\d", text), text
 
 
 def test_equal_runs_are_said_to_be_equal_and_a_constant_difference_is_not_tested(tmp_path: Path) -> None:
@@ -179,7 +193,7 @@ def test_equal_runs_are_said_to_be_equal_and_a_constant_difference_is_not_tested
             write_run(tmp_path, config, [value + seed / 10])
     table = of(build(tmp_path).comparisons)
     assert dict(zip(table["label"], table["verdict"], strict=True)) == {"SGD-ICP": "no test", "Adam-ICP": "equal"}
-    assert "Adam-ICP is equal to the baseline in all 3 seeds" in table["sentence"].iloc[1]
+    assert "Adam-ICP is equal to the baseline in accuracy, in all 3 seeds" in table["sentence"].iloc[1]
     assert "Without any spread there is no test" in table["sentence"].iloc[0]
 
 
@@ -197,10 +211,10 @@ def test_rows_by_a_setting_count_a_seed_once(tmp_path: Path) -> None:
     compared = of(report.comparisons).iloc[0]
     assert compared["p"] == pytest.approx(stats.ttest_rel(means, [0.5, 0.6, 0.7]).pvalue)
     assert report.common.startswith("A row pools icp_lr: the runs of a seed are averaged, and count once.")
-    assert "it need not be that of two rows" in report.common
-    assert not any("Not all seeds" in note for note in report.notes)
+    assert "it need not be the difference of two rows" in report.common
+    assert not any("do not have the same runs" in note for note in report.notes)
     write_run(tmp_path, resolve({"epochs": 1, "icp_lr": 0.1, "seed": 0}), [0.5])
-    assert any("Not all seeds have the same runs in 1 row, " in note for note in build(tmp_path, by=["steps"]).notes)
+    assert any("The seeds do not have the same runs in 1 row, " in note for note in build(tmp_path, by=["steps"]).notes)
 
 
 def test_where_runs_are_pooled_a_run_without_its_twin_s_value_is_left_out_of_the_pair(tmp_path: Path) -> None:
@@ -224,7 +238,7 @@ def test_another_metric_can_be_chosen(tmp_path: Path) -> None:
     write_run(tmp_path, vae, [0.5])
     report = build(tmp_path, metric="accuracy")
     assert report.metrics == {"classification": "accuracy"}
-    assert "Left out: 1 run of generation, with no accuracy at the last epoch." in report.notes
+    assert "Left out: 1 run of generation without accuracy at the last epoch." in report.notes
     assert build(tmp_path).metrics == {"classification": "accuracy", "generation": "ssim"}
     assert build(tmp_path, metric="loss").metrics == {"classification": "loss", "generation": "loss"}
 
@@ -244,7 +258,7 @@ def test_several_folders_are_one_report(tmp_path: Path) -> None:
     write_run(tmp_path / "b", method, [0.1], state="running")  # the finished copy counts
     report = build([tmp_path / "a", tmp_path / "b"])
     assert of(report.comparisons)["difference"].tolist() == pytest.approx([0.1])
-    said = f"{method.run_id} and differs from it in the state, the number of epochs."
+    said = f"{method.run_id}, and differs from it in the state, the number of epochs."
     assert any(str(tmp_path / "b") in note and note.endswith(said) for note in report.notes)
     with pytest.raises(UserError, match="missing"):
         build([tmp_path / "a", tmp_path / "missing"])
@@ -257,7 +271,7 @@ def test_only_settings_that_differ_are_columns(tmp_path: Path) -> None:
     assert report.grouping.settings == ["optimizer", "steps"]
     assert (
         report.common
-        == "The same in all rows of the method: epochs 2, icp_lr 0.002, recipe strong. Other settings have their defaults."
+        == "The same in all rows of a method: epochs 2, icp_lr 0.002, recipe strong. Other settings have their defaults."
     )
 
 
@@ -283,9 +297,9 @@ def test_runs_that_are_not_whole_are_named_and_left_out(tmp_path: Path) -> None:
     assert set(report.records) == {good.run_id}
     assert set(report.left_out) == {config.run_id for config in (failed, running, cut, silent)}
     said = {
-        "Failed (status.json in the folder of a run says why), so in no mean": failed,
-        "Left out, for epochs are missing": cut,
-        "Compared with no baseline": good,
+        "Failed (status.json in the folder of a run says why), so they are in no mean": failed,
+        "Left out, because epochs are missing": cut,
+        "Not compared with a baseline": good,
         "is damaged": good,
     }
     for words, config in said.items():
@@ -314,8 +328,11 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rmdir()
     report = build(tmp_path)
     assert of(report.summary)["mean"].tolist() == [0.5]
-    assert any("Left out, as copies of the run in" in note and note.endswith("the copy.") for note in report.notes)
-    (said,) = (note for note in report.notes if "the other" in note)
+    assert any(
+        "Left out, because they are copies of the run in" in note and note.endswith("the copy.")
+        for note in report.notes
+    )
+    (said,) = (note for note in report.notes if "/the other." in note)
     assert "differs from it in test loss, test accuracy, test f1_macro." in said
 
 

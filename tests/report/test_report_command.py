@@ -54,7 +54,7 @@ def test_the_report_is_printed_and_its_files_are_written(results: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert files(results) == FILES
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "Differences in accuracy, points, paired by seed" in done.stdout
+    assert "Differences in accuracy (points), paired by seed" in done.stdout
     for name in FILES:
         assert f"Written: results/{name}" in done.stderr
     page = (results / "report.html").read_text()
@@ -76,6 +76,16 @@ def test_the_selection_is_that_of_all_files_and_of_the_command_in_the_page(resul
     assert set(summary["role"]) == {"baseline", "compute-matched", "method", "control"}
     page = (results.parent / "report" / "report.html").read_text()
     assert "--where steps=3,seed=0..1 --by steps --metric f1_macro" in page
+
+
+@pytest.mark.parametrize("option", [("--by", "optimizer"), ("--metric", "f1_macro"), ("--margin", "1")])
+def test_a_report_of_another_kind_is_not_written_over_the_whole_one(results: Path, option: tuple[str, str]) -> None:
+    whole = report("results", cwd=results.parent)
+    before = (results / "report.html").read_bytes()
+    done = report("results", *option, cwd=results.parent)
+    assert (whole.returncode, done.returncode) == (0, 0), done.stderr
+    assert (results / "report.html").read_bytes() == before
+    assert files(results.parent / "report") == FILES
 
 
 def test_several_folders_have_their_files_beside_them(results: Path) -> None:

@@ -66,8 +66,8 @@ def test_where_a_seed_has_no_finite_value_nothing_is_claimed_and_it_is_said(tmp_
     (row,) = of(report).to_dict("records")
     assert (row["seeds"], row["lacking"], row["verdict"]) == (4, 1, "cannot tell")
     assert row["p_holm"] < 0.05
-    assert "No claim is made of the seeds that remain: 1 of 5 lacks a finite value." in row["sentence"]
-    assert noted(report, "No accuracy that is a finite number, so in no mean of it, and no claim is made")
+    assert "Nothing is claimed from the seeds that remain: 1 of 5 has no finite value." in row["sentence"]
+    assert noted(report, "Without a finite accuracy, so they are in no mean of it, and nothing is claimed")
     assert noted(report, adam(4).run_id)
 
 
@@ -91,7 +91,7 @@ def test_a_run_without_its_metric_is_left_out_and_the_others_are_reported(tmp_pa
     folder.append_metrics(0, {"train": {"loss": 1.0}})
     folder.write_status("finished")
     printed, report = everything(tmp_path / "runs")
-    assert "Left out: 1 run of classification, with no accuracy at the last epoch." in printed
+    assert "Left out: 1 run of classification without accuracy at the last epoch." in printed
     assert report.metrics == {}
 
 
@@ -110,7 +110,7 @@ def test_a_metric_with_the_name_of_another_column_is_left_out_and_named(tmp_path
     write_pairs(tmp_path / "runs", [0.6, 0.7], [0.5, 0.5])
     RunFolder(tmp_path / "runs", adam(0)).append_metrics(0, {"test": {name: 7.0}})
     printed, report = everything(tmp_path / "runs")
-    assert f"names of other columns: {name}." in printed
+    assert f"name of another column are left out of the tables: {name}." in printed
     assert of(report)["seeds"].tolist() == [2]
 
 
@@ -124,10 +124,11 @@ def test_what_the_best_epoch_says_otherwise_is_shown(tmp_path: Path) -> None:
     printed, report = everything(tmp_path / "runs")
     (changed,) = at_best_epoch(report, "classification").to_dict("records")
     assert (of(report)["verdict"].item(), changed["verdict"]) == ("better", "worse")
-    said = printed.index("At the best epoch these say something else")
+    said = printed.index("At the best epoch, these have another verdict")
+    assert said < printed.index("Test split, last epoch") < printed.index("Note:")  # verdicts first, notes last
     assert "accuracy, best epoch" in printed[said:]
     page = (tmp_path / "written" / "report.html").read_text()
-    assert "At the best epoch 1 comparison says something else" in page
+    assert "At the best epoch, 1 comparison has another verdict" in page
     assert html.escape(changed["sentence"]) in page
 
 
@@ -141,8 +142,8 @@ def test_copies_that_differ_are_left_out_whatever_the_order_of_the_folders(tmp_p
     for names in ("ab", "ba"):
         report = build([tmp_path / name for name in names])
         assert set(report.runs["run_id"]) == {adam(7).run_id, adam(0).baseline().run_id, adam(1).baseline().run_id}
-        assert noted(report, f"Left out: {adam(0).run_id}, as its copies differ")
-        assert sum("Left out, as copies of the run in" in note for note in report.notes) == 3
+        assert noted(report, f"Left out: {adam(0).run_id}. Its copies differ")
+        assert sum("Left out, because they are copies of the run in" in note for note in report.notes) == 3
     again = build([tmp_path / "a", tmp_path / "a" / ".." / "a"])
     assert not noted(again, "cop")
 
@@ -156,7 +157,7 @@ def test_runs_on_other_data_are_not_compared(tmp_path: Path) -> None:
     report = build(tmp_path)
     assert report.comparisons.empty
     assert noted(report, "were not trained on the same data")
-    assert noted(report, "Compared with no baseline, for there is no finished one of the same seed and data")
+    assert noted(report, "Not compared with a baseline, because none with the same settings, seed and data is finished")
 
 
 def test_where_settings_are_pooled_only_a_seed_whose_runs_all_have_twins_is_compared(tmp_path: Path) -> None:
@@ -176,7 +177,9 @@ def test_where_settings_are_pooled_only_a_seed_whose_runs_all_have_twins_is_comp
 
 def test_that_no_baseline_has_the_same_compute_is_said(tmp_path: Path) -> None:
     write_pairs(tmp_path, [0.6, 0.7])
-    assert noted(build(tmp_path), "a gain may come from more compute")
+    assert noted(
+        build(tmp_path), "a gain may come from more compute: `icpctl ablate --compute-matched` trains such baselines."
+    )
     for config in configs(["steps=1"], compute_matched=True):
         write_run(tmp_path / "matched", config, [0.5] * config.epochs)
     assert not noted(build(tmp_path / "matched"), "more compute")

@@ -19,6 +19,7 @@ from icpctl.report.cells import compared
 from icpctl.report.formats import Format, render
 from icpctl.report.groups import short_dataset
 from icpctl.report.latex import _latex_text
+from icpctl.report.terminal import _stacked
 from icpctl.runs.measures import measure_of
 from icpctl.runs.table import records
 
@@ -72,48 +73,59 @@ def overfull(log: str) -> list[float]:
 # LaTeX
 
 
-@needs_tex
-def test_latex_compiles_keeps_to_the_page_and_has_the_numbers(tmp_path: Path, small: Report) -> None:
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a LaTeX table, its heading first."""
+    return [line.removesuffix(r" \\").split(" & ") for line in table.splitlines() if line.endswith(r" \\")]
+
+
+def test_latex_has_a_table_of_means_and_one_of_differences(small: Report) -> None:
     latex = render(small, "latex")
-    log, text = typeset(tmp_path, latex)
-    assert [points for points in overfull(log) if points > 5] == []
-    assert r"\toprule" in latex
-    assert r"\caption{Model resnet20, dataset digits, seeds 5. Test split" in latex
+    assert latex.startswith("% \\usepackage{booktabs,graphicx}\n\\begin{table}")
+    means, differences = latex.split(r"\end{table}")[:2]
+    assert r"\caption{Model resnet20, dataset digits, seeds 5. Test split" in means
     summary = small.summary[small.summary["metric"] == "accuracy"]
+    heading, *rows = rows_of(means)
+    assert heading[:3] == ["group", r"accuracy \%", r"macro F1 \%"]
+    assert [row[1] for row in rows] == [
+        f"${100 * mean:.2f} \\pm {100 * std:.2f}$" for mean, std in summary[["mean", "std"]].to_numpy()
+    ]
+    heading, *rows = rows_of(differences)
     table = compared(small, "classification")
-    numbers = [f"{100 * mean:.2f} ± {100 * std:.2f}" for mean, std in summary[["mean", "std"]].to_numpy()]
+    assert heading == ["group", "minus", "seeds", "difference", r"95 \% interval", "p (Holm)", "verdict"]
     ends = 100 * table[["difference", "low", "high"]]
-    numbers += [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in ends.to_numpy()]
-    assert "with their 95 \\% interval in brackets" in latex
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\\\") and "interval" not in line]
-    cells = [line.split(" & ") for line in rows]
-    beside = [heading.startswith("$-$") for heading in cells[0]]
-    for line in cells[1:]:  # ± has one meaning, which the caption says
-        assert all(r"\pm" not in cell for cell, difference in zip(line, beside, strict=True) if difference)
-    assert sum(beside) == 2
-    if text:
-        assert len(numbers) == 3 + 2
-        for number in numbers:
-            assert number in text
+    assert [row[3:5] for row in rows] == [
+        [f"${mean:+.2f}$", f"$[{low:+.2f}, {high:+.2f}]$"] for mean, low, high in ends.to_numpy()
+    ]
+    assert [row[-1] for row in rows] == table["verdict"].tolist()
+    assert "p: two-sided paired t tests." in differences  # one of the two has no spread
+    assert latex.rstrip().splitlines()[-1].startswith("% Note: No run of classification")
 
 
-def test_latex_has_an_asterisk_at_each_difference_that_is_claimed_and_says_of_how_many(odd: Report) -> None:
-    table = compared(odd, "classification")
-    classification = render(odd, "latex").split(r"\end{table}")[0]
-    claimed = table["verdict"].isin(["better", "worse"]).sum()
-    assert 0 < claimed < len(table)
-    assert len(re.findall(r"[\d\]]\^\{\*\}\$", classification)) == claimed
-    assert f"among {table['p'].notna().sum()} comparisons (paired t tests, Holm)" in classification
-    assert table["against"].nunique() == classification.split(r"\midrule")[0].count("$-$ ")
+def test_latex_says_among_how_many_comparisons_p_is_corrected(odd: Report) -> None:
+    tested = compared(odd, "classification")["p"].notna().sum()
+    assert f"corrected for {tested} comparisons (Holm)." in render(odd, "latex").split(r"\end{table}")[1]
+
+
+@needs_tex
+def test_latex_compiles_and_keeps_to_the_page(tmp_path: Path, small: Report) -> None:
+    log, _ = typeset(tmp_path, render(small, "latex"))
+    assert [points for points in overfull(log) if points > 5] == []
 
 
 def test_without_a_test_latex_promises_none(tmp_path: Path) -> None:
     for config in configs(["steps=1"]):
         write_study(tmp_path, config)
     latex = render(build(tmp_path), "latex")
-    assert "Differences in accuracy, paired by seed." in latex
+    assert r"\caption{Differences in accuracy (points), paired by seed.}" in latex
     assert "Holm" not in latex
     assert "interval" not in latex
+
+
+def test_latex_keeps_quotation_marks_signs_and_letters_and_loses_accents_before_letters() -> None:
+    assert _latex_text("“a”, ‘b’ − 1 ± 2 ≤ 3 … – —") == r"``a'', `b' $-$ 1 $\pm$ 2 $\leq$ 3 \ldots{} -- ---"
+    assert _latex_text("η=0.1, λ₁, Ω") == r"$\eta$=0.1, $\lambda$$_1$, $\Omega$"
+    assert _latex_text("Müller, Ørsted, Wałęsa, Ａ") == "Müller, Ørsted, Wałesa, A"
+    assert _latex_text("中") == "?"
 
 
 @needs_tex
@@ -122,7 +134,7 @@ def test_latex_with_odd_names_compiles_and_shows_them(tmp_path: Path, odd: Repor
     latex = render(odd, "latex")
     log, text = typeset(tmp_path, latex, options)
     assert "root:" not in log + text
-    assert latex.count(r"\begin{table}") == 2
+    assert latex.count(r"\caption{") == 2 * 2
     if text and options:  # fonts that have all characters as one
         text = text.replace("∗", "*").replace(" *", "*").replace("* ", "*")
         for name in (
@@ -152,7 +164,8 @@ def test_a_long_latex_table_goes_on_over_pages_with_its_heading(tmp_path: Path) 
     for config in configs(["steps=1..65"]):
         write_study(tmp_path, config)
     latex = render(build(tmp_path), "latex")
-    assert r"\begin{longtable}" in latex
+    assert latex.startswith("% \\usepackage{booktabs,longtable}\n")
+    assert latex.count(r"\begin{longtable}") == 2
     assert latex.count("Mean $\\pm$ standard deviation") == 1  # on the first page
     (tmp_path / "tex").mkdir()
     for _ in range(2):  # until the widths of the columns stay
@@ -160,8 +173,28 @@ def test_a_long_latex_table_goes_on_over_pages_with_its_heading(tmp_path: Path) 
     assert [points for points in overfull(log) if points > 5] == []
     if text:
         assert "Continued." in text
-        assert text.count("accuracy %") == text.count("\f") >= 2  # a heading a page
+        assert text.count("accuracy %") + text.count("minus") >= text.count("\f") >= 3  # a heading a page
         assert all(f"T={steps}" in text for steps in range(1, 66))
+
+
+def test_a_heading_is_broken_after_commas_and_never_before_its_unit() -> None:
+    headings = [
+        "accuracy, best epoch %",
+        "accuracy %",
+        "macro F1 %",
+        "95 % interval",
+        "top-5 accuracy %",
+        "FID rec. (a)",
+    ]
+    broken = [
+        "accuracy,\nbest epoch %",
+        "accuracy %",
+        "macro F1 %",
+        "95 %\ninterval",
+        "top-5\naccuracy %",
+        "FID rec. (a)",
+    ]
+    assert [_stacked(heading) for heading in headings] == broken
 
 
 # JSON, CSV, Markdown
@@ -230,7 +263,7 @@ def check_fit(report: Report, width: int = 80) -> str:
         numbers += [measure.value(row["difference"], signed=True) for row in records(compared(report, task))]
         for number in numbers:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), number
-    for match in re.finditer(r"No room for ([^:]*): summary\.csv has it", " ".join(text.split())):
+    for match in re.finditer(r"No room for ([^:]*): see summary\.csv", " ".join(text.split())):
         assert set(match[1].split(", ")) <= {"images/s", "KID", "time", "95 % interval", "passes", "macro F1 %"}
     return text
 

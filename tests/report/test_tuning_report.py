@@ -151,7 +151,7 @@ def test_a_tuned_baseline_that_is_missing_is_not_replaced_by_an_untuned_one(fold
             write_run(torn, run.config, [0.1, 0.1, 0.1, 0.3], [0.2] * 4)
     report = build(torn)
     assert "baseline" not in set(report.comparisons["against"])
-    assert any("Compared with no baseline" in note for note in report.notes)
+    assert any("Not compared with a baseline" in note for note in report.notes)
 
 
 def test_without_a_tuned_baseline_of_equal_compute_there_is_none(tmp_path: Path) -> None:

@@ -181,8 +181,7 @@ def over_seeds(values: pd.DataFrame, keys: pd.DataFrame, seeds: pd.Series) -> pd
         seeds: of each run.
 
     Returns:
-        A row a group and column of `values`, in the order of the runs: the keys; metric, the column; seeds, mean, low, high, which are
-        missing of fewer than `LEAST_SEEDS` seeds.
+        A row a group and column of `values`, in the order of the runs: the keys; metric, the column; seeds, mean, low, high, as `describe` has them.
     """
     keys = keys.reset_index(drop=True)
     group = keys.groupby(list(keys), sort=False, dropna=False).ngroup()
@@ -192,14 +191,8 @@ def over_seeds(values: pd.DataFrame, keys: pd.DataFrame, seeds: pd.Series) -> pd
     table = describe(by_seed, by_seed.index.get_level_values(0).to_series()).reset_index()
     table = table[table["seeds"] > 0]
     first = keys.loc[~group.duplicated()].set_axis(group.unique())
-    described = drawn_intervals(table)[["metric", "seeds", "mean", "low", "high"]].reset_index(drop=True)
+    described = table[["metric", "seeds", "mean", "low", "high"]].reset_index(drop=True)
     return pd.concat([first.loc[table["group_id"]].reset_index(drop=True), described], axis=1)
-
-
-def drawn_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with the intervals that a figure shows: that of two seeds, 13 times as wide as their error, hides the others."""
-    enough = table["seeds"] >= LEAST_SEEDS
-    return table.assign(low=table["low"].where(enough), high=table["high"].where(enough))
 
 
 def by_epoch(

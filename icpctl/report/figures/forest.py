@@ -11,11 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import METHODS, controls
+from icpctl.report.cells import planned_text
+from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.figures.drawing import (
     BLACK,
     FEW_SEEDS,
     Part,
-    drawn_intervals,
     left_out_text,
     legend,
     panels,
@@ -49,7 +50,7 @@ def forest(part: Part) -> list[Drawing]:
     """
     table = part.report.comparisons
     here = table["group_id"].isin(part.runs["row"]) & (table["metric"] == part.metric) & table["difference"].notna()
-    table = drawn_intervals(table[here])
+    table = table[here]
     number = len(table)
     if not number:
         return []
@@ -101,8 +102,13 @@ def forest(part: Part) -> list[Drawing]:
     axes.spines["left"].set_visible(False)
     verdicts = [verdict for verdict in COLOURS if (table["verdict"] == verdict).any()]
     entries = {v: Line2D([], [], color=COLOURS[v], marker=MARKERS[v], linewidth=1.5) for v in verdicts}
-    if len(table) > sum(claims):
-        entries["no claim"] = Line2D([], [], color=BLACK, marker="o", markerfacecolor="none", linewidth=1.5)
+    rest = [
+        verdict
+        for verdict in (*VERDICTS, EXPLORATORY)
+        if verdict not in COLOURS and (table["verdict"] == verdict).any()
+    ]
+    if rest:
+        entries[", ".join(rest)] = Line2D([], [], color=BLACK, marker="o", markerfacecolor="none", linewidth=1.5)
     legend(figure, entries)
     tested = int(table["comparisons"].max())
     filled = (
@@ -111,8 +117,8 @@ def forest(part: Part) -> list[Drawing]:
         else f"p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)"
     )
     text = (
-        f"Each row {part.when} less what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
-        f"Filled: {filled}."
+        f"Each row {part.when} minus what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
+        f"Filled: {filled}.{planned_text(part.report)}"
     )
     if pd.notna(margin):
         text += f" Shaded: differences within the margin of {measure.difference(margin / measure.scale).lstrip('+')}, which do not matter."
