@@ -1,8 +1,8 @@
 """Write the tables of docs/results.md from the runs of its studies, one CSV each in benchmarks/results.
 
     python docs/results.py            write the tables
-    python docs/results.py --check    exit with 1 if a table is not current, or if the text of a section has a number with a
-                                      decimal point that none of its tables has
+    python docs/results.py --check    exit with 1 if a table is not current, or if the text has a number with a decimal point
+                                      that no table of its section has
 
 A table stands between `<!-- table: KIND STUDY -->` and `<!-- end of table -->`. A study that is not there yet has a table that says so.
 """
@@ -340,14 +340,12 @@ NOT_FOUND_OUT = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|(?:η = |p ≤ |versi
 
 
 def unfounded(text: str) -> list[str]:
-    """Numbers with a decimal point in the text of a section that none of its tables has, each with the section's title."""
+    """Numbers with a decimal point that no table has, each with the title of its section; where a section has tables, of these."""
     found = []
     for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
-        blocks = "".join(match[0] for match in BLOCK.finditer(section))
+        blocks = "".join(match[0] for match in BLOCK.finditer(section if BLOCK.search(section) else text))
         known = {number.lstrip("+−") for number in NUMBER.findall(blocks)}
         prose = NOT_FOUND_OUT.sub("", BLOCK.sub("", section))
-        if "<!-- table:" not in section:
-            continue
         title = section.partition("\n")[0].lstrip("# ")
         found += [f"{title}: {number}" for number in NUMBER.findall(prose) if number.lstrip("+−") not in known]
     return found
@@ -363,7 +361,7 @@ def main(arguments: list[str]) -> int:
         print(f"{PAGE} is not current: run `python docs/results.py`.", file=sys.stderr)
     faults = unfounded(wanted)
     for fault in faults:
-        print(f"{PAGE}: the text has a number that no table of its section has: {fault}", file=sys.stderr)
+        print(f"{PAGE}: no table has this number of the text: {fault}", file=sys.stderr)
     return int(bool(faults) or (arguments == ["--check"] and wanted != text))
 
 

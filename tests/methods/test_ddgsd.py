@@ -93,5 +93,5 @@ def test_a_run_compares_two_views_of_the_same_images() -> None:
         assert torch.equal(images.index, images.companions.index)
         assert torch.equal(images.labels, images.companions.labels)
         assert not torch.equal(images.pixels, images.companions.pixels)
-    with pytest.raises(icpctl.UserError, match="compares two views of an image, but augmentation is none"):
+    with pytest.raises(icpctl.UserError, match="compares two views of an image, but --augmentation is none"):
         RunConfig(method="ddgsd", augmentation="none")

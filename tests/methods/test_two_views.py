@@ -191,5 +191,5 @@ def test_the_two_views_of_a_run_are_of_the_same_images() -> None:
         assert given.companions is not None
         assert torch.equal(given.index, given.companions.index)
         assert not torch.equal(given.pixels, given.companions.pixels)
-    with pytest.raises(icpctl.UserError, match="compares two views of an image, but augmentation is none"):
+    with pytest.raises(icpctl.UserError, match="compares two views of an image, but --augmentation is none"):
         RunConfig(method="two-views", augmentation="none")

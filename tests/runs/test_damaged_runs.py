@@ -28,7 +28,7 @@ def test_lost_rows_of_an_epoch_stop_a_run_and_are_left_to_be_restored(finished: 
     left = "".join(line for line in lines if ",1,test,accuracy," not in line)
     (run / "metrics.csv").write_text(left)
     (run / "status.json").unlink()
-    with pytest.raises(icpctl.UserError, match="has lost 1 rows"):
+    with pytest.raises(icpctl.UserError, match="has lost 1 row "):
         icpctl.train(small(), tmp_path)
     assert (run / "metrics.csv").read_text() == left
     (run / "metrics.csv").write_text("".join(lines))

@@ -372,7 +372,7 @@ def test_a_damaged_row_is_a_lost_one_and_named(reference: Callable[..., Path], t
     lines[4] = "garbage"
     (run / "metrics.csv").write_text("\n".join(lines) + "\n")
     (run / "status.json").unlink()
-    with pytest.raises(icpctl.UserError, match=r"has lost 1 rows.*line 5 is damaged.*garbage"):
+    with pytest.raises(icpctl.UserError, match=r"has lost 1 row .*line 5 is damaged.*garbage"):
         icpctl.train(small(), tmp_path)
 
 
