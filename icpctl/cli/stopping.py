@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,8 @@ def stoppable(
     status.json, say.
     """
     received: list[int] = []
+    # In a thread, as what a signal has interrupted may be writing at this moment.
+    saying = threading.Thread(target=notice, args=("Stopping,", f"{what} …"))
 
     def stop(number: int, _: FrameType | None) -> None:
         if received and number == signal.SIGHUP:  # that comes by itself with another one
@@ -31,8 +33,8 @@ def stoppable(
         received.append(number)
         if len(received) == 2:
             sys.exit(128 + number)
-        if len(received) == 1:  # in a thread, as what the signal has interrupted may be writing at this moment
-            threading.Thread(target=notice, args=("Stopping,", f"{what} …")).start()
+        if len(received) == 1:
+            saying.start()
 
     heeded = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
@@ -50,6 +52,8 @@ def stoppable(
         sys.exit(128 + (received or [reason])[0])
     except SystemExit:
         if len(received) > 1:
+            with suppress(RuntimeError):  # it is about to begin at this moment
+                saying.join(timeout=1)
             complain("Stopped without saving.", unsaved)
         raise
     finally:

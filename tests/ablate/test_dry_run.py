@@ -40,7 +40,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(standin.SHAPES, name, (20 * classes, 2 * classes, classes, side))
 
 
-@pytest.mark.parametrize("dataset", sorted(standin.SHAPES))
+@pytest.mark.parametrize(
+    "dataset",
+    [name if name == "cifar100" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(standin.SHAPES)],
+)
 def test_of_a_data_set_that_is_not_there_it_estimates_with_images_of_its_size(dataset: str, tmp_path: Path) -> None:
     text = shown(dataset, tmp_path, image_size=16)
     assert f"{dataset} is not on this machine, and a dry run downloads nothing" in text
@@ -79,7 +82,11 @@ def test_what_is_wrong_with_a_run_is_said_all_the_same(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_it_says_how_small_a_difference_the_seeds_can_show(study: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_it_says_how_small_a_difference_the_seeds_can_show(
+    study: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "seconds", lambda configs, threads: [3600.0] * len(configs))
+    monkeypatch.setattr(estimate, "process_start", lambda config: 0.0)
     assert said in shown("digits", tmp_path, study, train_size=100)
 
 

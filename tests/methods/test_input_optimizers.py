@@ -38,7 +38,7 @@ def icpctl(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module", params=["in the dict", "afterwards"])
+@pytest.fixture(scope="module", params=["in the dict", pytest.param("afterwards", marks=pytest.mark.slow)])
 def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one more input optimizer, in the files that the recipe names and no others."""
     where = tmp_path_factory.mktemp("copy")
