@@ -66,6 +66,7 @@ def signal_one(scheduler: Scheduler, number: signal.Signals) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["local"], indirect=True)
 def test_a_job_that_is_killed_is_tried_again_and_one_that_is_preempted_queued_again(
     cluster: str, tmp_path: Path

@@ -77,6 +77,7 @@ def test_every_arm_is_tuned_and_its_final_runs_are_reported(undisturbed: tuple[P
     assert "minus" in words  # the method is compared with its baseline, of another learning rate
 
 
+@pytest.mark.slow
 def test_with_two_jobs_it_is_as_with_one(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
     output = icpctl_command("ablate", *SEEDED, "--jobs", "2", cwd=tmp_path)
     assert output.returncode == 0, output.stderr

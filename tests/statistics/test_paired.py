@@ -97,7 +97,7 @@ def test_rounding_is_no_spread(dtype: type) -> None:
     assert row_of(compare(ours, ours, by), "a")["difference"] == 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=12))
 def test_holm_is_that_of_statsmodels(values: list[float]) -> None:
     p = pd.Series(values, dtype=float)

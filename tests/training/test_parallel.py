@@ -280,7 +280,10 @@ def test_the_first_process_alone_says_why_a_run_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("killed", "run ended. The"), ("failed", "run ended: Out of memory on cpu with --batch-size 32")],
+    [
+        ("killed", "run ended. The"),
+        pytest.param("failed", "run ended: Out of memory on cpu with --batch-size 32", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_ends_does_not_leave_the_other_hanging(how: str, reason: str, tmp_path: Path) -> None:
     process = torchrun(__file__, tmp_path, how, fresh=True)
