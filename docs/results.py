@@ -57,7 +57,7 @@ BESIDE = (
 """The measures of `beside`, as far as a study has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Runs that differ in their seed alone."""
 
@@ -89,10 +89,12 @@ class Study:
         return min((g for g in self.groups if g.is_plain), key=lambda group: group.first["epochs"])
 
     def matched(self, group: Group) -> Group | None:
-        """The compute-matched baseline: the shortest plain training that takes as many passes or more; None for the baseline itself."""
-        enough = [g for g in self.groups if g.is_plain and g.first["passes"] >= group.first["passes"]]
-        found = min(enough, key=lambda g: g.first["passes"], default=None)
-        return None if found is self.baseline else found
+        """The compute-matched baseline: plain training of as many passes, to the nearest epoch; None where that is the baseline, or not there."""
+        for plain in self.groups:
+            epoch = plain.first["passes"] / plain.first["epochs"]
+            if plain.is_plain and abs(plain.first["passes"] - group.first["passes"]) < epoch:
+                return None if plain is self.baseline else plain
+        return None
 
     def one(self, text: str) -> Group:
         """The group of a claim's words."""
@@ -108,7 +110,7 @@ class Study:
         if text == "baseline":
             return self.baseline
         if text == "compute-matched":
-            return self.matched(of) or self.baseline
+            return self.matched(of) or self.baseline  # of a method that costs nothing
         if text in ("random", "ascend"):
             same = ["method", "optimizer", "icp_reduction", "steps"]
             (found,) = [
@@ -200,24 +202,22 @@ def difference(ours: Group, theirs: Group, metric: str) -> Difference:
 def groups(found: Study, name: str, metric: str) -> str:
     """Each group: passes, seeds, the metric, and its differences from the baseline and the compute-matched one.
 
-    A star is for p ≤ 0.05 among all differences of the table, by Holm's correction.
+    Where the study has planned claims, a difference that one is about has the claim's interval. Else a star is for p ≤ 0.05 among all
+    differences of the table, by Holm's correction.
     """
+    planned = {(e.pair.subject, e.pair.other): _shown(e) for e in weighed(found, name) if e.claim.metric == metric}
     pairs = {}
     for group in found.groups:
-        if group is found.baseline:
-            continue
-        pairs[group.name, "baseline"] = difference(group, found.baseline, metric)
-        matched = found.matched(group)
-        if matched is not None and matched is not group:
-            pairs[group.name, "matched"] = difference(group, matched, metric)
-    enough = {key: pair.p for key, pair in pairs.items() if pair.seeds >= LEAST_SEEDS}
+        for column, other in (("baseline", found.baseline), ("matched", found.matched(group))):
+            if other is not None and other is not group and group is not found.baseline:
+                pairs[group.name, column] = planned.get((group, other)) or difference(group, other, metric)
+    enough = {key: pair.p for key, pair in pairs.items() if pair.seeds >= LEAST_SEEDS and not planned}
     corrected: dict[Any, float] = holm(pd.Series(enough, dtype=float)).to_dict() if enough else {}
 
     def cell(key: tuple[str, str]) -> str:
         if key not in pairs:
             return "–"
-        star = " *" if key in corrected and corrected[key] <= ALPHA else ""
-        return _interval(pairs[key], metric) + star
+        return _interval(pairs[key], metric) + (" *" if corrected.get(key, 1.0) <= ALPHA else "")
 
     shown = ["accuracy_best"] if metric == "accuracy" and f"{metric}_best" in found.baseline.runs else []
     header = [
@@ -239,39 +239,50 @@ def groups(found: Study, name: str, metric: str) -> str:
     return _table(header, rows)
 
 
-def claims(found: Study, name: str, metric: str) -> str:
-    """The planned claims: difference, interval and p value, valid for all looks together, and what they come to."""
-    plan = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
+def weighed(found: Study, name: str) -> list[Any]:
+    """The evidence of the planned claims of a study; none where it has no study file, or no claims."""
+    path = STUDIES / f"{name}.toml"
+    plan = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not plan.get("claims"):
+        return []
     most = plan.get("max-seeds") if plan.get("until-decided") else None
-    first = max(part["seeds"] for part in plan["study"])
-    parsed = [PlannedClaim.parse(text, plan.get("margin")) for text in plan["claims"]]
-    parsed = [claim.model_copy(update={"seeds": tuple(range(first)), "max_seeds": most}) for claim in parsed]
+    seeds = tuple(range(max(part["seeds"] for part in plan["study"])))
     bound: list[Any] = []
-    for claim in parsed:
+    for text in plan["claims"]:
+        claim = PlannedClaim.parse(text, plan.get("margin")).model_copy(update={"seeds": seeds, "max_seeds": most})
         subject = found.one(claim.subject)
         bound.append((claim, Pair(subject, found.other(claim.other, subject), claim.other)))  # type: ignore[arg-type]
     runs = pd.concat([group.runs for group in found.groups]).set_index("run_id")
-    values = {claim.metric: {str(i): float(value) for i, value in runs[claim.metric].items()} for claim in parsed}
+    metrics = {claim.metric for claim, _ in bound}
+    return weigh(bound, {m: {str(i): float(value) for i, value in runs[m].items()} for m in metrics})
+
+
+def _shown(evidence: Any) -> Difference:
+    """The difference of a claim with its interval, which is valid for all looks together; before the first look it has none."""
+    x, claim = evidence.differences, evidence.claim
+    mean = float(x.mean()) if len(x) else math.nan
+    low, high = interval(evidence, len(x)) if len(x) >= claim.first else (math.nan, math.nan)
+    return Difference(mean, low, high, evidence.p_holm, len(x))
+
+
+def claims(found: Study, name: str, metric: str) -> str:
+    """The planned claims: difference, interval and p values, valid for all looks together, and what they come to."""
     rows = []
-    for evidence in weigh(bound, values):
-        pair: Any = evidence.pair
-        cells = ["–"] * 3
-        if len(evidence.seeds) >= evidence.claim.first:
-            low, high = interval(evidence, len(evidence.seeds))
-            shown = Difference(float(evidence.differences.mean()), low, high, evidence.p_holm, len(evidence.seeds))
-            cells = [
-                _interval(shown, evidence.claim.metric),
-                *(_p(p) for p in (evidence.p_holm, evidence.p_level_holm)),
+    for evidence in weighed(found, name):
+        pair, relation = evidence.pair, evidence.claim.relation
+        looked = len(evidence.seeds) >= evidence.claim.first
+        outcome = OUTCOMES[evidence.is_supported] + (f": {v}" if (v := evidence.verdict) != "cannot tell" else "")
+        rows.append(
+            [
+                f"{pair.subject.name} {relation} {'with' if relation == 'level' else 'than'} {pair.other.name}",
+                str(len(evidence.seeds)),
+                _interval(_shown(evidence), evidence.claim.metric),
+                *(_p(p if looked else math.nan) for p in (evidence.p_holm, evidence.p_level_holm)),
+                outcome,
             ]
-        outcome = OUTCOMES[evidence.is_supported] + (
-            "" if evidence.verdict == "cannot tell" else f": {evidence.verdict}"
         )
-        than = "with" if evidence.claim.relation == "level" else "than"
-        said = f"{pair.subject.name} {evidence.claim.relation} {than} {pair.other.name}"
-        rows.append([said, str(len(evidence.seeds)), *cells, outcome])
-    return _table(
-        ["claim", "seeds", "difference, interval", "p, no difference", "p, beyond the margin", "verdict"], rows
-    )
+    header = ["claim", "seeds", "difference, interval", "p of none", "p of one beyond the margin", "outcome"]
+    return _table(header, rows)
 
 
 def beside(found: Study, name: str, metric: str) -> str:
