@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -107,7 +108,6 @@ def test_any_encoding_of_the_output_will_do(results: Path, encoding: str) -> Non
         ("--version >&-", 0),
         ("--help >&-", 0),
         ("--help >/dev/full", 2),
-        ("train --help | head -1", 141),
         ("report {results} >/dev/full", 2),
         ("report {results} --format csv >/dev/full", 2),
         ("report {results} >&- 2>&- <&-", 0),
@@ -123,6 +123,20 @@ def test_an_output_that_cannot_be_written_loses_no_work(results: Path, command: 
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert (results / "report.html").exists() == command.startswith("report")
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a chosen size")
+def test_a_reader_that_goes_after_a_line_ends_the_command_in_silence() -> None:
+    """As `| head -1` does, but that the help does not fit into the pipe: so it is being written when the reader goes."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    command = [sys.executable, "-m", "icpctl", "train", "--help-all"]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        assert os.read(reader, 14) == b"Usage: icpctl "
+        os.close(reader)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (141, "")
 
 
 def test_a_run_whose_output_is_full_is_trained_and_one_whose_reader_has_gone_is_saved(tmp_path: Path) -> None:
