@@ -234,8 +234,10 @@ class Compared:
         self.name, self.difference = "", 0.0
 
     def __call__(self, kind: Any, update: Update, *inputs: Tensor) -> Figures:
-        self.name, self.difference = self.steps.compare(self.steps._graphs[kind], update, inputs, self.steps._kept())
-        return self.steps._graphs[kind](inputs)
+        before, graph = self.steps._kept(), self.steps._graphs[kind]
+        self.name, self.difference = self.steps.compare(graph, update, inputs, before)
+        self.steps._set(before)
+        return graph(inputs)
 
 
 def kinds_of_step(setting: Setting) -> Iterator[Line]:

@@ -19,6 +19,7 @@ import pandas as pd
 import results
 from drawing import Picture
 
+from icpctl.config.catalogue import variants
 from icpctl.statistics import ALPHA
 from icpctl.statistics.paired import holm
 
@@ -93,7 +94,7 @@ def _caption() -> str:
     assert study is not None
     of, seeds = study.one("method=icp").first, len(study.one("method=icp").runs)
     model = {"resnet20": "ResNet-20", "vae": "VAE"}.get(of["model"], of["model"])
-    said = f"{model} on {of['dataset']}, {results.VARIANTS[of['optimizer']]} with T = {of['steps']:.0f}, {of['epochs']} epochs, {seeds} seeds paired"
+    said = f"{model} on {of['dataset']}, {variants()[of['optimizer']].label} with T = {of['steps']:.0f}, {of['epochs']} epochs, {seeds} seeds paired"
     return textwrap.fill(f"{said}; verdicts corrected by Holm; {WHEN}.", 80)
 
 

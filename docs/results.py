@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from icpctl.config.catalogue import METHODS, variants
 from icpctl.report.claims import OUTCOMES, interval
 from icpctl.runs.claims import Pair, PlannedClaim, weigh
 from icpctl.runs.measures import measure_of
@@ -36,20 +37,6 @@ BLOCK = re.compile(
 )
 NOT_YET = "*Not run yet.*\n"
 
-VARIANTS = {"ademamix": "AdEMAMix-ICP", "adam": "Adam-ICP", "sgd": "SGD-ICP"}
-METHODS = {
-    "schedule": "schedule alone",
-    "two-views": "two views",
-    "label-smoothing": "label smoothing",
-    "cutmix": "CutMix",
-    "ps-kd": "PS-KD",
-    "cs-kd": "CS-KD",
-    "dlb": "DLB",
-    "ddgsd": "DDGSD",
-    "byot": "BYOT",
-    "sam": "SAM",
-    "vat": "VAT",
-}
 BESIDE = (
     *("generalization_gap_accuracy", "generalization_gap_ssim", "generalization_gap_loss", "ece", "brier", "sharpness"),
     *("accuracy_fgsm_8", "accuracy_pgd20_2", "accuracy_noise_16", "accuracy_blur_1"),
@@ -90,9 +77,9 @@ class Study:
 
     def matched(self, group: Group) -> Group | None:
         """The compute-matched baseline: plain training of as many passes, to the nearest epoch; None where that is the baseline, or not there."""
-        for plain in self.groups:
+        for plain in filter(lambda each: each.is_plain, self.groups):
             epoch = plain.first["passes"] / plain.first["epochs"]
-            if plain.is_plain and abs(plain.first["passes"] - group.first["passes"]) < epoch:
+            if abs(plain.first["passes"] - group.first["passes"]) < epoch:
                 return None if plain is self.baseline else plain
         return None
 
@@ -106,7 +93,7 @@ class Study:
         return found
 
     def other(self, text: str, of: Group) -> Group:
-        """What a claim compares a group with."""
+        """The group that a claim compares another one with."""
         if text == "baseline":
             return self.baseline
         if text == "compute-matched":
@@ -154,13 +141,13 @@ def study(name: str, where: str = "") -> Study | None:
 
 
 def _name(row: pd.Series, differing: Iterable[str]) -> str:
-    """What a group is called on the page; of settings, those in which the groups of the method differ."""
+    """The name of a group on the page, with the settings in which the groups of the method differ."""
     if row["method"] == "plain":
         return f"baseline, {row['epochs']:,.0f} epochs"
     if row["method"] == "byot" and not row["byot_alpha"]:
         return "BYOT, heads alone"
     if row["method"] != "icp":
-        return METHODS.get(row["method"], str(row["method"]))
+        return METHODS[row["method"]].label
     of_settings = {
         "icp_reduction": f"{row.get('icp_reduction')}",
         "teacher_statistics": ""
@@ -177,7 +164,7 @@ def _name(row: pd.Series, differing: Iterable[str]) -> str:
     more = [of_settings[name] for name in sorted(differing)]
     if row["direction"] != "descend":
         more.append({"ascend": "ascending", "random": "random"}[row["direction"]])
-    return ", ".join([VARIANTS[row["optimizer"]], *filter(None, more)])
+    return ", ".join([variants()[row["optimizer"]].label, *filter(None, more)])
 
 
 @dataclass(frozen=True)
@@ -286,7 +273,7 @@ def claims(found: Study, name: str, metric: str) -> str:
 
 
 def beside(found: Study, name: str, metric: str) -> str:
-    """What else differs from the baseline of equal epochs: gap, calibration, sharpness, robustness."""
+    """Other differences from the baseline of equal epochs: in the gap, the calibration, the sharpness, the robustness."""
     measures = [m for m in BESIDE if m in found.baseline.runs and found.baseline.runs[m].notna().all()]
     rows = [
         [

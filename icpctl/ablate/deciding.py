@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from icpctl.ablate.study import Definition, PlannedRun
 from icpctl.ablate.tuning import final_runs
@@ -13,7 +14,7 @@ from icpctl.config import RunConfig
 from icpctl.config.conditions import named_settings
 from icpctl.errors import UserError
 from icpctl.runs.claims import Pair, PlannedClaim, Values, bound_pair, ended_values, find_pair, weigh
-from icpctl.runs.folder import read_record, run_folders
+from icpctl.runs.folder import RunRecord, read_record, run_folders
 from icpctl.runs.metrics import METRICS_FILE
 from icpctl.runs.table import runs_table
 from icpctl.runs.tuning import read_tunings
@@ -83,9 +84,20 @@ def _plan_in_words(claim: PlannedClaim) -> str:
     return f"{margin}, {claim.first} seeds{more}"
 
 
-def planned_runs(definition: Definition, output: Path, every: bool = False) -> list[PlannedRun]:
+def planned_runs(
+    definition: Definition,
+    output: Path,
+    every: bool = False,
+    records: Mapping[str, RunRecord] = MappingProxyType({}),
+) -> list[PlannedRun]:
     """The runs of a study, with those of the seeds that its claims need to be decided, as far as the finished runs tell; or of `every`
     seed that they may need.
+
+    Args:
+        definition: the study.
+        output: its results folder.
+        every: whether to count all seeds that the claims may need.
+        records: of runs that have been read already, by their ids; the others are read here.
 
     Raises:
         UserError: as `Definition.runs`.
@@ -96,7 +108,7 @@ def planned_runs(definition: Definition, output: Path, every: bool = False) -> l
         return [*runs.values()]
     others = sum(bool(claim.written) for claim in definition.claims) - len(claims)
     roles = {run.config.group_id: run.role for run in runs.values()}
-    for evidence in weigh(claims, _values(output, claims), others):
+    for evidence in weigh(claims, _values(output, claims, records), others):
         wanted = evidence.claim.most if every and not evidence.is_over else evidence.wanted
         for seed in evidence.claim.planned_seeds[:wanted]:
             for config in evidence.pair.runs(seed):
@@ -116,12 +128,14 @@ def _bound(definition: Definition, runs: Iterable[PlannedRun], output: Path) -> 
     return [(claim, pair) for claim, pair in pairs if pair]
 
 
-def _values(output: Path, claims: Sequence[tuple[PlannedClaim, Pair]]) -> Values:
+def _values(output: Path, claims: Sequence[tuple[PlannedClaim, Pair]], records: Mapping[str, RunRecord]) -> Values:
     configs: dict[str, RunConfig] = {}
     for claim, pair in claims:
         each = (config for seed in claim.planned_seeds for config in pair.runs(seed))
         configs |= {config.run_id: config for config in each if (output / config.run_id).exists()}
     if not configs:
         return {}
-    runs = runs_table([read_record(output / run_id, config)[0] for run_id, config in configs.items()])
+    runs = runs_table(
+        [records.get(run_id) or read_record(output / run_id, config)[0] for run_id, config in configs.items()]
+    )
     return ended_values(runs, {claim.metric for claim, _ in claims})

@@ -42,7 +42,7 @@ from icpctl.training import engine
 with no_downloads():
     engine.check_runs([RunConfig.model_validate_json(sys.stdin.read())])
 """
-"""What a process does before its first run: import what training needs, and look at the data, if they are there."""
+"""The work of a process before its first run: it imports the modules of training, and looks at the data if they are there."""
 
 
 @dataclass(frozen=True)

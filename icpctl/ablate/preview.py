@@ -196,5 +196,5 @@ def _estimate(execution: Execution, runs: Sequence[RunState], later: Sequence[Ru
         )
         + f"; from steps measured now with {count(threads, 'thread')}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
-        + ". The start of the processes is in it. What is measured after the last epoch at a high cost (FID, KID, robustness) is not."
+        + ". The start of the processes is in it. The costly metrics after the last epoch (FID, KID, robustness) are not."
     )

@@ -78,7 +78,7 @@ def train(
 
 
 def _next_step(config: Any, output: Path) -> str:
-    """What there is to do after a run: its baseline, or the report."""
+    """The next step after a run: to train its baseline, or to report."""
     from icpctl.config.catalogue import METHODS, PLAIN
     from icpctl.runs.folder import RunFolder
 

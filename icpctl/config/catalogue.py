@@ -18,7 +18,7 @@ PLAIN = "plain"
 
 
 class Live(Mapping[str, T]):
-    """What follows from the rows of the catalogue, made anew at each look: a row may be added at any time."""
+    """A mapping that follows from the rows of the catalogue. It is made anew at each look, as a row may be added at any time."""
 
     def __init__(self, make: Callable[[], Mapping[str, T]]) -> None:
         self._make = make
@@ -135,7 +135,6 @@ INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {
     ),
 }
 """In the order of tables and figures; each is a variant of ICP."""
-
 
 SCHEDULE = "schedule"
 """What falls in ICP's training beside what it distils: the control of the weight of its task loss."""

@@ -269,10 +269,10 @@ def _told(left_out: Counter[str]) -> list[str]:
     """A sentence on what is left out."""
     if not left_out:
         return []
-    count = left_out.total()
+    total = left_out.total()
     kinds = first_names([f"{kind}: {number}" for kind, number in left_out.most_common()], MOST_NAMED)
     return [
-        f"Left out: {count} {'files that are not images' if count > 1 else 'file that is not an image'} in a class folder ({kinds})."
+        f"Left out: {total} {'files that are not images' if total > 1 else 'file that is not an image'} in a class folder ({kinds})."
     ]
 
 

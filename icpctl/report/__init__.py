@@ -232,7 +232,7 @@ def _planned(
 ) -> list[PlannedRun]:
     """The runs of a study, of those that are to be reported; notes how many are not finished."""
     try:
-        every = planned_runs(study, folder)
+        every = planned_runs(study, folder, records=records)
         tuned = any(each.tune for each in study.studies)
         to_tune = len(study.runs()) - len(every) if tuned and only is None else 0
     except UserError as error:

@@ -98,7 +98,7 @@ def claims_lead(report: Report) -> str:
 
 
 def planned_text(report: Report) -> str:
-    """Whose the numbers of a planned claim are, for the end of an explanation; empty without claims."""
+    """A sentence on the numbers of planned claims, for the end of an explanation; empty without claims."""
     return " The interval and p of a planned claim hold for all its looks together." if report.claims else ""
 
 

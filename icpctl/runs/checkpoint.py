@@ -51,7 +51,7 @@ class _Meter(TypedDict):
     records: NotRequired[list[Tensor]]
     outputs: NotRequired[list[Tensor]]
     first_bad: NotRequired[Tensor | None]
-    """In checkpoints of version 0.1, where it is −1: none is saved of a run whose loss is not finite."""
+    """In checkpoints of earlier versions, where it is −1: none is saved of a run whose loss is not finite."""
 
 
 class _Optimizer(TypedDict):

@@ -267,7 +267,7 @@ class RunFolder:
     def _check_rows(self, kept: pd.DataFrame, epochs: int, missing: int, problems: Sequence[str]) -> None:
         lost = f"{count(missing, 'row')} of epochs that were trained"
         if without := sorted(set(range(epochs)) - set(kept["epoch"])):
-            lost = f"the rows of {count(len(without), 'epoch')} trained, the first of them {without[0]}"
+            lost = f"the rows of {count(len(without), 'epoch')} of its training, the first of them {without[0]}"
         if without or missing > 0:
             said = " ".join([f"{self.metrics_file} has lost {lost}.", *problems])
             raise UserError(f"{said} Restore the file, or start the run anew with --overwrite.")

@@ -174,6 +174,12 @@ def test_the_path_of_a_claim_is_drawn_with_what_held_at_each_look(tmp_path: Path
     assert "valid for all looks together" in last["sentence"]
 
 
+def test_a_run_of_a_claim_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_planned(tmp_path, seeds=3, until_decided=True, max_seeds=10)
+    monkeypatch.setattr(deciding, "read_record", lambda folder, config: pytest.fail(f"{folder} is read again"))
+    assert len(build(tmp_path).claims.evidence) > 0
+
+
 def test_a_planned_comparison_has_the_interval_of_its_claim_everywhere(tmp_path: Path) -> None:
     write_planned(tmp_path, seeds=3, until_decided=True, max_seeds=10)
     for record in build(tmp_path).records.values():
