@@ -279,6 +279,8 @@ def _tune(definition: Definition, output: Path, console: Console, should_stop: C
     """
     tuner = Tuner(definition, output)
     if not tuner.unfinished():
+        if tuner.arms:  # an ablation that was killed after its last choice has not written the table
+            write_tuning_table(output)
         return
     import_optuna()
     known = Scheduler(tuner.trials(), output / TUNING)

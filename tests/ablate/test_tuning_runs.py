@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_whatever_is_killed_no_trial_is_lost_or_doubled(tmp_path: Path, undistur
             process = begin("--resume", "results", cwd=tmp_path)
     _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaints
+    assert_same(results, undisturbed[0])
+
+
+def test_what_was_killed_after_the_last_choice_has_its_table_of_trials(
+    tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(undisturbed[0], results)
+    (results / "tuning.csv").unlink()
+    output = icpctl_command("ablate", "--resume", str(results))
+    assert output.returncode == 0, output.stderr
     assert_same(results, undisturbed[0])
 
 
