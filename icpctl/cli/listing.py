@@ -14,22 +14,29 @@ Entry = tuple[str, str]
 
 
 def entries(kind: Kind, pattern: str = "") -> list[Entry]:
-    """The entries of a kind whose name, or what follows its last "/", matches a shell pattern, whatever its case.
+    """The entries of a kind; with a shell pattern, those whose name, or what follows its last "/", matches it, whatever its case.
 
-    A pattern without `*`, `?` or `[` is looked for anywhere in the name.
+    A pattern without `*`, `?` or `[` is looked for anywhere in the name. The models of timm are listed with a pattern alone: they
+    are more than a thousand.
 
     Raises:
         UserError: none matches.
     """
+    listed = list(_ALL[kind]())
+    if not pattern:
+        return listed
+    if kind == "models":
+        from icpctl.models import timm
+
+        listed += [(name, "timm classifier") for name in timm.names()]
     wanted = pattern.lower()
     if not any(character in wanted for character in "*?["):
         wanted = f"*{wanted}*"
-    listed = list(_ALL[kind]())
     found = [
         entry for entry in listed if any(fnmatchcase(name.lower(), wanted) for name in (entry[0], _last(entry[0])))
     ]
     if not found:
-        raise UserError(f"No name among the {kind} matches '{pattern}'. `icpctl list {kind}` shows all {len(listed)}.")
+        raise UserError(f"No name among the {kind} matches '{pattern}'. `icpctl list {kind}` shows what there is.")
     return found
 
 

@@ -117,16 +117,14 @@ def _measured(method: str, name: str, stem: str, image_size: int | None, layers:
 
 
 def listed() -> Iterator[tuple[str, str]]:
-    """Every model's name, and what it is."""
+    """Every model's name, and what it is; one row for all of timm."""
     for name, depth in CIFAR_RESNETS.items():
         yield name, f"ResNet of {depth} layers for CIFAR (He et al., arXiv 1512.03385, section 4.2)"
     yield "vae", "convolutional variational autoencoder, for generation"
     for name in _torchvision_names():
         stages = len(default_layers(name))
         yield name, f"torchvision classifier, {stages} stages" if stages else "torchvision classifier; needs --layers"
-    for name in timm.names():
-        yield name, "timm classifier"
-    yield "timm/NAME", "any classifier of timm; needs icpctl[timm]"
+    yield "timm/NAME", "any classifier of timm, which `icpctl list models timm/` lists; needs icpctl[timm]"
     yield "package.module:factory", "your own function of the number of classes, which returns a torch.nn.Module"
 
 

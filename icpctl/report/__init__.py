@@ -244,7 +244,9 @@ def _planned(
     if finished < (number := len(runs) + max(to_tune, 0)):
         are = "is" if finished == 1 else "are"
         go_on = shlex.join(["icpctl", "ablate", "--resume", str(folder)])
-        notes.append(f"{finished} of {number} runs of the study in {folder} {are} finished: `{go_on}` continues it.")
+        notes.append(
+            f"{finished} of {count(number, 'run')} of the study in {folder} {are} finished: `{go_on}` continues it."
+        )
     return runs
 
 

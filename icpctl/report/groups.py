@@ -12,7 +12,7 @@ import pandas as pd
 
 from icpctl.config import RunConfig, choices, declaration, short_name
 from icpctl.config.catalogue import METHODS, PLAIN, variants
-from icpctl.errors import UserError, unknown
+from icpctl.errors import UserError, count, unknown
 from icpctl.runs.references import AGAINST, METHOD_RUN, TunedArm, of_controls, references, rivals, tuned_references
 from icpctl.runs.table import METHOD, of_version
 from icpctl.text import value_text
@@ -255,7 +255,7 @@ def _label(configs: Sequence[RunConfig], row: Mapping[str, Any], named: Sequence
     if row["role"] == "control":
         parts[0] += f" {config.control}"
     if row["role"] == "compute-matched" or (config.method == PLAIN and "epochs" in named and "epochs" in row):
-        parts[0] += f" of {config.epochs} epochs"
+        parts[0] += f" of {count(config.epochs, 'epoch')}"
         named = [name for name in named if name != "epochs"]
     shown = [name for name in named if name in row and not (_is_switch(name) and config.is_default(name))]
     parts += [f"{SIGNS.get(name, name)}={value_text(row[name])}" for name in shown]

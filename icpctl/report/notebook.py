@@ -7,6 +7,7 @@ from html import escape
 
 import pandas as pd
 
+from icpctl.errors import count
 from icpctl.report import Report
 from icpctl.report.cells import (
     claims_lead,
@@ -51,7 +52,7 @@ def _of_task(report: Report, task: str) -> Iterator[str]:
 
 def _table(people: pd.DataFrame, caption: str) -> str:
     left_out = len(people) - MOST_ROWS
-    more = _paragraph(f"{left_out} more rows are in the data frames.") if left_out > 0 else ""
+    more = _paragraph(f"The data frames have {count(left_out, 'more row')}.") if left_out > 0 else ""
     return _paragraph(caption) + str(people.head(MOST_ROWS).to_html(index=False, border=0)) + more
 
 

@@ -174,7 +174,7 @@ def _rich_pairs(report: Report, task: str, width: int) -> Iterator[RenderableTyp
     if left_out:
         yield Text(f"No room for {', '.join(left_out)}: see comparisons.csv.")
     if more := len(people) - len(rows):
-        yield Text(f"{more} more rows are in comparisons.csv and report.html; --where chooses.")
+        yield Text(f"comparisons.csv and report.html have {count(more, 'more row')}; --where chooses.")
 
 
 def pair_markdown(report: Report, task: str) -> Iterator[str]:

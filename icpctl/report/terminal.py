@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from icpctl.errors import count
 from icpctl.report import Report, tuning
 from icpctl.report.cells import (
     INTERVAL,
@@ -157,7 +158,9 @@ def rich_table(report: Report, task: str, width: int) -> Table:
             people = people.drop(columns=dropped)
     captions = [f"No room for {', '.join(left_out)}: see summary.csv."] if left_out else []
     if rows > len(people):
-        captions.append(f"{rows - len(people)} more rows are in summary.csv and report.html; --where and --by choose.")
+        captions.append(
+            f"summary.csv and report.html have {count(rows - len(people), 'more row')}; --where and --by choose."
+        )
     table = Table(
         title=Text(above, "bold"),
         title_justify="left",

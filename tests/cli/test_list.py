@@ -22,6 +22,7 @@ def test_every_kind_has_a_line_for_each_name() -> None:
     assert [name for name, _ in printed("methods")] == list(METHODS)
     assert [name for name, _ in printed("datasets")] == [*DATASETS, "folder:PATH", "hf:OWNER/NAME"]
     assert {"resnet20", "vae", "resnet18", "vit_b_16"} <= {name for name, _ in printed("models")}
+    assert not [name for name, _ in printed("models") if name.startswith("timm/") and name != "timm/NAME"]
     assert {"accuracy", "f1_macro", "ssim", "fid_prior"} <= {name for name, _ in printed("metrics")}
     for kind in ("methods", "datasets", "models", "metrics"):
         assert all(line for _, line in printed(kind)), kind
@@ -35,6 +36,11 @@ def test_a_pattern_chooses() -> None:
     }
     assert [name for name, _ in printed("datasets", "cifar10?")] == ["cifar100"]
     assert [name for name, _ in printed("metrics", "kid")] == ["kid_reconstruction", "kid_prior"]  # anywhere in a name
+
+
+def test_a_pattern_finds_the_models_of_timm() -> None:
+    pytest.importorskip("timm")
+    assert "timm/vit_tiny_patch16_224" in {name for name, _ in printed("models", "timm/")}
 
 
 def test_nothing_that_matches_is_an_error() -> None:

@@ -100,7 +100,7 @@ def test_rows_after_the_last_epoch_are_left_out_and_named(tmp_path: Path) -> Non
     folder.append_metrics(99, {"test": {"accuracy": 0.01}})
     report = build(tmp_path)
     assert report.summary["mean"][report.summary["metric"] == "accuracy"].tolist() == [0.6]
-    assert noted(report, "has 1 rows of epochs after the last")
+    assert noted(report, "has 1 row of epochs after the last")
 
 
 @pytest.mark.parametrize(

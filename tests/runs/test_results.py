@@ -180,8 +180,8 @@ def test_the_fast_way_reads_a_file_as_the_careful_one_does(
             [0.5],
             "2 rows of another run.*another-run",
         ),
-        (f"{GOOD}{R},100,test,loss,0.1\n", [0.5], "1 rows of epochs after the last"),
-        (f"{GOOD}{R},0,test,loss,0.2\n{GOOD.replace('0.5', '0.4')}", [0.2, 0.4], "1 rows twice"),
+        (f"{GOOD}{R},100,test,loss,0.1\n", [0.5], "1 row of epochs after the last"),
+        (f"{GOOD}{R},0,test,loss,0.2\n{GOOD.replace('0.5', '0.4')}", [0.2, 0.4], "1 row twice"),
     ],
 )
 def test_rows_that_do_not_count_are_named_wherever_they_are_read(

@@ -22,7 +22,7 @@ from torch import Tensor
 from icpctl import data
 from icpctl.config import RunConfig, choices, declaration
 from icpctl.config.catalogue import PLAIN, variants
-from icpctl.errors import UserError
+from icpctl.errors import UserError, count
 from icpctl.methods.evalmode import eval_mode
 from icpctl.models.network import Network, load_trained
 from icpctl.models.vae import VAE
@@ -240,7 +240,7 @@ def _header(config: RunConfig, seed: int) -> str:
         if not config.is_default(name):
             shared.append(f"{name} {value_text(getattr(config, name))}")
     size = f"{config.image_size} × {config.image_size} pixels"
-    return ", ".join([short_dataset(config.dataset), size, f"seed {seed}", f"{config.epochs} epochs", *shared])
+    return ", ".join([short_dataset(config.dataset), size, f"seed {seed}", count(config.epochs, "epoch"), *shared])
 
 
 def _slug(dataset: str) -> str:
