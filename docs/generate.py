@@ -24,7 +24,7 @@ CLI: Any = get_command(app)
 INTRODUCTION = """\
 # Command line
 
-This page is made by `docs/generate.py` from the code. Do not edit it; run `make docs`.
+<!-- Made by docs/generate.py from the code. Do not edit it; run `make docs`. -->
 
 `icpctl COMMAND --help` shows the same in the terminal.
 """
@@ -35,10 +35,11 @@ Each is an option of `icpctl train` and `icpctl ablate`, a key of `--grid` and o
 `-`), an entry of `config.json` and a field of `icpctl.RunConfig`. `model` and `dataset` are arguments on the command
 line. Settings that the method of a run does not read are put at their defaults.
 
-The column *source* says where a default comes from. P is the paper (arXiv 2505.14751), S a public summary of it, A the
-authors' released code for its extension. Without a source it is this project's choice or, for a method other than ICP, that
-of the source in [Methods](methods.md).
+The source of a default stands in brackets: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors'
+released code for its extension. A default without a source is this project's choice or, for a method other than ICP, that of
+the source in [Methods](methods.md).
 """
+HEADER = "| option | values | default | meaning |\n| --- | --- | --- | --- |\n"
 
 
 def document() -> str:
@@ -52,8 +53,7 @@ def declarations() -> str:
     parts = [HYPERPARAMETERS, f"A change of any of these makes another run, except for {alike}.\n"]
     for heading in dict.fromkeys(GROUPS.values()):  # two groups may have one
         rows = [_row(name) for name in RunConfig.model_fields if GROUPS[declaration(name).group] == heading]
-        header = "| option | values | default | unit | source | |\n| --- | --- | --- | --- | --- | --- |\n"
-        parts.append(f"### {heading}\n\n{header}{''.join(rows)}")
+        parts.append(f"### {heading}\n\n{HEADER}{''.join(rows)}")
     return "\n".join(parts)
 
 
@@ -67,10 +67,10 @@ def _command(name: str) -> str:
         parts.append("It takes [every hyper-parameter](#every-hyper-parameter) and these:")
     hints = get_type_hints(made.callback, include_extras=True)
     rows = [_parameter(parameter, hints.get(parameter.name, bool)) for parameter in own]
-    parts.append("| | values | default | |\n| --- | --- | --- | --- |\n" + "\n".join(rows))
+    parts.append(HEADER + "\n".join(rows))
     if not name:
         commands = [f"| [`{each}`](#icpctl-{each}) | {_first(CLI.commands[each].help)} |" for each in CLI.commands]
-        parts.append("| command | |\n| --- | --- |\n" + "\n".join(commands))
+        parts.append("| command | what it does |\n| --- | --- |\n" + "\n".join(commands))
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,11 +112,12 @@ def _kind(hint: Any) -> str:
 
 def _row(name: str) -> str:
     said = declaration(name)
-    default = default_text(name)
+    default = default_text(name) + (f" ({said.source})" if said.source else "")
+    values = _values(name) + (f" ({said.unit})" if said.unit else "")
     shown = option(name)
     if RunConfig.model_fields[name].annotation is bool:
         shown += f"`, `--no-{option(name)[2:]}"
-    cells = (f"`{shown}`", _values(name), default, said.unit, said.source, RunConfig.model_fields[name].description)
+    cells = (f"`{shown}`", values, default, RunConfig.model_fields[name].description)
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |\n"
 
 

@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from files outside of docs/, formulas without a script.
+"""What mkdocs does not do by itself: pages from files outside of docs/, formulas without a script, tables and code for small screens.
 
 README.md is the home page; CHANGELOG.md and CONTRIBUTING.md are pages, too. The benchmarks and their results are copied, as
 pages link to them. On GitHub all links lead to the same files. Formulas become MathML, which browsers draw themselves.
@@ -10,13 +10,63 @@ import html
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, SubElement
 
 from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.treeprocessors import Treeprocessor
+from markdown.util import AtomicString
 from mkdocs.structure.files import File, Files
+from pygments.lexers.shell import BashSessionLexer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 COPIED = ("benchmarks/*.py", "benchmarks/results/*", "benchmarks/studies/*", "LICENSE", "CITATION.cff")
+
+LABEL = 18
+"""The first column of a table is as wide as its labels, up to this many characters."""
+WORD = 34
+"""A longer word of code may be broken: this many characters fit a telephone."""
+
+BashSessionLexer._ps1rgx = re.compile(r"^(\$ )(.*\n?)")  # else a line of output that begins with "% " is a command
+
+
+def on_config(config: Any) -> None:
+    """Add our own step to the conversion of Markdown."""
+    config.markdown_extensions.append(_Readable())
+
+
+class _Readable(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
+        md.treeprocessors.register(_Widths(md), "widths", 4)  # when the cells and the table of contents are there
+
+
+class _Widths(Treeprocessor):
+    def run(self, root: Element) -> None:
+        """Words of code that are not broken at their hyphens; columns of tables that are not one word wide."""
+        for code in root.iter("code"):
+            if "-" in (code.text or "") and not len(code):
+                _unbroken(code)
+        for table in root.iter("table"):
+            for place, (head, *cells) in enumerate(zip(*table.iter("tr"), strict=True)):
+                if cells and not head.get("style"):  # numbers are aligned, and narrow
+                    head.set("style", f"min-width: {_width(cells, is_label=place == 0):.1f}rem;")
+
+
+def _width(cells: list[Element], is_label: bool) -> float:
+    """The least width of a column of text, so that a sentence is not a tower of words."""
+    lengths = [len("".join(cell.itertext())) for cell in cells]
+    of_prose = min(9, 0.2 * sum(lengths) / len(lengths))
+    return max(of_prose, min(5, 0.13 * max(lengths)), 0.37 * min(max(lengths), LABEL) if is_label else 0)
+
+
+def _unbroken(code: Element) -> None:
+    """Make an element of each word, so that a line ends between words alone."""
+    words, code.text = (code.text or "").split(" "), ""
+    for number, word in enumerate(words):
+        part = SubElement(code, "span", {"class": "word"} if len(word) <= WORD else {})
+        part.text = AtomicString(word)
+        part.tail = " " if number < len(words) - 1 else ""
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -35,7 +35,11 @@ RESULTS, STUDIES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "studi
 BLOCK = re.compile(
     r"(<!-- table: (\S+) (\S+)(?: in (\S+))?(?: where (\S+))? -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
-NOT_YET = "*Not run yet.*\n"
+NOT_YET = {
+    "groups": "*Not run yet.*\n",
+    "claims": "*The claims are not tested yet.*\n",
+    "beside": "*Not measured yet.*\n",
+}
 
 BESIDE = (
     *("generalization_gap_accuracy", "generalization_gap_ssim", "generalization_gap_loss", "ece", "brier", "sharpness"),
@@ -204,7 +208,7 @@ def groups(found: Study, name: str, metric: str) -> str:
     def cell(key: tuple[str, str]) -> str:
         if key not in pairs:
             return "–"
-        return _interval(pairs[key], metric) + (" *" if corrected.get(key, 1.0) <= ALPHA else "")
+        return _interval(pairs[key], metric) + ("\u00a0*" if corrected.get(key, 1.0) <= ALPHA else "")
 
     shown = ["accuracy_best"] if metric == "accuracy" and f"{metric}_best" in found.baseline.runs else []
     header = [
@@ -268,7 +272,7 @@ def claims(found: Study, name: str, metric: str) -> str:
                 outcome,
             ]
         )
-    header = ["claim", "seeds", "difference, interval", "p of none", "p of one beyond the margin", "outcome"]
+    header = ["claim", "seeds", "difference, interval", "p: no difference", "p: beyond the margin", "outcome"]
     return _table(header, rows)
 
 
@@ -326,7 +330,7 @@ def written(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         found = study(match[3], match[5] or "")
-        content = NOT_YET if found is None else KINDS[match[2]](found, match[3], match[4] or "accuracy")
+        content = NOT_YET[match[2]] if found is None else KINDS[match[2]](found, match[3], match[4] or "accuracy")
         return f"{match[1]}\n{content}\n{match[6]}"
 
     return BLOCK.sub(block, text)

@@ -73,6 +73,24 @@ def test_formulas_are_drawn_without_a_script(site: Path) -> None:
     assert not re.search(r"arithmatex|\$\$|\\frac", text)
 
 
+def test_code_is_broken_between_words_and_a_column_of_sentences_is_not_one_word_wide(site: Path) -> None:
+    text = (site / "cli.html").read_text(encoding="utf-8")
+    assert '<span class="word">--compute-matched</span>' in text
+    widths = [float(width) for width in re.findall(r'<th style="min-width: ([\d.]+)rem;">meaning</th>', text)]
+    assert len(widths) == text.count(">meaning</th>") > 10
+    assert max(widths) == 9
+
+
+def test_no_line_of_output_is_drawn_as_a_command(site: Path) -> None:
+    """Pygments takes "% interval", where an output is wrapped, for a prompt and a command."""
+    prompts = re.findall(r'<span class="gp">([^<]*)</span>', (site / "tutorial.html").read_text(encoding="utf-8"))
+    assert {*prompts} == {"$ "}
+
+
+def test_what_a_function_returns_is_one_row(site: Path) -> None:
+    assert re.search(r"of the model's own\s+structure", (site / "api.html").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [

@@ -49,7 +49,7 @@ CLAIMS = "claims.csv"
 
 @dataclass(frozen=True)
 class Report:
-    """What `build` finds in results folders."""
+    """The tables and notes of a report, as `icpctl.report` returns them."""
 
     runs: pd.DataFrame
     """One row a run, as `runs_table` makes it."""
@@ -467,7 +467,7 @@ class CallableModule(ModuleType):
         metric: str | None = None,
         margin: float | None = None,
     ) -> Report:
-        """What results folders say, as `icpctl report` does, with tables as data frames.
+        """Report on results folders as `icpctl report` does. The tables are data frames.
 
         Args:
             folders: results folders, or the folders of single runs.

@@ -114,7 +114,7 @@ def forest(part: Part) -> list[Drawing]:
     filled = (
         "the verdicts of the planned claims"
         if part.report.claims
-        else f"p ≤ {ALPHA:g} among the {tested} comparisons of the report (Holm)"
+        else f"p ≤ {ALPHA:g} among the {tested} comparison{'s' * (tested != 1)} of the report (Holm)"
     )
     text = (
         f"Each row {part.when} minus what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
