@@ -88,7 +88,7 @@ def test_no_line_of_output_is_drawn_as_a_command(site: Path) -> None:
 
 
 def test_what_a_function_returns_is_one_row(site: Path) -> None:
-    assert re.search(r"of the model's own\s+structure", (site / "api.html").read_text(encoding="utf-8"))
+    assert re.search(r"of\s+the\s+model's\s+own\s+structure", (site / "api.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

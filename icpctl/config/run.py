@@ -47,9 +47,9 @@ _BY_OPTIMIZER = (PLAIN, "icp")
 class RunConfig(Hyperparameters):
     """One run: every hyper-parameter, resolved and checked.
 
-    What is not given is filled from the recipe, the model and the number of epochs, so two configurations that mean
-    the same are equal. Settings that mean nothing are put at their defaults: those of other methods, so that a baseline is one
-    run however they were set; α with Adam; those of the VAE with a classifier. `optimizer="none"` is `method="plain"`.
+    The recipe, the model and the number of epochs give the values of settings that are left out, so two configurations that
+    mean the same are equal. Settings that the run does not use are put at their defaults: those of other methods, α with Adam,
+    those of the VAE with a classifier. So a baseline is one run, however they were set. `optimizer="none"` is `method="plain"`.
 
     Raises:
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.

@@ -146,9 +146,9 @@ def train(
     Args:
         config: the run; its id, and so its folder, derives from it. The batch size is that of each process.
         output: the results folder.
-        overwrite: start anew, also if the run is finished.
-        display: sees the run go by; none shows nothing.
-        should_stop: asked after every batch; at True the state is saved and `Interrupted` raised.
+        overwrite: train the run from the beginning, even if it is finished.
+        display: told of the run's progress; without one nothing is shown.
+        should_stop: called after every batch; when it returns True, the state is saved and `Interrupted` is raised.
         before_write: called before anything of the run is written; raises if this process may not.
         fingerprint: of the data that the run has to be trained on; empty: whatever is there.
 
@@ -156,8 +156,7 @@ def train(
         The run. A finished one is returned as it is.
 
     Raises:
-        UserError: the run cannot start or go on; what was saved stays. So it is with a run, finished or not, that was
-            trained on other data than are there now.
+        UserError: the run cannot start or go on, or was trained on other data than there are now. Its saved files stay.
         Interrupted: as asked by `should_stop`.
     """
     config = models.complete(config)

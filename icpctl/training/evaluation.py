@@ -35,7 +35,7 @@ def evaluate(
     say: Callable[[str], None] = lambda message: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, float]:
-    """The metrics of a checkpoint on a split.
+    """Measure a trained network on a split of a data set.
 
     Args:
         path: a run folder, or a checkpoint file.

@@ -228,7 +228,7 @@ class SelfDistiller:
         *,
         icp_losses: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_total of one batch; `.backward()` and the step are the caller's.
+        """Compute the total loss of one batch. The caller calls `.backward()` on it and steps the model's optimizer.
 
         Args:
             x: (B, …) inputs.
@@ -239,9 +239,10 @@ class SelfDistiller:
             icp_losses: also log the loss before and after the perturbation, which costs one more forward pass.
 
         Returns:
-            The loss, and a log of detached tensors that stay on the device: `output` (the student's, of the model's own
-            structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x; delta_l2, the mean of the
-            samples' norms; feature_shift_1 …; if asked, icp_loss_before and icp_loss_after, in eval mode at x and x_T.
+            The loss L_total, and a log of detached tensors that stay on the device. Its entries are `output` (the student's, of the
+            model's own structure), `x_icp` (x_T), and scalars: task_loss; feature_loss; delta_linf, the largest entry of x_T − x;
+            delta_l2, the mean of the samples' norms of x_T − x; feature_shift_1 …, one for each stage; with `icp_losses` also
+            icp_loss_before and icp_loss_after, in eval mode at x and x_T.
 
         Raises:
             ValueError: inputs that are no floating-point tensor, a task weight out of range, or a loss that is no scalar.
