@@ -39,6 +39,7 @@ NOT_YET = {
     "groups": "*Not run yet.*\n",
     "claims": "*The claims are not tested yet.*\n",
     "beside": "*Not measured yet.*\n",
+    "parts": "*Not run yet.*\n",
 }
 
 BESIDE = (
@@ -290,7 +291,23 @@ def beside(found: Study, name: str, metric: str) -> str:
     return _table(["", *(measure_of(m).heading for m in measures)], rows)
 
 
-KINDS: dict[str, Callable[[Study, str, str], str]] = {"groups": groups, "claims": claims, "beside": beside}
+def parts(found: Study, name: str, metric: str) -> str:
+    """What each form of the method adds to its schedule alone."""
+    (alone,) = (group for group in found.groups if group.first["method"] == "schedule")
+    rows = [
+        [group.name, _interval(difference(group, alone, metric), metric)]
+        for group in found.groups
+        if not group.is_plain and group is not alone
+    ]
+    return _table(["", f"− {alone.name}"], rows)
+
+
+KINDS: dict[str, Callable[[Study, str, str], str]] = {
+    "groups": groups,
+    "claims": claims,
+    "beside": beside,
+    "parts": parts,
+}
 
 
 def _value(values: pd.Series, metric: str) -> str:
