@@ -25,7 +25,7 @@ from icpctl.statistics.paired import holm
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = "digits-20-seeds"
-WHEN = "icpctl 0.1, two cores of an AMD EPYC, 2026-11-21"
+WHEN = "icpctl 0.1 (other order of the passes), AMD EPYC, 2026-11-21"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "findings.svg"
 MARKED = re.compile(r"(<!-- findings -->\n).*?(<!-- end of findings -->)", re.DOTALL)
@@ -94,8 +94,8 @@ def _caption() -> str:
     assert study is not None
     of, seeds = study.one("method=icp").first, len(study.one("method=icp").runs)
     model = {"resnet20": "ResNet-20", "vae": "VAE"}.get(of["model"], of["model"])
-    said = f"{model} on {of['dataset']}, {variants()[of['optimizer']].label} with T = {of['steps']:.0f}, {of['epochs']} epochs, {seeds} seeds paired"
-    return textwrap.fill(f"{said}; verdicts corrected by Holm; {WHEN}.", 80)
+    said = f"{model} on {of['dataset']}, {variants()[of['optimizer']].label} with T = {of['steps']:.0f}, {of['epochs']} epochs, {seeds} paired seeds"
+    return textwrap.fill(f"{said}; corrected by Holm; {WHEN}.", 80)
 
 
 def picture(rows: list[Finding]) -> str:

@@ -26,7 +26,7 @@ INTRODUCTION = """\
 
 <!-- Made by docs/generate.py from the code. Do not edit it; run `make docs`. -->
 
-`icpctl COMMAND --help` shows the same in the terminal.
+`icpctl COMMAND --help` shows the same in the terminal. [Exit statuses](run-folder.md#exit-statuses) are listed with the run folder.
 """
 HYPERPARAMETERS = """\
 ## Every hyper-parameter
@@ -35,7 +35,7 @@ Each is an option of `icpctl train` and `icpctl ablate`, a key of `--grid` and o
 `-`), an entry of `config.json` and a field of `icpctl.RunConfig`. `model` and `dataset` are arguments on the command
 line. Settings that the method of a run does not read are put at their defaults.
 
-The source of a default stands in brackets: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors'
+A unit stands in round brackets beside the values, and the source of a default in square ones: P is the paper (arXiv 2505.14751), S a public summary of it, A the authors'
 released code for its extension. A default without a source is this project's choice or, for a method other than ICP, that of
 the source in [Methods](methods.md).
 """
@@ -112,7 +112,7 @@ def _kind(hint: Any) -> str:
 
 def _row(name: str) -> str:
     said = declaration(name)
-    default = default_text(name) + (f" ({said.source})" if said.source else "")
+    default = default_text(name) + (f" [{said.source}]" if said.source else "")
     values = _values(name) + (f" ({said.unit})" if said.unit else "")
     shown = option(name)
     if RunConfig.model_fields[name].annotation is bool:

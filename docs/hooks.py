@@ -54,7 +54,7 @@ class _Widths(Treeprocessor):
 
 
 def _width(cells: list[Element], is_label: bool) -> float:
-    """The least width of a column of text, so that a sentence is not a tower of words."""
+    """The least width of a column of text, so that a sentence is not set one word a line."""
     lengths = [len("".join(cell.itertext())) for cell in cells]
     of_prose = min(9, 0.2 * sum(lengths) / len(lengths))
     return max(of_prose, min(5, 0.13 * max(lengths)), 0.37 * min(max(lengths), LABEL) if is_label else 0)

@@ -35,12 +35,8 @@ RESULTS, STUDIES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "studi
 BLOCK = re.compile(
     r"(<!-- table: (\S+) (\S+)(?: in (\S+))?(?: where (\S+))? -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
-NOT_YET = {
-    "groups": "*Not run yet.*\n",
-    "claims": "*The claims are not tested yet.*\n",
-    "beside": "*Not measured yet.*\n",
-    "parts": "*Not run yet.*\n",
-}
+NOT_YET = "*Not run yet.*\n"
+NOT_TESTED = "*The claims are not tested yet.*\n"
 
 BESIDE = (
     *("generalization_gap_accuracy", "generalization_gap_ssim", "generalization_gap_loss", "ece", "brier", "sharpness"),
@@ -132,17 +128,17 @@ def study(name: str, where: str = "") -> Study | None:
     runs["direction"] = runs["direction"].fillna("descend")
     if "passes" not in runs:  # of version 0.1
         runs["passes"] = (3 * runs["epochs"]).where(plain)
-    by_id = [part.set_index("seed").sort_index() for _, part in runs.groupby("group_id", sort=False)]
-
-    def order(part: pd.DataFrame) -> tuple[bool, float, bool]:
-        """Baselines first, by their epochs; each method before its controls."""
-        plain = part.iloc[0]["method"] == "plain"
-        return not plain, part.iloc[0]["epochs"] if plain else 0, not plain and part.iloc[0]["direction"] != "descend"
-
-    parts = sorted(by_id, key=order)
     differing = {name for name in ("icp_reduction", "teacher_statistics", "layers", "pass_order", "steps", "icp_lr", "lr_schedule")
                  if name in runs and runs[~plain & (runs["method"] == "icp")][name].nunique() > 1}  # fmt: skip
-    return Study([Group(_name(part.iloc[0], differing), part) for part in parts])
+    by_id = [part.set_index("seed").sort_index() for _, part in runs.groupby("group_id", sort=False)]
+
+    def order(group: Group) -> tuple[bool, float, bool, str]:
+        """Baselines first, by their epochs; then the methods by name, and the controls of their direction."""
+        first = group.first
+        turned = not group.is_plain and first["direction"] != "descend"
+        return not group.is_plain, first["epochs"] if group.is_plain else 0, turned, group.name.casefold()
+
+    return Study(sorted((Group(_name(part.iloc[0], differing), part) for part in by_id), key=order))
 
 
 def _name(row: pd.Series, differing: Iterable[str]) -> str:
@@ -203,14 +199,7 @@ def groups(found: Study, name: str, metric: str) -> str:
         for column, other in (("baseline", found.baseline), ("matched", found.matched(group))):
             if other is not None and other is not group and group is not found.baseline:
                 pairs[group.name, column] = planned.get((group, other)) or difference(group, other, metric)
-    enough = {key: pair.p for key, pair in pairs.items() if pair.seeds >= LEAST_SEEDS and not planned}
-    corrected: dict[Any, float] = holm(pd.Series(enough, dtype=float)).to_dict() if enough else {}
-
-    def cell(key: tuple[str, str]) -> str:
-        if key not in pairs:
-            return "–"
-        return _interval(pairs[key], metric) + ("\u00a0*" if corrected.get(key, 1.0) <= ALPHA else "")
-
+    cells = {key: _interval(pair, metric) for key, pair in pairs.items()} if planned else _starred(pairs, metric)
     shown = ["accuracy_best"] if metric == "accuracy" and f"{metric}_best" in found.baseline.runs else []
     header = [
         "",
@@ -223,7 +212,7 @@ def groups(found: Study, name: str, metric: str) -> str:
     rows = [
         [group.name, _count(group.first["passes"]), str(len(group.runs))]
         + [_value(group.runs[m], m) for m in (metric, *shown)]
-        + [cell((group.name, other)) for other in ("baseline", "matched")]
+        + [cells.get((group.name, other), "–") for other in ("baseline", "matched")]
         for group in found.groups
     ]
     if all(row[-1] == "–" for row in rows):
@@ -294,12 +283,8 @@ def beside(found: Study, name: str, metric: str) -> str:
 def parts(found: Study, name: str, metric: str) -> str:
     """What each form of the method adds to its schedule alone."""
     (alone,) = (group for group in found.groups if group.first["method"] == "schedule")
-    rows = [
-        [group.name, _interval(difference(group, alone, metric), metric)]
-        for group in found.groups
-        if not group.is_plain and group is not alone
-    ]
-    return _table(["", f"− {alone.name}"], rows)
+    pairs = {g.name: difference(g, alone, metric) for g in found.groups if not g.is_plain and g is not alone}
+    return _table(["", f"− {alone.name}"], [list(row) for row in _starred(pairs, metric).items()])
 
 
 KINDS: dict[str, Callable[[Study, str, str], str]] = {
@@ -329,6 +314,16 @@ def _interval(found: Difference, metric: str) -> str:
     return f"{mean} ({low}\u00a0to\u00a0{high})"
 
 
+def _starred(pairs: dict[Any, Difference], metric: str) -> dict[Any, str]:
+    """Differences with their intervals, and a star for p ≤ 0.05 among all of them, by Holm's correction."""
+    enough = {key: pair.p for key, pair in pairs.items() if pair.seeds >= LEAST_SEEDS}
+    corrected: dict[Any, float] = holm(pd.Series(enough, dtype=float)).to_dict() if enough else {}
+    return {
+        key: _interval(pair, metric) + ("\u00a0*" if corrected.get(key, 1.0) <= ALPHA else "")
+        for key, pair in pairs.items()
+    }
+
+
 def _count(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:,.0f}"
 
@@ -347,7 +342,10 @@ def written(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         found = study(match[3], match[5] or "")
-        content = NOT_YET[match[2]] if found is None else KINDS[match[2]](found, match[3], match[4] or "accuracy")
+        if found is None:
+            content = NOT_TESTED if match[2] == "claims" else NOT_YET
+        else:
+            content = KINDS[match[2]](found, match[3], match[4] or "accuracy")
         return f"{match[1]}\n{content}\n{match[6]}"
 
     return BLOCK.sub(block, text)

@@ -26,6 +26,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 OTHER_WORDS = {
     "learning-rate": "lr",
+    "lrate": "lr",
+    "eta": "icp-lr",
+    "baseline": "plain",
     "wd": "weight-decay",
     "bs": "batch-size",
     "img-size": "image-size",

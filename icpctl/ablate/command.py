@@ -242,7 +242,7 @@ def execute(
     if definition.execution.stack > 1 and alone:
         console.print(
             Text("Note:", "yellow"),
-            f"--stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do are trained one at a time, as "
+            f"--stack {definition.execution.stack}: {alone} of the {len(configs)} runs to do {'is' if alone == 1 else 'are'} trained one at a time, as "
             f"runs of {stacked} alone can be stacked, and of these none with a VAE, a random direction, bf16, or a state that is carried over.",
         )
     try:

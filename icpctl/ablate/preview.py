@@ -153,6 +153,15 @@ def _rough(seconds: float) -> str:
     return f"about {text} {unit}{'s' * (text != '1')}"
 
 
+def _left_out(configs: Sequence[RunConfig]) -> str:
+    """A sentence on the metrics that the estimate does not count; empty where there are none."""
+    costly = [
+        *["FID and KID"] * any(config.task == "generation" for config in configs),
+        *["robustness"] * any(config.robustness for config in configs),
+    ]
+    return f" It does not count {' and '.join(costly)}, which are measured after the last epoch." if costly else ""
+
+
 def _unfinished_state(folder: Path, status: Mapping[str, object]) -> str:
     if holder(folder) is not None:
         return "running"
@@ -196,5 +205,5 @@ def _estimate(execution: Execution, runs: Sequence[RunState], later: Sequence[Ru
         )
         + f"; from steps measured now with {count(threads, 'thread')}"
         + (f"; what --stack {execution.stack} gains is not in it" if execution.stack > 1 else "")
-        + ". The start of the processes is in it. The costly metrics after the last epoch (FID, KID, robustness) are not."
+        + f". This counts the start of the processes.{_left_out(configs)} It is too high if the machine is busy now."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 from rich import box
@@ -21,7 +22,7 @@ from icpctl.training.display import duration, value_of
 ROWS = 12
 """Runs at work that the live table shows; the others are counted."""
 REFRESH = 1.0
-"""Seconds between two drawings of the live table, which reads the progress of each run that it shows."""
+"""Seconds between two drawings of the live table while no run changes; it reads the progress of each run that it shows."""
 
 
 class Progress:
@@ -48,11 +49,16 @@ class Progress:
         """To be told of a run whose state has changed, and from time to time."""
         if len(self._labels) < len(study.runs):  # of a study that is decided, or tuned, they become more
             self._labels = labels([run.planned.config for run in study.runs.values()])
-        if changed is not None and (changed.state in ("finished", "failed", "elsewhere") or self._live is None):
-            self._say(study, changed)
-        if self._live and time.monotonic() - self._drawn > REFRESH:
+        said = (
+            changed
+            if self._live is None or (changed and changed.state in ("finished", "failed", "elsewhere"))
+            else None
+        )
+        if self._live and (changed or time.monotonic() - self._drawn > REFRESH):
             self._drawn = time.monotonic()
             self._live.update(self._table(study), refresh=True)
+        if said:
+            self._say(study, said)
 
     def _say(self, study: Scheduler, run: RunState) -> None:
         counts = study.counts()
@@ -96,15 +102,21 @@ class Progress:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
         table.add_column("running", overflow="fold", ratio=1)
         table.add_column("epoch", justify="right", min_width=11)
-        table.add_column("on", min_width=8)
         at_work = [run for run in study.runs.values() if run.state in ("running", "elsewhere")]
+        rows = []
         for run in at_work[:ROWS]:
             progress = run.progress()
             epoch = f"{progress['epoch']:.1f}/{progress['epochs']}" if "epoch" in progress else "starting"
-            where = [progress["host"], "another process" if run.state == "elsewhere" else ""]
-            table.add_row(self._labels[run.folder.run_id], epoch, ", ".join(filter(None, where)))
+            host = progress["host"] if progress["host"] != socket.gethostname() else ""
+            where = [host, "another process" if run.state == "elsewhere" else ""]
+            rows.append((self._labels[run.folder.run_id], epoch, ", ".join(filter(None, where))))
+        elsewhere = any(where for *_, where in rows)
+        if elsewhere:
+            table.add_column("on", min_width=8)
+        for row in rows:
+            table.add_row(*row[: None if elsewhere else 2])
         if len(at_work) > ROWS:
-            table.add_row(f"and {len(at_work) - ROWS} more", "", "")
+            table.add_row(f"and {len(at_work) - ROWS} more")
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=max(total, 1.0), completed=done))  # which ends no line itself
         return Group(table, bar, Text(", ".join(parts)))

@@ -16,8 +16,8 @@ Entry = tuple[str, str]
 def entries(kind: Kind, pattern: str = "") -> list[Entry]:
     """The entries of a kind; with a shell pattern, those whose name, or what follows its last "/", matches it, whatever its case.
 
-    A pattern without `*`, `?` or `[` is looked for anywhere in the name. The models of timm are listed with a pattern alone: they
-    are more than a thousand.
+    A pattern without `*`, `?` or `[` is looked for anywhere in the name. The models of timm are listed only with a pattern, as
+    there are more than a thousand.
 
     Raises:
         UserError: none matches.

@@ -133,7 +133,12 @@ def report(
 def listing(
     kind: Annotated[Kind, typer.Argument(metavar="KIND", help=one_of("What to list.", Kind))],
     pattern: Annotated[
-        str, typer.Argument(metavar="PATTERN", help="Names to show, such as 'vit*'.", show_default="all")
+        str,
+        typer.Argument(
+            metavar="PATTERN",
+            help="Names to show, such as 'vit*'. Only with one are timm's models listed.",
+            show_default="all",
+        ),
     ] = "",
 ) -> None:
     """List the available models, data sets, methods or metrics, one per line.

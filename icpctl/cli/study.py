@@ -140,7 +140,7 @@ def ablate(
         typer.Option(
             metavar="INT",
             help="How many runs are trained at once.",
-            show_default="one per GPU; on a CPU, one per core",
+            show_default="one per GPU; on a CPU, one per core, or OMP_NUM_THREADS if it is set",
             min=1,
             rich_help_panel="Execution",
         ),

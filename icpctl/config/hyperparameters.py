@@ -207,7 +207,7 @@ class Hyperparameters(BaseModel):
     lr: float = of_recipe("lr", "Learning rate of the weights.", common=True, source="A", gt=0, stacks=True)
     weight_decay: float = of_recipe("weight_decay", "Weight decay.", source="A", ge=0, stacks=True)
     lr_schedule: Literal["constant", "cosine"] = of_recipe(
-        "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", source="A"
+        "lr_schedule", "Learning rate over the run: constant, or a cosine to 0.", common=True, source="A"
     )
     batch_size: int = of_recipe(
         "batch_size", "Images per step.", common=True, source="A", unit="images", ge=2, le=1_000_000

@@ -48,8 +48,9 @@ class RunConfig(Hyperparameters):
     """One run: every hyper-parameter, resolved and checked.
 
     The recipe, the model and the number of epochs give the values of settings that are left out, so two configurations that
-    mean the same are equal. Settings that the run does not use are put at their defaults: those of other methods, α with Adam,
-    those of the VAE with a classifier. So a baseline is one run, however they were set. `optimizer="none"` is `method="plain"`.
+    mean the same are equal. Settings that the run does not use are put at their defaults: settings of other methods, α if
+    the input optimizer is Adam, settings of the VAE if the model is a classifier. So a baseline is one run, however these were set.
+    `optimizer="none"` is `method="plain"`.
 
     Raises:
         UserError: an unknown name (with the nearest one), a value of the wrong type or out of range, a contradiction.
@@ -365,7 +366,8 @@ def fault_in_words(fault: Any) -> str:
         return str(unknown("hyper-parameter", name, RunConfig.model_fields))
     if fault["type"] == "literal_error":
         value = abbreviated(fault["input"])
-        if others := [option(other) for other in RunConfig.model_fields if value in choices(other)]:
+        others = [option(other) for other in RunConfig.model_fields if value in choices(other)]
+        if others and value != NO_OPTIMIZER:
             return (
                 f"Unknown value for {option(name)}: '{value}'. It can be one of: {', '.join(choices(name))}. "
                 f"{RunConfig.model_fields[name].description} '{value}' is a value of {' and of '.join(others)}."

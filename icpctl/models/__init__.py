@@ -124,7 +124,7 @@ def listed() -> Iterator[tuple[str, str]]:
     for name in _torchvision_names():
         stages = len(default_layers(name))
         yield name, f"torchvision classifier, {stages} stages" if stages else "torchvision classifier; needs --layers"
-    yield "timm/NAME", "any classifier of timm, which `icpctl list models timm/` lists; needs icpctl[timm]"
+    yield "timm/NAME", "any classifier of timm (`icpctl list models timm/`); needs icpctl[timm]"
     yield "package.module:factory", "your own function of the number of classes, which returns a torch.nn.Module"
 
 

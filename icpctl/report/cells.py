@@ -10,6 +10,7 @@ import pandas as pd
 
 from icpctl.config import SELECTION
 from icpctl.config.catalogue import METHODS, Live
+from icpctl.errors import count
 from icpctl.report import Report
 from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.groups import short_dataset
@@ -72,7 +73,7 @@ def lead(report: Report, task: str) -> str:
         f"{row['label']} is {row['verdict']} than {AGAINST[row['against']]}, by {measure.difference(abs(row['difference'])).lstrip('+')}"
         for row in records(table[table["verdict"].isin(["better", "worse"])])
     ]
-    said = f"In {measure.name}, {len(claims) or 'none'} of {tested} comparisons of {number} seeds show{'s' if len(claims) < 2 else ''} a difference"
+    said = f"In {measure.name}, {len(claims) or 'none'} of {count(tested, 'comparison')} of {number} seeds show{'s' if len(claims) < 2 else ''} a difference"
     if claims:
         more = f"; and {len(claims) - MOST_CLAIMS} more" if len(claims) > MOST_CLAIMS else ""
         said += f": {'; '.join(claims[:MOST_CLAIMS])}{more}"

@@ -119,7 +119,7 @@ def report_study(folder: Path, only: Collection[str], console: Console, say: Say
     beside = {*whole.records, *whole.left_out} - {*only}
     show(request.build(only) if beside else whole, "table", console, say)
     files = _files(whole, request, say)
-    say("Written:", f"{files[-1]}, with figures, and the tables beside it.")
+    say("Written:", f"{files[-1]}, which has the figures, and the tables beside it as CSV.")
 
 
 def show(report: Report, format: Format | Literal["table"], console: Console, say: Say) -> None:

@@ -210,7 +210,9 @@ def rich_comparisons(table: pd.DataFrame, measure: Measure, width: int) -> Rende
     if left_out:
         parts.append(Text(f"No room for {', '.join(left_out)}: see comparisons.csv."))
     if more := len(table) - len(shown):
-        parts.append(Text(f"{more} more comparisons are in comparisons.csv and report.html; --where and --by choose."))
+        parts.append(
+            Text(f"comparisons.csv and report.html have {count(more, 'more comparison')}; --where and --by choose.")
+        )
     return Group(*parts)
 
 

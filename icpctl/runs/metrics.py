@@ -62,13 +62,13 @@ def own_rows(path: Path, config: RunConfig, facts: Mapping[str, Any]) -> tuple[p
         own = ~np.isin(run_id.indices.to_numpy(), [number for number, name in enumerate(ids) if name in others])
         rows = rows.filter(own)
         named = ", ".join(repr(name[:100]) for name in sorted(others)[:TOLD])
-        problems.append(f"{file} has {count((~own).sum(), 'row')} of another run, left out: {named}.")
+        problems.append(f"{file} has {count((~own).sum(), 'row')} of another run; left out: {named}.")
     inside = rows["epoch"].to_numpy() < config.epochs
     if not inside.all():
         rows = rows.filter(inside)
         problems.append(
-            f"{file} has {count((~inside).sum(), 'row')} of epochs after the last, left out: the run has "
-            f"{config.epochs}, counted from 0."
+            f"{file} has {count((~inside).sum(), 'row')} of epochs after the last; left out, as the run has "
+            f"{count(config.epochs, 'epoch')}, counted from 0."
         )
     return rows, problems
 
@@ -110,7 +110,7 @@ def _places(epoch: bytes, pair: bytes) -> tuple[IntArray, list[int], IntArray | 
 
 
 def given_twice(path: Path, number: int) -> str:
-    return f"{path / METRICS_FILE} has {count(number, 'row')} twice. The later of two counts."
+    return f"{path / METRICS_FILE} has {count(number, 'row')} twice; the later one is used."
 
 
 def tidy(rows: pa.Table) -> pd.DataFrame:

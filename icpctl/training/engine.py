@@ -156,7 +156,8 @@ def train(
         The run. A finished one is returned as it is.
 
     Raises:
-        UserError: the run cannot start or go on, or was trained on other data than there are now. Its saved files stay.
+        UserError: the run cannot start or go on, or it was trained, finished or not, on other data than are there now. Its
+            saved files stay.
         Interrupted: as asked by `should_stop`.
     """
     config = models.complete(config)

@@ -72,6 +72,27 @@ def test_the_live_table(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, lines)) <= 80
 
 
+def test_a_run_that_a_line_reports_as_finished_is_not_shown_at_work(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the table was drawn a moment before; and this machine is not named."""
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu7")
+    runs = list(scheduler.runs.values())
+    runs[4].state = "finished"
+    shown, file = console(terminal=True)
+    with Progress(shown) as watch:
+        watch(scheduler, None)
+        assert re.search(r"icp_lr=0.002, seed 0 +1.0/2 *\n", file.getvalue().replace("\r", ""))
+        assert "gpu7" not in file.getvalue()
+        file.seek(0)
+        file.truncate()
+        runs[2].state = "finished"
+        watch(scheduler, runs[2])
+    line, *table = file.getvalue().partition("icp_lr=0.002, seed 0: finished")[1:]
+    assert line
+    assert "icp_lr=0.002" not in "".join(table)
+
+
 def test_passes_done_count_what_is_saved_and_what_is_at_work(scheduler: Scheduler) -> None:
     assert scheduler.passes_done() == 12 + 12 / 2 + 12 / 2  # finished, at half, stopped at half
 
@@ -186,7 +207,7 @@ def test_the_estimate_counts_the_start_of_the_processes(
     monkeypatch.setattr(estimate, "process_start", lambda config: 600.0)
     said = preview._estimate(Execution(executor=executor, jobs=1), runs)
     assert said.startswith(f"About {3 + 10 * starts} minutes of computing")
-    assert "The start of the processes is in it" in said
+    assert "counts the start of the processes" in said
 
 
 def test_the_start_of_a_process_is_measured_by_one_that_looks_at_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

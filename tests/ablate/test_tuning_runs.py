@@ -105,9 +105,7 @@ def test_whatever_is_killed_no_trial_is_lost_or_doubled(tmp_path: Path, undistur
     assert_same(results, undisturbed[0])
 
 
-def test_what_was_killed_after_the_last_choice_has_its_table_of_trials(
-    tmp_path: Path, undisturbed: tuple[Path, str]
-) -> None:
+def test_a_resumed_study_writes_the_missing_table_of_trials(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
     results = tmp_path / "results"
     shutil.copytree(undisturbed[0], results)
     (results / "tuning.csv").unlink()

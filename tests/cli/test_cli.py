@@ -145,6 +145,13 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
             ["train", "--learning-rate", "1"],
             "No such option: --learning-rate. Did you mean --lr? `icpctl train --help` shows",
         ),
+        (["train", "--eta", "1"], "Did you mean --icp-lr"),
+        (["train", "--model", "resnet20"], "MODEL and DATASET are given without a name"),
+        (["train", "resnet20", "digits", "--method", "baseline"], "Did you mean 'plain'?"),
+        (
+            ["train", "resnet20", "digits", "--method", "none"],
+            "Unknown value for --method: 'none'. It can be one of: byot,",
+        ),
         (["train", "--clip", "1"], "Did you mean --clip-grad-norm?"),
         (["train", "--gradient-clip", "1"], "Did you mean --clip-grad-norm?"),
         (["train", "--batch", "1"], "Did you mean --batch-size?"),

@@ -52,7 +52,7 @@ def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     begin = "INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {\n"
     assert begin in text
     row = example(1)
-    late = re.sub(r'("lion"): (.*),\n', r"\nINPUT_OPTIMIZERS[\1] = \2\n", row)
+    late = re.sub(r'("signum"): (.*),\n', r"\nINPUT_OPTIMIZERS[\1] = \2\n", row)
     text = text.replace(begin, f"{begin}    {row}") if request.param == "in the dict" else text + late
     (where / catalogue).write_text(text, "utf-8")
     return where
@@ -60,25 +60,25 @@ def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_one_more_is_trained_and_reported(changed: Path) -> None:
     small = ("resnet20", "digits", "--train-size", "64", "--val-fraction", "0", "--epochs", "1")
-    values = ("--steps", "2", "--icp-lr", "0.01", "--grid", "optimizer=sgd,lion", "--seeds", "2")
+    values = ("--steps", "2", "--icp-lr", "0.01", "--grid", "optimizer=sgd,signum", "--seeds", "2")
     done = icpctl(changed, "ablate", *small, *values, "--jobs", "1", "--output", "results")
     assert done.returncode == 0, done.stderr
     reported = icpctl(changed, "report", "results", "--figures")
     assert reported.returncode == 0, reported.stderr
-    assert "Lion-ICP" in reported.stdout
-    assert "Lion-ICP" in (changed / "results" / "report.html").read_text("utf-8")
+    assert "Signum-ICP" in reported.stdout
+    assert "Signum-ICP" in (changed / "results" / "report.html").read_text("utf-8")
     moved = {}
-    for name in ("sgd", "lion"):
+    for name in ("sgd", "signum"):
         (run,) = (changed / "results").glob(f"resnet20-digits-{name}-*-s0-*")
         moved[name] = float(re.findall(r",train,delta_linf,(.*)", (run / "metrics.csv").read_text("utf-8"))[0])
-    assert moved["lion"] == pytest.approx(2 * 0.01, rel=0.01)  # T·η: each step is a sign
-    assert moved["sgd"] < 0.5 * moved["lion"]  # no SGD under another name
+    assert moved["signum"] == pytest.approx(2 * 0.01, rel=0.01)  # T·η: each step is a sign
+    assert moved["sgd"] < 0.5 * moved["signum"]  # no SGD under another name
 
 
 def test_what_the_others_read_means_nothing_with_it(changed: Path) -> None:
     program = (
-        "from icpctl import RunConfig as R; one, other = (R(optimizer='lion', alpha=a, beta2=b) for a, b in ((1, 0.5), (2, 0.6)));"
-        "assert one == other and one != R(optimizer='lion', beta1=0.5);"
+        "from icpctl import RunConfig as R; one, other = (R(optimizer='signum', alpha=a, beta2=b) for a, b in ((1, 0.5), (2, 0.6)));"
+        "assert one == other and one != R(optimizer='signum', beta1=0.5);"
         "assert R(optimizer='adam', beta1=0.5) != R(optimizer='adam')"
     )
     environment = os.environ | {"PYTHONPATH": str(changed)}
@@ -115,9 +115,9 @@ def test_settings_reach_the_arguments_that_the_row_names() -> None:
 
 def test_an_unknown_name_is_refused_wherever_it_is_given() -> None:
     assert choices("optimizer") == (*INPUT_OPTIMIZERS, "none")
-    with pytest.raises(UserError, match="Unknown value for --optimizer: 'lion'"):
-        RunConfig(optimizer="lion")
-    slipped = RunConfig().model_copy(update={"optimizer": "lion"})
+    with pytest.raises(UserError, match="Unknown value for --optimizer: 'signum'"):
+        RunConfig(optimizer="signum")
+    slipped = RunConfig().model_copy(update={"optimizer": "signum"})
     for use in (input_optimizer, lambda config: config.variant and METHODS["icp"].variants[config.variant]):
-        with pytest.raises(KeyError, match="lion"):
+        with pytest.raises(KeyError, match="signum"):
             use(slipped)

@@ -312,7 +312,7 @@ def test_rows_beyond_those_that_are_shown_are_counted(tmp_path: Path) -> None:
         write_study(tmp_path, config)
     text = " ".join(printed(build(tmp_path)).split())
     assert "summary.csv and report.html have 11 more rows; --where and --by choose." in text
-    assert "10 more comparisons are in comparisons.csv and report.html; --where and --by choose." in text
+    assert "comparisons.csv and report.html have 10 more comparisons; --where and --by choose." in text
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown", "latex"])

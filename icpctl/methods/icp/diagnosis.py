@@ -49,8 +49,11 @@ def diagnose(config: RunConfig, means: Mapping[str, float], settled: bool) -> li
         ]
     faults = []
     if nothing:
-        vanished = INPUT_OPTIMIZERS[config.optimizer].normalises and moved < VANISHED * config.icp_lr
-        sum_instead = f", or use {option('icp_reduction')} sum" if config.icp_reduction == "mean" else ""
+        normalises = INPUT_OPTIMIZERS[config.optimizer].normalises
+        vanished = normalises and moved < VANISHED * config.icp_lr
+        sum_instead = (
+            f", or use {option('icp_reduction')} sum" if config.icp_reduction == "mean" and not normalises else ""
+        )
         way_out = (
             "The gradient of the loss with respect to the input has vanished, as in a dead network or at a loss of 0, and no "
             f"{option('icp_lr')} changes that: look at the loss of this run, and lower {option('lr')}."

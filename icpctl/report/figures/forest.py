@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from icpctl.config.catalogue import METHODS, controls
-from icpctl.errors import count
 from icpctl.report.cells import planned_text
 from icpctl.report.comparison import EXPLORATORY, VERDICTS
 from icpctl.report.figures.drawing import (
@@ -115,7 +114,7 @@ def forest(part: Part) -> list[Drawing]:
     filled = (
         "the verdicts of the planned claims"
         if part.report.claims
-        else f"p ≤ {ALPHA:g} among the {count(tested, 'comparison')} of the report (Holm)"
+        else f"p ≤ {ALPHA:g}" + (f" among the {tested} comparisons of the report (Holm)" if tested > 1 else "")
     )
     text = (
         f"Each row {part.when} minus what it is compared with, paired by seed, on the test split; bars: 95 % intervals by t, {FEW_SEEDS}. "
