@@ -116,7 +116,7 @@ def test_a_stack_that_is_killed_goes_on(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_stacked_are_counted(tmp_path: Path) -> None:
     study = ["resnet20", "digits", "--train-size", "100", "--epochs", "1", "--controls", "--seeds", "1", "--stack", "2"]
     output = icpctl_command("ablate", *study, cwd=tmp_path)
-    assert "--stack 2: 1 of the 5 runs to do are trained one at a time" in " ".join(output.stdout.split())
+    assert "--stack 2: 1 of the 5 runs to do is trained one at a time" in " ".join(output.stdout.split())
 
 
 def test_two_ablations_share_the_work_and_run_nothing_twice(tmp_path: Path, twins: dict[str, Path]) -> None:
