@@ -47,7 +47,7 @@ TABLES = ("runs.csv", "summary.csv", "comparisons.csv")
 CLAIMS = "claims.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The tables and notes of a report, as `icpctl.report` returns them."""
 
@@ -75,6 +75,13 @@ class Report:
     """Sentences: what is damaged, what is left out, what cannot be compared."""
     sides: Sides | None = None
     """Of a report of two sides, as `pair.build_pair` makes it."""
+
+    def __repr__(self) -> str:
+        """What `print` shows: the report as Markdown."""
+        from icpctl.report.formats import render
+        from icpctl.terminal import printable
+
+        return printable(render(self, "markdown"), keep="\n\t")
 
     def _repr_html_(self) -> str:
         """What Jupyter shows."""

@@ -57,6 +57,15 @@ def test_it_shows_its_tables_and_nothing_in_them_is_markup(results: Path) -> Non
     assert "Mean ± standard deviation over the seeds" in shown
 
 
+def test_it_is_printed_as_the_report_in_markdown(results: Path) -> None:
+    write_run(results, resolve({**ICP, "dataset": "folder:/a/\x1b[31m"}), [0.1, 0.2, 0.3])
+    text = str(icpctl.report(results))
+    assert "| AdEMAMix-ICP, resnet20 on digits |" in text
+    assert "better" in text
+    assert "\x1b" not in text
+    assert len(text) < 10_000
+
+
 def test_the_notebook_of_the_documentation_runs(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(DOCS / "notebook.ipynb", as_version=4)
