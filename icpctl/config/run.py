@@ -19,8 +19,8 @@ from icpctl.config.catalogue import INPUT_OPTIMIZERS, METHODS, PLAIN
 from icpctl.config.fields import NO_OPTIMIZER, Declared, default_of
 from icpctl.config.hyperparameters import Hyperparameters
 from icpctl.config.names import FOLDER, HUGGING_FACE, as_factory, expanded, located, short_name
-from icpctl.config.recipes import DATASETS, dataset_row, model_row
-from icpctl.errors import UserError, abbreviated, unknown
+from icpctl.config.recipes import CIFAR_RESNETS, DATASETS, dataset_row, model_row
+from icpctl.errors import UserError, abbreviated, nearest, unknown
 
 RECORDED = "recorded"
 """The context in which a configuration is read as a run recorded it: nothing is resolved, and a missing setting has the value
@@ -357,6 +357,20 @@ def resolve(values: Mapping[str, object], where: str = "", context: str | None =
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
+FAULTS = {
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_parsing": "it must be a number",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "finite_number": "it must be a finite number",
+    "string_pattern_mismatch": "it is not valid",
+}
+"""pydantic's types of fault, in words; of others it says itself what is wrong."""
+
+
 def fault_in_words(fault: Any) -> str:
     """What pydantic says of a fault, for the person at the keyboard."""
     if not fault["loc"]:
@@ -375,5 +389,13 @@ def fault_in_words(fault: Any) -> str:
         return str(unknown(f"value for {option(name)}:", value, choices(name)))
     if name == "model" and (written := as_factory(str(fault["input"]))):
         return f"{option(name)} got '{fault['input']}': a model of your own is package.module:factory. Write {written}."
-    message = "it is not valid" if "pattern" in fault["type"] else fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{option(name)} got '{abbreviated(fault['input'])}': {message}. {RunConfig.model_fields[name].description}"
+    if fault["type"] in FAULTS:
+        message = FAULTS[fault["type"]].format(**fault.get("ctx", {}))
+    else:
+        message = fault["msg"][0].lower() + fault["msg"][1:]
+    if name == "model" and (near := nearest(str(fault["input"]), CIFAR_RESNETS)):
+        message += f"; did you mean {near[0]}?"
+    end = "" if message.endswith("?") else "."
+    return (
+        f"{option(name)} got '{abbreviated(fault['input'])}': {message}{end} {RunConfig.model_fields[name].description}"
+    )

@@ -126,7 +126,13 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         ),
         (["train", "resnet20", "digits", "--steps", "0"], "--steps is 0"),
         (["train", "resnet20", "digits", "--steps", "many"], "--steps got 'many'"),
-        (["train", "resnet20", "digits", "--icp-lr", "-1"], "greater than 0"),
+        (["train", "resnet20", "digits", "--icp-lr", "-1"], "--icp-lr got '-1': it must be above 0"),
+        (["train", "resnet20", "digits", "--epochs", "0"], "--epochs got '0': it must be at least 1. Number of"),
+        (["train", "resnet20", "digits", "--epochs", "3.5"], "--epochs got '3.5': it must be a whole number."),
+        (
+            ["train", "resnet-20", "digits"],
+            "MODEL got 'resnet-20': it is not valid; did you mean resnet20? resnet20/32",
+        ),
         (["train", "resnet20", "digits", "--icp-lr", "nan"], "finite"),
         (["train", "resnet20", "digits", "--epochs", "5", "--warmup-epochs", "5"], "--warmup-epochs is 5 of 5"),
         (
