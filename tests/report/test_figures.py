@@ -272,6 +272,9 @@ def test_rows_are_named_by_what_tells_them_apart() -> None:
         "AdEMAMix-ICP, ascend, steps 5, alpha 5",
     ]
     assert list(row_labels([vae("adam"), vae("sgd")]).values()) == ["SGD-ICP", "Adam-ICP"]
+    alone = vae("adam").altered(method="schedule")  # with no steps of its own
+    assert list(row_labels([vae(), vae("adam"), alone]).values()) == ["baseline", "Adam-ICP", "schedule alone"]
+    assert [*row_labels([vae("sgd", steps=3), vae("sgd", steps=5), alone]).values()][1] == "SGD-ICP, steps 5"
     layers = [vae("sgd", layers="encoder.0"), vae("sgd", teacher_statistics=False)]
     first, second = sorted(row_labels(layers).values())
     assert first == "SGD-ICP, layers encoder.0+encoder.1+decoder.0+decoder.1, teacher_statistics false"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from icpctl import data
 from icpctl.config import RunConfig, choices, declaration
-from icpctl.config.catalogue import PLAIN, variants
+from icpctl.config.catalogue import METHODS, variants
 from icpctl.errors import UserError, count
 from icpctl.methods.evalmode import eval_mode
 from icpctl.models.network import Network, load_trained
@@ -113,17 +113,16 @@ def row_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
 
     A setting that differs between the methods is named where it means something: α is none of Adam-ICP's.
     """
-    active = [config for config in configs if config.method != PLAIN]
-    apart = [name for name in RunConfig.model_fields if name in METHOD and name != "direction"]
-    apart = [name for name in apart if len({getattr(config, name) for config in active}) > 1]
+    named = [name for name in RunConfig.model_fields if name in METHOD and name != "direction"]
+    readers = {name: [config for config in configs if _reads(config, name)] for name in named}
+    apart = [name for name, of in readers.items() if len({getattr(config, name) for config in of}) > 1]
 
     def parts(config: RunConfig) -> list[str]:
         parts = [variants()[config.variant].label]
         if config.direction != "descend":
             parts.append(config.direction)
-        if config.method != PLAIN:
-            parts += [f"{name} {value_text(getattr(config, name))}" for name in apart if _means(config, name, active)]
-        return parts
+        shown = [name for name in apart if config in readers[name] and _means(config, name, readers[name])]
+        return parts + [f"{name} {value_text(getattr(config, name))}" for name in shown]
 
     def rank(config: RunConfig) -> tuple[Any, ...]:
         return (
@@ -226,6 +225,11 @@ def _means(config: RunConfig, name: str, others: Sequence[RunConfig]) -> bool:
     """Whether a setting that is not the same in all others has a meaning in this one; else it cannot be changed."""
     other = next(value for each in others if (value := getattr(each, name)) != getattr(config, name))
     return bool(getattr(config.altered(**{name: other}), name) == other)
+
+
+def _reads(config: RunConfig, name: str) -> bool:
+    """Whether the method of a run reads a setting: ICP's schedule alone reads none of the perturbation."""
+    return declaration(name).group in METHODS[config.method].groups
 
 
 def _header(config: RunConfig, seed: int) -> str:
