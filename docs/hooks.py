@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from files outside of docs/, formulas without a script, tables and code for small screens.
+"""Additions to mkdocs: pages from files outside of docs/, formulas without a script, tables and code for small screens.
 
 README.md is the home page; CHANGELOG.md and CONTRIBUTING.md are pages, too. The benchmarks and their results are copied, as
 pages link to them. On GitHub all links lead to the same files. Formulas become MathML, which browsers draw themselves.
@@ -25,6 +25,10 @@ COPIED = ("benchmarks/*.py", "benchmarks/results/*", "benchmarks/studies/*", "LI
 
 LABEL = 18
 """The first column of a table is as wide as its labels, up to this many characters."""
+LABEL_CHARACTER = 0.37
+"""The width of a character of a label, in rem."""
+PROSE, SHORT = 9, 5
+"""The least widths of a column of sentences, and of one of few words, in rem: shorter texts have less, by their lengths."""
 WORD = 34
 """A longer word of code may be broken: this many characters fit a telephone."""
 
@@ -56,8 +60,10 @@ class _Widths(Treeprocessor):
 def _width(cells: list[Element], is_label: bool) -> float:
     """The least width of a column of text, so that a sentence is not set one word a line."""
     lengths = [len("".join(cell.itertext())) for cell in cells]
-    of_prose = min(9, 0.2 * sum(lengths) / len(lengths))
-    return max(of_prose, min(5, 0.13 * max(lengths)), 0.37 * min(max(lengths), LABEL) if is_label else 0)
+    of_prose = min(PROSE, 0.2 * sum(lengths) / len(lengths))
+    of_words = min(SHORT, 0.13 * max(lengths))
+    of_label = LABEL_CHARACTER * min(max(lengths), LABEL) if is_label else 0
+    return max(of_prose, of_words, of_label)
 
 
 def _unbroken(code: Element) -> None:

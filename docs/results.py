@@ -281,7 +281,7 @@ def beside(found: Study, name: str, metric: str) -> str:
 
 
 def parts(found: Study, name: str, metric: str) -> str:
-    """What each form of the method adds to its schedule alone."""
+    """The difference of each form of the method from its schedule alone."""
     (alone,) = (group for group in found.groups if group.first["method"] == "schedule")
     pairs = {g.name: difference(g, alone, metric) for g in found.groups if not g.is_plain and g is not alone}
     return _table(["", f"− {alone.name}"], [list(row) for row in _starred(pairs, metric).items()])

@@ -155,10 +155,11 @@ def _rough(seconds: float) -> str:
 
 def _left_out(configs: Sequence[RunConfig]) -> str:
     """A sentence on the metrics that the estimate does not count; empty where there are none."""
-    costly = [
-        *["FID and KID"] * any(config.task == "generation" for config in configs),
-        *["robustness"] * any(config.robustness for config in configs),
-    ]
+    costly = []
+    if any(config.task == "generation" for config in configs):
+        costly.append("FID and KID")
+    if any(config.robustness for config in configs):
+        costly.append("robustness")
     return f" It does not count {' and '.join(costly)}, which are measured after the last epoch." if costly else ""
 
 

@@ -49,16 +49,11 @@ class Progress:
         """To be told of a run whose state has changed, and from time to time."""
         if len(self._labels) < len(study.runs):  # of a study that is decided, or tuned, they become more
             self._labels = labels([run.planned.config for run in study.runs.values()])
-        said = (
-            changed
-            if self._live is None or (changed and changed.state in ("finished", "failed", "elsewhere"))
-            else None
-        )
         if self._live and (changed or time.monotonic() - self._drawn > REFRESH):
             self._drawn = time.monotonic()
             self._live.update(self._table(study), refresh=True)
-        if said:
-            self._say(study, said)
+        if changed and (self._live is None or changed.state in ("finished", "failed", "elsewhere")):
+            self._say(study, changed)
 
     def _say(self, study: Scheduler, run: RunState) -> None:
         counts = study.counts()
@@ -110,11 +105,10 @@ class Progress:
             host = progress["host"] if progress["host"] != socket.gethostname() else ""
             where = [host, "another process" if run.state == "elsewhere" else ""]
             rows.append((self._labels[run.folder.run_id], epoch, ", ".join(filter(None, where))))
-        elsewhere = any(where for *_, where in rows)
-        if elsewhere:
+        if any(where for *_, where in rows):
             table.add_column("on", min_width=8)
         for row in rows:
-            table.add_row(*row[: None if elsewhere else 2])
+            table.add_row(*row[: len(table.columns)])
         if len(at_work) > ROWS:
             table.add_row(f"and {len(at_work) - ROWS} more")
         bar = Table.grid(expand=True)

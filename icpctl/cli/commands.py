@@ -91,7 +91,8 @@ def meant_option(name: str, context: Any) -> str:
     owners = [f"`icpctl {each}`" for each in commands if name in _options(commands[each].complete())]
     if owners:
         return f"It belongs to {' and '.join(owners)}."
-    if name in ("--model", "--dataset", "--data"):
+    arguments = [each.name for each in context.command.params if each.param_type_name == "argument"]
+    if "model" in arguments and name in ("--model", "--dataset", "--data"):
         return "MODEL and DATASET are given without a name, in this order, as in `icpctl train resnet20 cifar100`."
     near = nearest(name, _options(context.command))[:MOST_NEAR]
     return f"Did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?" if near else ""

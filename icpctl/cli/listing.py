@@ -25,10 +25,8 @@ def entries(kind: Kind, pattern: str = "") -> list[Entry]:
     listed = list(_ALL[kind]())
     if not pattern:
         return listed
-    if kind == "models":
-        from icpctl.models import timm
-
-        listed += [(name, "timm classifier") for name in timm.names()]
+    if kind in _MORE:
+        listed += _MORE[kind]()
     wanted = pattern.lower()
     if not any(character in wanted for character in "*?["):
         wanted = f"*{wanted}*"
@@ -72,4 +70,12 @@ def _metrics() -> Iterable[Entry]:
     )
 
 
+def _timm_models() -> Iterable[Entry]:
+    from icpctl.models import timm
+
+    return ((name, "timm classifier") for name in timm.names())
+
+
+_MORE = {"models": _timm_models}
+"""The entries that are listed only with a pattern."""
 _ALL = {"models": _models, "datasets": _datasets, "methods": _methods, "metrics": _metrics}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,9 +89,10 @@ def _next_step(config: Any, output: Path) -> str:
         return f"train a method with the same settings, such as {others}; then {compare} compares them."
     if RunFolder(output, config.baseline()).is_finished():
         return f"{compare} compares the run with its baseline. One seed decides nothing: `--seed 1` trains another."
+    study = ["icpctl", "ablate", config.model, config.dataset, "--grid", f"method={config.method}", "--seeds", "5"]
     return (
         f"the same command with `--method {PLAIN}` trains the baseline; then {compare} compares them. One seed decides nothing: "
-        f"`icpctl ablate {config.model} {config.dataset} --grid method={config.method} --seeds 5` with the same options compares five."
+        f"`{shlex.join(study)}` with the same options compares five."
     )
 
 

@@ -137,7 +137,7 @@ INPUT_OPTIMIZERS: dict[str, InputOptimizer] = {
 """In the order of tables and figures; each is a variant of ICP."""
 
 SCHEDULE = "schedule"
-"""What falls in ICP's training beside what it distils: the control of the weight of its task loss."""
+"""The name of the control that has the falling weight of ICP's task loss, and nothing else of ICP."""
 LABEL_SMOOTHING = "label-smoothing"
 _SMOOTHED = {LABEL_SMOOTHING: Control({"method": LABEL_SMOOTHING}, "label smoothing")}
 """Soft targets alone, which is the control of every method that has them."""

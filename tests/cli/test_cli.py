@@ -153,6 +153,7 @@ def test_the_second_task_from_training_to_figures(tmp_path: Path) -> None:
         ),
         (["train", "--eta", "1"], "Did you mean --icp-lr"),
         (["train", "--model", "resnet20"], "MODEL and DATASET are given without a name"),
+        (["report", "--model", "resnet20"], "No such option: --model. `icpctl report --help` shows"),
         (["train", "resnet20", "digits", "--method", "baseline"], "Did you mean 'plain'?"),
         (
             ["train", "resnet20", "digits", "--method", "none"],

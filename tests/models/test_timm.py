@@ -69,7 +69,7 @@ def test_a_size_that_does_not_fit_names_one_that_does(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_had_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="Did you mean 'timm/resnet10"):
+    with pytest.raises(UserError, match="Did you mean 'timm/resnet101'"):
         models.check_name("timm/resnet10")
     with pytest.raises(UserError, match="from one pass in eval mode to the next"):
         models.build("timm/levit_128s", 10)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from icpctl import data
 from icpctl.config import RunConfig, choices, declaration
-from icpctl.config.catalogue import METHODS, variants
+from icpctl.config.catalogue import variants
 from icpctl.errors import UserError, count
 from icpctl.methods.evalmode import eval_mode
 from icpctl.models.network import Network, load_trained
@@ -114,7 +114,7 @@ def row_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
     A setting that differs between the methods is named where it means something: α is none of Adam-ICP's.
     """
     named = [name for name in RunConfig.model_fields if name in METHOD and name != "direction"]
-    readers = {name: [config for config in configs if _reads(config, name)] for name in named}
+    readers = {name: [config for config in configs if config.uses(name)] for name in named}
     apart = [name for name, of in readers.items() if len({getattr(config, name) for config in of}) > 1]
 
     def parts(config: RunConfig) -> list[str]:
@@ -225,11 +225,6 @@ def _means(config: RunConfig, name: str, others: Sequence[RunConfig]) -> bool:
     """Whether a setting that is not the same in all others has a meaning in this one; else it cannot be changed."""
     other = next(value for each in others if (value := getattr(each, name)) != getattr(config, name))
     return bool(getattr(config.altered(**{name: other}), name) == other)
-
-
-def _reads(config: RunConfig, name: str) -> bool:
-    """Whether the method of a run reads a setting: ICP's schedule alone reads none of the perturbation."""
-    return declaration(name).group in METHODS[config.method].groups
 
 
 def _header(config: RunConfig, seed: int) -> str:
