@@ -1,10 +1,8 @@
-"""FID and KID of images against torch-fidelity's own; weights, classifiers, the cache, and no network."""
+"""FID and KID of images against torch-fidelity's own; weights, classifiers, and no network."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import pickle
 import socket
 import threading
@@ -19,36 +17,18 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from checkpoints import MakesFolder, checkpoint_entries
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from checkpoints import MakesFolder
+from fidelities import CPU, Asked, files, images, run
 from test_fidelity_formulas import frechet, mmd2
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from icpctl import RunConfig, UserError
-from icpctl.models.network import build_model, load_trained, set_precision
-from icpctl.runs import checkpoint
+from icpctl import UserError
+from icpctl.models.network import load_trained, set_precision
 from icpctl.tasks import fidelity
 
-CPU = torch.device("cpu")
 Serve = Callable[[str, bytes], None]
-
-
-class Asked:
-    """Calls `distances`, and keeps what was said and what was warned of."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.told: Any = {"say": self.said.append, "warn": self.warned.append}
-
-    def __call__(
-        self, real: Tensor, weights: Path | None = None, classifier: Path | None = None, **generated: Tensor
-    ) -> dict[str, float]:
-        made: dict[str, Callable[[], Tensor]] = {name: partial(torch.clone, x) for name, x in generated.items()}
-        return fidelity.distances(real, made, weights=weights, classifier=classifier, **self.told)
 
 
 @pytest.fixture
@@ -63,17 +43,6 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(inception, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-00000000.pth")
-
-
-def images(number: int, seed: int = 0, size: int = 8) -> Tensor:
-    """(N, 3, S, S) uint8; fewer are the first ones of more."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(256, (3, size, size), generator=generator) for _ in range(number)]).byte()
-
-
-def files() -> list[Path]:
-    """The cached features."""
-    return sorted((Path(os.environ["XDG_CACHE_HOME"]) / "icpctl" / "features").glob("*"))
 
 
 def test_fid_is_computed_in_float64(ask: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,28 +225,6 @@ def test_something_else_at_the_url_is_not_taken(ask: Asked, server: Serve) -> No
 # ── a classifier's features
 
 
-def run(folder: Path, seed: int = 0, image_size: int = 8, mean: float = 0.4, **values: Any) -> Path:
-    """A run folder with a checkpoint of fresh weights."""
-    config = RunConfig(**({"model": "resnet20", "dataset": "digits", "image_size": 32} | values))
-    torch.manual_seed(seed)
-    model = build_model(config, 10, CPU)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # so that one pass scales the features as training would
-    model(torch.randn(16, 3, 32, 32))
-    content = {
-        "config": config.model_dump(mode="json"),
-        "classes": list("0123456789"),
-        "mean": mean + torch.tensor([-0.1, 0.0, 0.1]).view(3, 1, 1),
-        "std": torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1),
-        "image_size": [image_size, image_size],
-        "model": model.state_dict(),
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    checkpoint.save(folder / "checkpoints", "last", checkpoint_entries(**content))
-    return folder
-
-
 def penultimate(folder: Path, x: Tensor) -> Tensor:
     """The features (N, 64) of images (N, 3, S, S) in [0, 255] that need no resizing: what is left without the last layer."""
     network = load_trained(folder, device="cpu").network
@@ -404,99 +351,3 @@ def test_what_could_not_be_measured_is_refused_at_once(weights: Path, tmp_path: 
         fidelity.check(tmp_path / "other.pth", None)
     with pytest.raises(UserError, match="--fid-features: There is no run folder"):
         fidelity.check(None, tmp_path / "nowhere")
-
-
-# ── the cache
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of images of every pass of a classifier."""
-    counted: list[int] = []
-    forward = fidelity.ClassifierFeatures.forward
-
-    def counting(self: fidelity.ClassifierFeatures, x: Tensor) -> tuple[Tensor]:
-        counted.append(len(x))
-        return forward(self, x)
-
-    monkeypatch.setattr(fidelity.ClassifierFeatures, "forward", counting)
-    monkeypatch.setattr(fidelity, "CHUNK", 20)
-    monkeypatch.setattr(fidelity, "BATCH", 8)
-    return counted
-
-
-def test_features_are_computed_once(ask: Asked, tmp_path: Path, passes: list[int]) -> None:
-    folder = run(tmp_path / "run")
-    first = ask(images(40), classifier=folder, prior=images(30, 1))
-    assert passes == [8, 8, 4] * 3 + [8, 2]
-    passes.clear()
-    # The same in another order in memory.
-    assert ask(images(40).to(memory_format=torch.channels_last), classifier=folder, prior=images(30, 1)) == first
-    assert not passes
-    assert len(ask.said) == 1
-    ask(images(40), classifier=folder, prior=images(60, 1))  # 20 are those of before, 10 of them in a chunk of 20 now
-    assert passes == [8, 8, 4] * 2
-    assert "features of 40 images" in ask.said[-1]
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 16}, {"mean": 0.5}])
-def test_each_extractor_has_its_features(ask: Asked, tmp_path: Path, passes: list[int], change: dict[str, Any]) -> None:
-    ask(images(20), classifier=run(tmp_path / "one"), prior=images(20, 1))
-    passes.clear()
-    ask(images(20), classifier=run(tmp_path / "other", **change), prior=images(20, 1))
-    assert sum(passes) == 40
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_damaged_features_are_not_taken(data: st.DataObject) -> None:
-    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    key = "0" * 64
-    fidelity._keep(key, features)
-    content = bytearray(fidelity._file(key).read_bytes())
-    if data.draw(st.booleans()):
-        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    else:
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    fidelity._file(key).write_bytes(content)
-    kept = fidelity._kept(key, 5)  # what a bit of a date changes can still be read
-    assert kept is None or np.array_equal(kept, features)
-
-
-def test_a_damaged_file_is_computed_again(ask: Asked, tmp_path: Path, passes: list[int]) -> None:
-    folder = run(tmp_path / "run")
-    first = ask(images(40), classifier=folder, prior=images(40, 1))
-    file = files()[0]
-    whole, wrong = file.read_bytes(), np.zeros((20, 64), dtype=np.float32)
-    damages: list[Callable[[], Any]] = [
-        lambda: file.write_bytes(whole[: len(whole) // 2]),
-        lambda: np.savez(file, features=wrong[:9]),
-        lambda: np.savez(file, features=wrong[:, 0]),
-        lambda: np.savez(file, features=wrong.astype(np.float64)),
-        lambda: np.savez(file, features=np.array([MakesFolder(tmp_path / "was here")])),
-    ]
-    for damage in damages:
-        passes.clear()
-        damage()
-        assert ask(images(40), classifier=folder, prior=images(40, 1)) == first
-        assert passes == [8, 8, 4]
-        assert file.read_bytes() == whole
-    assert not (tmp_path / "was here").exists()
-
-
-@pytest.mark.parametrize("fault", ["no folder", "full disk"])
-def test_a_cache_that_cannot_be_written_stops_nothing(
-    ask: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    folder = run(tmp_path / "run")
-    first = ask(images(40), classifier=folder, prior=images(40, 1))
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    if fault == "full disk":
-        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    else:
-        (tmp_path / "other").touch()
-    for _ in range(2):
-        assert ask(images(40), classifier=folder, prior=images(40, 1)) == first
-    assert len(ask.said) == 3
-    assert not files()
